@@ -1,0 +1,4398 @@
+// bert4rec.hpp: BERT4Rec in one C++20 header. Version 0.1.0. MIT licence (text at the end).
+//
+// BERT4Rec (Sun et al., "BERT4Rec: Sequential Recommendation with Bidirectional Encoder
+// Representations from Transformer", CIKM 2019, arXiv 1904.06690) reads what a person watched, in
+// order, as BERT reads a sentence: some items are hidden behind [MASK] and the model learns to name
+// them from both sides (the Cloze task). To recommend, a [MASK] is put after the newest item.
+//
+// This file is the whole algorithm: flat files and JSON, a Transformer encoder with its backward
+// pass written out, AdamW, the Cloze task, training that resumes bit for bit, evaluation and
+// recommendation. It needs the C++20 standard library and a POSIX system, and prints nothing.
+//
+//     #include "bert4rec.hpp"
+//     #include <iostream>
+//     int main() {
+//       bert4rec::Dataset data = bert4rec::Dataset::load("data/demo");
+//       bert4rec::ModelConfig model{.hidden_size = 64, .num_heads = 2};
+//       bert4rec::TrainConfig train{.epochs = 10};
+//       bert4rec::Trainer(data, model, train, "output").run();
+//       bert4rec::Recommender recommender("output/models");
+//       for (const auto& pick : recommender.recommend(data.histories.row(0), 10))
+//         std::cout << pick.score << "  " << data.catalogue.title(pick.item) << "\n";
+//     }
+//
+// Compile with: g++ -std=c++20 -O2 -pthread
+//
+// Notation. Every array is row-major; shapes stand in brackets.
+//   B  rows (one user's window each)      H  hidden size (width of a token vector)
+//   N  tokens of all rows together        A  attention heads, each D = H / A wide
+//   M  masked tokens of all rows          L  longest window (number of position vectors)
+//   V  vocabulary rows: 0 PAD, 1 MASK, 2 UNK, and item i at row i + 3
+// A batch is ragged: rows stand one behind the other in tokens[N] without padding, row r being
+// tokens[offsets[r]] ... tokens[offsets[r + 1] - 1]. So no attention mask exists, and no padding
+// bug.
+//
+// Contents
+//    1 Version and includes        7 Configuration         13 Data
+//    2 Errors                      8 Tensors               14 Optimizer
+//    3 Random numbers              9 Kernels               15 Engine
+//    4 JSON                       10 Layers                16 Evaluation
+//    5 Flat files                 11 Encoder               17 Training
+//    6 Threads                    12 Heads and losses      18 Recommendation
+//
+// Options, defined before the include:
+//   BERT4REC_PORTABLE   compile only the plain kernels: slower, standard C++ only (chapter 9)
+//
+// Errors are exceptions of type bert4rec::Error whose message is one line for a person: what is
+// wrong, where (file, line, byte or field), the bad value, and what was expected.
+//
+// The file includes itself (by the name bert4rec.hpp) while chapter 9 is compiled once for each
+// instruction set. Readers may ignore that: the text is meant to be read once, from the top.
+
+#ifndef BERT4REC_HPP
+#define BERT4REC_HPP
+
+// ================================================================================================
+// 1  Version and includes
+// ================================================================================================
+
+#define BERT4REC_VERSION_MAJOR 0
+#define BERT4REC_VERSION_MINOR 1
+#define BERT4REC_VERSION_PATCH 0
+#define BERT4REC_VERSION 100  // MAJOR * 10000 + MINOR * 100 + PATCH
+#define BERT4REC_VERSION_STRING "0.1.0"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <bit>
+#include <cerrno>
+#include <charconv>
+#include <chrono>
+#include <cmath>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+#include <exception>
+#include <filesystem>
+#include <functional>
+#include <limits>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <numeric>
+#include <optional>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <tuple>
+#include <unordered_map>
+#include <utility>
+#include <variant>
+#include <vector>
+
+static_assert(std::endian::native == std::endian::little,
+              "bert4rec.hpp writes its files in the byte order of the machine: little-endian");
+
+namespace bert4rec {
+
+// ================================================================================================
+// 2  Errors
+// ================================================================================================
+// One exception type. require(condition, parts...) throws it with the parts joined to a sentence.
+
+class Error : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+namespace detail {
+
+// Shortest decimal text that reads back as the same number, in any locale.
+template <class Number>
+void append_number(std::string& out, Number value) {
+  char digits[40];
+  const auto end = std::to_chars(digits, digits + sizeof digits, value).ptr;
+  out.append(digits, end);
+}
+
+template <class Part>
+void append_part(std::string& out, const Part& part) {
+  if constexpr (std::is_same_v<Part, bool>) {
+    out += part ? "true" : "false";
+  } else if constexpr (std::is_same_v<Part, char>) {
+    out += part;
+  } else if constexpr (std::is_arithmetic_v<Part>) {
+    append_number(out, part);
+  } else if constexpr (std::is_same_v<Part, std::filesystem::path>) {
+    out += part.string();
+  } else {
+    out += std::string_view(part);
+  }
+}
+
+}  // namespace detail
+
+// The parts as one string: join("line ", 3) == "line 3".
+template <class... Parts>
+std::string join(const Parts&... parts) {
+  std::string out;
+  (detail::append_part(out, parts), ...);
+  return out;
+}
+
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  throw Error(join(parts...));
+}
+
+template <class... Parts>
+void require(bool condition, const Parts&... parts) {
+  if (!condition) fail(parts...);
+}
+
+// Product of sizes that come from outside; throws where it does not fit a size_t.
+inline std::size_t checked_product(std::span<const std::size_t> factors, std::string_view what) {
+  std::size_t product = 1;
+  for (const std::size_t factor : factors) {
+    require(factor == 0 || product <= std::numeric_limits<std::size_t>::max() / factor, what,
+            ": size overflows");
+    product *= factor;
+  }
+  return product;
+}
+
+// ================================================================================================
+// 3  Random numbers
+// ================================================================================================
+// Counter-based: value = f(key, counter), with no state between draws. Masks, dropout, shuffles and
+// initial weights are pure functions of (seed, purpose, step, place), so a run gives the same bits
+// on any number of threads and after a resume, and nothing about the generator is ever stored.
+//
+// The function is Threefry-2x32-20 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
+// SC 2011): twenty rounds of add, rotate, xor. Published test vectors (key, counter -> value):
+//   00000000 00000000, 00000000 00000000 -> 6b200159 99ba4efe
+//   ffffffff ffffffff, ffffffff ffffffff -> 1cb996fc bb002be7
+//   13198a2e 03707344, 243f6a88 85a308d3 -> c4923a9c 483df7a0
+
+struct Key {
+  std::uint32_t low = 0, high = 0;
+  friend bool operator==(const Key&, const Key&) = default;
+};
+
+constexpr Key make_key(std::uint64_t seed) {
+  return {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)};
+}
+
+namespace detail {
+
+inline constexpr std::uint32_t threefry_parity = 0x1BD11BDA;
+inline constexpr int threefry_rotations[8] = {13, 15, 26, 6, 17, 29, 16, 24};
+
+constexpr void threefry(Key key, std::uint32_t& x0, std::uint32_t& x1) {
+  const std::uint32_t keys[3] = {key.low, key.high, threefry_parity ^ key.low ^ key.high};
+  x0 += keys[0];
+  x1 += keys[1];
+  for (std::uint32_t block = 1; block <= 5; ++block) {
+    for (std::uint32_t round = 0; round < 4; ++round) {
+      const int turn = threefry_rotations[(block - 1) % 2 * 4 + round];
+      x0 += x1;
+      x1 = (x1 << turn) | (x1 >> (32 - turn));
+      x1 ^= x0;
+    }
+    x0 += keys[block % 3];
+    x1 += keys[(block + 1) % 3] + block;
+  }
+}
+
+}  // namespace detail
+
+// 64 random bits: word 0 in the low half.
+constexpr std::uint64_t random_bits(Key key, std::uint64_t counter) {
+  auto x0 = static_cast<std::uint32_t>(counter);
+  auto x1 = static_cast<std::uint32_t>(counter >> 32);
+  detail::threefry(key, x0, x1);
+  return (std::uint64_t{x1} << 32) | x0;
+}
+
+// An independent stream for each number: fold_in(fold_in(key, purpose), step).
+constexpr Key fold_in(Key key, std::uint64_t number) { return make_key(random_bits(key, number)); }
+
+// What each stream of a run is for: the first number folded into the seed.
+enum class Stream : std::uint64_t {
+  weights,
+  split,
+  shuffle,
+  masks,
+  validation_masks,
+  dropout,
+  demo
+};
+
+constexpr Key stream_key(std::uint64_t seed, Stream stream) {
+  return fold_in(make_key(seed), static_cast<std::uint64_t>(stream));
+}
+
+// Uniform in [0, 1): multiples of 2^-53.
+constexpr double uniform(Key key, std::uint64_t counter) {
+  return static_cast<double>(random_bits(key, counter) >> 11) * 0x1p-53;
+}
+
+// Uniform in 0 ... n - 1 (each within n * 2^-53 of equally likely).
+constexpr std::size_t below(Key key, std::uint64_t counter, std::size_t n) {
+  return static_cast<std::size_t>(uniform(key, counter) * static_cast<double>(n));
+}
+
+// Normal with mean 0 and deviation 1, cut to |z| <= 2 by drawing again (Box-Muller).
+inline double truncated_normal(Key key, std::uint64_t counter) {
+  const Key draws = fold_in(key, counter);
+  for (std::uint64_t attempt = 0;; attempt += 2) {
+    const double radius = std::sqrt(-2.0 * std::log(1.0 - uniform(draws, attempt)));
+    const double z = radius * std::cos(6.283185307179586 * uniform(draws, attempt + 1));
+    if (std::abs(z) <= 2.0) return z;
+  }
+}
+
+// Fisher-Yates: every order equally likely.
+template <class Element>
+void shuffle(std::vector<Element>& elements, Key key) {
+  for (std::size_t i = elements.size(); i > 1; --i) {
+    std::swap(elements[i - 1], elements[below(key, i, i)]);
+  }
+}
+
+// ================================================================================================
+// 4  JSON
+// ================================================================================================
+// RFC 8259, strict: UTF-8 only, no NaN, no trailing commas, at most 512 levels, no repeated names
+// in a tree. JsonReader pulls values out of a text without building a tree, which is what makes
+// large histories load fast; Json is the small tree used for configurations and metrics.
+
+class JsonReader {
+ public:
+  // `file` and `line` (0: no lines) name the text in errors.
+  explicit JsonReader(std::string_view text, std::string_view file = "JSON", std::size_t line = 0)
+      : text_(text), file_(file), line_(line) {}
+
+  // First character of the next value: { [ " - 0...9 t f n, or '\0' at the end of the text.
+  char peek() {
+    while (at_ < text_.size() && is_space(text_[at_])) ++at_;
+    return at_ < text_.size() ? text_[at_] : '\0';
+  }
+
+  // Calls on_member(name) for each member; on_member must read the value or skip() it. The name is
+  // valid until the next string is read.
+  template <class OnMember>
+  void object(OnMember&& on_member) {
+    list('{', '}', "an object", [&] {
+      if (peek() != '"') unexpected("a name in quotes");
+      const std::string_view name = string();
+      expect(':', "':' after a name");
+      on_member(name);
+    });
+  }
+
+  // Calls on_element() for each element; it must read the value or skip() it.
+  template <class OnElement>
+  void array(OnElement&& on_element) {
+    list('[', ']', "an array", on_element);
+  }
+
+  // The decoded string; valid until the next string is read.
+  std::string_view string();
+  std::int64_t integer();
+  double number();
+  bool boolean();
+  void null() { literal("null"); }
+  bool is_null() { return peek() == 'n'; }
+
+  // The next value, whatever it is, checked and dropped; returns its text.
+  std::string_view skip();
+
+  // Nothing but space may follow.
+  void end() {
+    if (peek() != '\0' || at_ < text_.size()) unexpected("the end of the text");
+  }
+
+  template <class... Parts>
+  [[noreturn]] void error(const Parts&... parts) const {
+    const std::string place = line_ == 0 ? std::string(file_) : join(file_, ":", line_);
+    fail(place, ": byte ", at_ + 1, ": ", parts...);
+  }
+
+  [[noreturn]] void unexpected(std::string_view expected) {
+    if (at_ >= text_.size()) error("expected ", expected, ", found the end of the text");
+    const auto c = static_cast<unsigned char>(text_[at_]);
+    if (c >= 0x20 && c < 0x7f) error("expected ", expected, ", found '", text_[at_], "'");
+    error("expected ", expected, ", found byte ", static_cast<int>(c));
+  }
+
+ private:
+  static constexpr std::size_t max_depth = 512;
+
+  static bool is_space(char c) { return c == ' ' || c == '\n' || c == '\r' || c == '\t'; }
+  static bool is_digit(char c) { return c >= '0' && c <= '9'; }
+
+  bool accept(char c) {
+    if (peek() != c || at_ >= text_.size()) return false;
+    ++at_;
+    return true;
+  }
+  void expect(char c, std::string_view expected) {
+    if (!accept(c)) unexpected(expected);
+  }
+
+  template <class OnElement>
+  void list(char open, char close, std::string_view what, OnElement&& on_element) {
+    expect(open, what);
+    if (++depth_ > max_depth) error("nested deeper than ", max_depth, " levels");
+    if (!accept(close)) {
+      do on_element();
+      while (accept(','));
+      if (!accept(close)) unexpected(join("',' or '", close, "'"));
+    }
+    --depth_;
+  }
+
+  void literal(std::string_view word) {
+    peek();
+    if (text_.substr(at_, word.size()) != word) unexpected(word);
+    at_ += word.size();
+  }
+
+  struct NumberText {
+    std::string_view text;
+    bool is_integer;
+  };
+  NumberText number_text();
+  void digits();
+  static bool is_tiny(std::string_view number);
+  std::string_view decode_string(std::size_t start);
+  void decode_escape();
+  unsigned hex4();
+  void append_utf8(unsigned code);
+  void copy_utf8_sequence();
+
+  std::string_view text_, file_;
+  std::size_t line_ = 0, at_ = 0, depth_ = 0;
+  std::string decoded_;
+};
+
+inline std::string_view JsonReader::string() {
+  if (peek() != '"') unexpected("a string");
+  const std::size_t start = ++at_;
+  while (at_ < text_.size()) {  // the common case: plain ASCII, no escape, nothing to copy
+    const auto c = static_cast<unsigned char>(text_[at_]);
+    if (c == '"') return text_.substr(start, at_++ - start);
+    if (c < 0x20 || c >= 0x80 || c == '\\') break;
+    ++at_;
+  }
+  return decode_string(start);
+}
+
+inline std::string_view JsonReader::decode_string(std::size_t start) {
+  decoded_.assign(text_, start, at_ - start);
+  for (;;) {
+    if (at_ >= text_.size()) unexpected("'\"' at the end of a string");
+    const auto c = static_cast<unsigned char>(text_[at_]);
+    if (c == '"') break;
+    if (c < 0x20) error("control character ", static_cast<int>(c), " in a string; write it as \\u");
+    if (c == '\\') {
+      ++at_;
+      decode_escape();
+    } else if (c >= 0x80) {
+      copy_utf8_sequence();
+    } else {
+      decoded_ += text_[at_++];
+    }
+  }
+  ++at_;
+  return decoded_;
+}
+
+inline void JsonReader::decode_escape() {
+  static constexpr std::string_view letters = "\"\\/bfnrt", meanings = "\"\\/\b\f\n\r\t";
+  const char c = at_ < text_.size() ? text_[at_] : '\0';
+  if (const std::size_t i = letters.find(c); c != '\0' && i != letters.npos) {
+    decoded_ += meanings[i];
+    ++at_;
+    return;
+  }
+  if (c != 'u') unexpected("one of \" \\ / b f n r t u after a backslash");
+  ++at_;
+  unsigned code = hex4();
+  if (code >= 0xDC00 && code < 0xE000) error("second half of a surrogate pair without the first");
+  if (code >= 0xD800 && code < 0xDC00) {
+    if (text_.substr(at_, 2) != "\\u") error("first half of a surrogate pair without the second");
+    at_ += 2;
+    const unsigned low = hex4();
+    if (low < 0xDC00 || low >= 0xE000) error("bad second half of a surrogate pair");
+    code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00);
+  }
+  append_utf8(code);
+}
+
+inline unsigned JsonReader::hex4() {
+  unsigned code = 0;
+  const char* begin = text_.data() + at_;
+  const char* end = begin + std::min<std::size_t>(4, text_.size() - at_);
+  if (std::from_chars(begin, end, code, 16).ptr != begin + 4)
+    error("expected \\u and 4 hex digits");
+  at_ += 4;
+  return code;
+}
+
+inline void JsonReader::append_utf8(unsigned code) {
+  const auto byte = [&](unsigned bits) { decoded_ += static_cast<char>(bits); };
+  if (code < 0x80) return byte(code);
+  if (code < 0x800) return byte(0xC0 | code >> 6), byte(0x80 | (code & 63));
+  if (code < 0x10000) {
+    return byte(0xE0 | code >> 12), byte(0x80 | (code >> 6 & 63)), byte(0x80 | (code & 63));
+  }
+  byte(0xF0 | code >> 18), byte(0x80 | (code >> 12 & 63));
+  byte(0x80 | (code >> 6 & 63)), byte(0x80 | (code & 63));
+}
+
+// One sequence of 2 to 4 bytes; refuses overlong forms, surrogates and codes beyond U+10FFFF.
+inline void JsonReader::copy_utf8_sequence() {
+  const auto byte_at = [&](std::size_t i) {
+    return at_ + i < text_.size() ? static_cast<unsigned char>(text_[at_ + i]) : 0u;
+  };
+  const unsigned first = byte_at(0);
+  const std::size_t length = first >= 0xF0 ? 4 : first >= 0xE0 ? 3 : 2;
+  bool valid = first >= 0xC2 && first <= 0xF4;
+  for (std::size_t i = 1; i < length; ++i) valid = valid && (byte_at(i) & 0xC0) == 0x80;
+  const unsigned second = byte_at(1);
+  valid = valid && !(first == 0xE0 && second < 0xA0) && !(first == 0xED && second > 0x9F) &&
+          !(first == 0xF0 && second < 0x90) && !(first == 0xF4 && second > 0x8F);
+  if (!valid) error("invalid UTF-8");
+  decoded_.append(text_, at_, length);
+  at_ += length;
+}
+
+inline void JsonReader::digits() {
+  if (at_ >= text_.size() || !is_digit(text_[at_])) unexpected("a digit");
+  while (at_ < text_.size() && is_digit(text_[at_])) ++at_;
+}
+
+// -? (0 | [1-9] digits) (. digits)? ([eE] [+-]? digits)?
+inline JsonReader::NumberText JsonReader::number_text() {
+  const char first = peek();
+  if (first != '-' && !is_digit(first)) unexpected("a number");
+  const std::size_t start = at_;
+  const auto next_is = [&](char a, char b) {
+    return at_ < text_.size() && (text_[at_] == a || text_[at_] == b);
+  };
+  if (first == '-') ++at_;
+  if (next_is('0', '0')) {
+    ++at_;
+  } else {
+    digits();
+  }
+  bool is_integer = true;
+  if (next_is('.', '.')) {
+    is_integer = false;
+    ++at_;
+    digits();
+  }
+  if (next_is('e', 'E')) {
+    is_integer = false;
+    ++at_;
+    if (next_is('+', '-')) ++at_;
+    digits();
+  }
+  return {text_.substr(start, at_ - start), is_integer};
+}
+
+inline std::int64_t JsonReader::integer() {
+  const NumberText found = number_text();
+  std::int64_t value = 0;
+  const auto end = found.text.data() + found.text.size();
+  const auto [stop, problem] = std::from_chars(found.text.data(), end, value);
+  if (!found.is_integer || stop != end || problem != std::errc()) {
+    error("expected an integer of at most 64 bits, found ", found.text.substr(0, 40));
+  }
+  return value;
+}
+
+inline double JsonReader::number() {
+  const std::string_view found = number_text().text;
+  double value = 0;
+  const auto problem = std::from_chars(found.data(), found.data() + found.size(), value).ec;
+  if (problem == std::errc::result_out_of_range) {
+    if (!is_tiny(found)) error("number too large: ", found.substr(0, 40));
+    return 0.0;
+  }
+  return value;
+}
+
+// Of a number outside the range of double: is it too small (else too large)? Decides by the power
+// of ten of its first digit that is not 0.
+inline bool JsonReader::is_tiny(std::string_view number) {
+  const std::size_t e = std::min(number.find_first_of("eE"), number.size());
+  const std::string_view mantissa = number.substr(0, e);
+  const auto point = static_cast<std::int64_t>(std::min(mantissa.find('.'), e));
+  const auto first = static_cast<std::int64_t>(mantissa.find_first_of("123456789"));
+  std::string_view exponent = number.substr(std::min(e + 1, number.size()));
+  if (exponent.starts_with('+')) exponent.remove_prefix(1);
+  std::int64_t power = 0;
+  const auto end = exponent.data() + exponent.size();
+  if (std::from_chars(exponent.data(), end, power).ec == std::errc::result_out_of_range) {
+    return exponent.starts_with('-');
+  }
+  return power + point - first < 0;
+}
+
+inline bool JsonReader::boolean() {
+  const bool value = peek() == 't';
+  literal(value ? "true" : "false");
+  return value;
+}
+
+inline std::string_view JsonReader::skip() {
+  const char first = peek();
+  const std::size_t start = at_;
+  switch (first) {
+    case '{':
+      object([&](std::string_view) { skip(); });
+      break;
+    case '[':
+      array([&] { skip(); });
+      break;
+    case '"':
+      string();
+      break;
+    case 't':
+    case 'f':
+      boolean();
+      break;
+    case 'n':
+      null();
+      break;
+    default:
+      if (first != '-' && !is_digit(first)) unexpected("a value");
+      number();
+  }
+  return text_.substr(start, at_ - start);
+}
+
+// A JSON value as a tree. Members of an object keep the order in which they were added.
+class Json {
+ public:
+  using Array = std::vector<Json>;
+  using Object = std::vector<std::pair<std::string, Json>>;
+
+  Json() = default;
+  Json(std::nullptr_t) {}
+  Json(bool value) : value_(value) {}
+  Json(double value) : value_(value) {}
+  template <std::integral Integer>
+  requires(!std::is_same_v<Integer, bool>) Json(Integer value)
+      : value_(static_cast<std::int64_t>(value)) {}
+  Json(std::string value) : value_(std::move(value)) {}
+  Json(std::string_view value) : value_(std::string(value)) {}
+  Json(const char* value) : value_(std::string(value)) {}
+  Json(Array value) : value_(std::move(value)) {}
+  Json(Object value) : value_(std::move(value)) {}
+  template <class Number>
+  Json(const std::vector<Number>& numbers) : value_(Array(numbers.begin(), numbers.end())) {}
+
+  static Json parse(std::string_view text, std::string_view file = "JSON", std::size_t line = 0) {
+    if (text.starts_with("\xEF\xBB\xBF")) text.remove_prefix(3);  // a byte order mark
+    JsonReader reader(text, file, line);
+    Json value = read(reader);
+    reader.end();
+    return value;
+  }
+
+  // Reads one value off a reader.
+  static Json read(JsonReader& reader);
+
+  // The text; `indent` spaces a level, or everything on one line for 0. NaN and infinity, which
+  // JSON lacks, are written as null.
+  std::string text(int indent = 0) const {
+    std::string out;
+    write(out, indent, 0);
+    return out;
+  }
+
+  bool is_null() const { return std::holds_alternative<std::nullptr_t>(value_); }
+  bool is_string() const { return std::holds_alternative<std::string>(value_); }
+  bool is_number() const {
+    return std::holds_alternative<double>(value_) || std::holds_alternative<std::int64_t>(value_);
+  }
+  bool boolean() const { return get<bool>("true or false"); }
+  std::int64_t integer() const { return get<std::int64_t>("an integer"); }
+  double number() const {
+    const auto* whole = std::get_if<std::int64_t>(&value_);
+    return whole ? static_cast<double>(*whole) : get<double>("a number");
+  }
+  // A number, or NaN for null: the inverse of how text() writes NaN.
+  double number_or_nan() const { return is_null() ? std::nan("") : number(); }
+  const std::string& string() const { return get<std::string>("a string"); }
+  const Array& array() const { return get<Array>("an array"); }
+  const Object& object() const { return get<Object>("an object"); }
+
+  // The member of that name, or nullptr.
+  const Json* find(std::string_view name) const {
+    for (const auto& [key, value] : object()) {
+      if (key == name) return &value;
+    }
+    return nullptr;
+  }
+  const Json& at(std::string_view name) const {
+    const Json* member = find(name);
+    require(member != nullptr, "missing field \"", name, "\"");
+    return *member;
+  }
+  void set(std::string_view name, Json value) {
+    if (is_null()) value_ = Object{};
+    std::get<Object>(value_).emplace_back(name, std::move(value));
+  }
+
+ private:
+  template <class Type>
+  const Type& get(std::string_view expected) const {
+    const Type* value = std::get_if<Type>(&value_);
+    require(value != nullptr, "expected ", expected, ", found ", text().substr(0, 40));
+    return *value;
+  }
+  void write(std::string& out, int indent, int depth) const;
+  static void write_string(std::string& out, std::string_view value);
+
+  std::variant<std::nullptr_t, bool, std::int64_t, double, std::string, Array, Object> value_;
+};
+
+inline Json Json::read(JsonReader& reader) {
+  switch (reader.peek()) {
+    case '{': {
+      Object members;
+      reader.object([&](std::string_view name) {
+        members.emplace_back(name, Json());
+        members.back().second = read(reader);
+      });
+      std::vector<std::string_view> names;
+      for (const auto& member : members) names.push_back(member.first);
+      std::sort(names.begin(), names.end());
+      const auto twice = std::adjacent_find(names.begin(), names.end());
+      if (twice != names.end()) reader.error("name \"", *twice, "\" stands twice in an object");
+      return members;
+    }
+    case '[': {
+      Array elements;
+      reader.array([&] { elements.push_back(read(reader)); });
+      return elements;
+    }
+    case '"':
+      return reader.string();
+    case 't':
+    case 'f':
+      return reader.boolean();
+    case 'n':
+      return reader.null(), Json();
+    default: {
+      const std::string_view word = reader.skip();
+      std::int64_t whole = 0;
+      const auto end = word.data() + word.size();
+      const auto [stop, problem] = std::from_chars(word.data(), end, whole);
+      if (stop == end && problem == std::errc()) return whole;
+      return JsonReader(word).number();
+    }
+  }
+}
+
+inline void Json::write_string(std::string& out, std::string_view value) {
+  out += '"';
+  for (const char c : value) {
+    if (c == '"' || c == '\\') {
+      out += '\\', out += c;
+    } else if (static_cast<unsigned char>(c) < 0x20) {
+      static constexpr char hex[] = "0123456789abcdef";
+      out += "\\u00", out += hex[c >> 4], out += hex[c & 15];
+    } else {
+      out += c;
+    }
+  }
+  out += '"';
+}
+
+inline void Json::write(std::string& out, int indent, int depth) const {
+  const auto new_line = [&](int level) {
+    if (indent > 0) out += '\n', out.append(static_cast<std::size_t>(indent * level), ' ');
+  };
+  const auto list = [&](char open, char close, const auto& elements, const auto& write_element) {
+    out += open;
+    for (std::size_t i = 0; i < elements.size(); ++i) {
+      if (i > 0) out += indent > 0 ? "," : ", ";
+      new_line(depth + 1);
+      write_element(elements[i]);
+    }
+    if (!elements.empty()) new_line(depth);
+    out += close;
+  };
+  if (const auto* flag = std::get_if<bool>(&value_)) {
+    out += *flag ? "true" : "false";
+  } else if (const auto* whole = std::get_if<std::int64_t>(&value_)) {
+    detail::append_number(out, *whole);
+  } else if (const auto* real = std::get_if<double>(&value_)) {
+    if (!std::isfinite(*real))
+      out += "null";
+    else
+      detail::append_number(out, *real);
+  } else if (const auto* words = std::get_if<std::string>(&value_)) {
+    write_string(out, *words);
+  } else if (const auto* elements = std::get_if<Array>(&value_)) {
+    // A list of plain values stays on one line.
+    const bool flat = std::none_of(elements->begin(), elements->end(), [](const Json& element) {
+      return std::holds_alternative<Array>(element.value_) ||
+             std::holds_alternative<Object>(element.value_);
+    });
+    if (flat) indent = 0;
+    list('[', ']', *elements, [&](const Json& e) { e.write(out, indent, depth + 1); });
+  } else if (const auto* members = std::get_if<Object>(&value_)) {
+    list('{', '}', *members, [&](const auto& member) {
+      write_string(out, member.first);
+      out += ": ";
+      member.second.write(out, indent, depth + 1);
+    });
+  } else {
+    out += "null";
+  }
+}
+
+// ================================================================================================
+// 5  Flat files
+// ================================================================================================
+// Every file is read whole and written whole. A write goes to a temporary file in the same folder,
+// is flushed to the disk and then renamed over the old one, so that whoever is killed at any moment
+// leaves the old file or the new one, never a mixture. Formats: JSON, JSONL (one JSON text a line)
+// and safetensors (https://github.com/huggingface/safetensors: 8 bytes little-endian header size, a
+// JSON header {name: {dtype, shape, data_offsets}}, then the numbers).
+
+using Path = std::filesystem::path;
+
+namespace detail {
+
+[[noreturn]] inline void fail_errno(const Path& path, std::string_view action) {
+  const int number = errno;
+  fail(path, ": cannot ", action, ": ", std::generic_category().message(number));
+}
+
+// Owns a POSIX file descriptor.
+class FileHandle {
+ public:
+  FileHandle() = default;
+  FileHandle(const Path& path, int flags, std::string_view action) {
+    do number_ = ::open(path.c_str(), flags | O_CLOEXEC, 0644);
+    while (number_ < 0 && errno == EINTR);
+    if (number_ < 0) fail_errno(path, action);
+  }
+  FileHandle(FileHandle&& other) noexcept : number_(std::exchange(other.number_, -1)) {}
+  FileHandle& operator=(FileHandle&& other) noexcept {
+    std::swap(number_, other.number_);
+    return *this;
+  }
+  ~FileHandle() { close(); }
+
+  int number() const { return number_; }
+  bool close() { return number_ < 0 || ::close(std::exchange(number_, -1)) == 0; }
+
+ private:
+  int number_ = -1;
+};
+
+inline std::string now_suffix() { return join(".tmp.", static_cast<std::int64_t>(::getpid())); }
+
+}  // namespace detail
+
+// The bytes of a regular file.
+inline std::string read_file(const Path& path) {
+  // O_NONBLOCK: opening a named pipe must not wait for a writer.
+  const detail::FileHandle file(path, O_RDONLY | O_NONBLOCK, "open");
+  struct stat facts {};
+  if (::fstat(file.number(), &facts) != 0) detail::fail_errno(path, "examine");
+  require(S_ISREG(facts.st_mode), path, ": not a regular file");
+  std::string bytes(static_cast<std::size_t>(facts.st_size), '\0');
+  std::size_t done = 0;
+  while (done < bytes.size()) {
+    const ssize_t count = ::read(file.number(), bytes.data() + done, bytes.size() - done);
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) detail::fail_errno(path, "read");
+    if (count == 0) break;
+    done += static_cast<std::size_t>(count);
+  }
+  bytes.resize(done);
+  return bytes;
+}
+
+inline void make_folder(const Path& path) {
+  std::error_code problem;
+  std::filesystem::create_directories(path, problem);
+  require(!problem, path, ": cannot create the folder: ", problem.message());
+}
+
+// A file that appears under its name only when complete:
+//   AtomicFile file(path); file.write(bytes); ...; file.commit();
+// Without commit() nothing is left and an older file of that name stays as it was.
+class AtomicFile {
+ public:
+  explicit AtomicFile(const Path& path)
+      : path_(path),
+        temporary_(path.parent_path() / join(".", path.filename(), detail::now_suffix())),
+        file_(temporary_, O_WRONLY | O_CREAT | O_TRUNC, "create") {}
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+  ~AtomicFile() {
+    if (!committed_) file_.close(), ::unlink(temporary_.c_str());
+  }
+
+  void write(std::string_view bytes) {
+    while (!bytes.empty()) {
+      const ssize_t count = ::write(file_.number(), bytes.data(), bytes.size());
+      if (count < 0 && errno == EINTR) continue;
+      if (count < 0) detail::fail_errno(path_, "write");
+      bytes.remove_prefix(static_cast<std::size_t>(count));
+    }
+  }
+
+  void commit() {
+    if (::fsync(file_.number()) != 0) detail::fail_errno(path_, "flush to the disk");
+    if (!file_.close()) detail::fail_errno(path_, "close");
+    if (::rename(temporary_.c_str(), path_.c_str()) != 0) detail::fail_errno(path_, "replace");
+    committed_ = true;
+    const Path folder = path_.has_parent_path() ? path_.parent_path() : Path(".");
+    const detail::FileHandle parent(folder, O_RDONLY | O_DIRECTORY, "open the folder");
+    if (::fsync(parent.number()) != 0 && errno != EINVAL) {
+      detail::fail_errno(folder, "flush to the disk");
+    }
+  }
+
+ private:
+  Path path_, temporary_;
+  detail::FileHandle file_;
+  bool committed_ = false;
+};
+
+inline void write_file(const Path& path, std::string_view bytes) {
+  AtomicFile file(path);
+  file.write(bytes);
+  file.commit();
+}
+
+// Removes what killed writers left in a folder (only the holder of the folder's lock may do so).
+inline void remove_stale_temporaries(const Path& folder) {
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with('.') && name.find(".tmp.") != name.npos) {
+      std::filesystem::remove(entry.path(), ignored);
+    }
+  }
+}
+
+// Keeps a second process out of a folder. The kernel drops the lock when its owner ends, however it
+// ends, so there are no stale locks.
+class FolderLock {
+ public:
+  explicit FolderLock(const Path& folder)
+      : file_(folder / ".lock", O_RDWR | O_CREAT, "create the lock file") {
+    if (::flock(file_.number(), LOCK_EX | LOCK_NB) == 0) return;
+    if (errno != EWOULDBLOCK) detail::fail_errno(folder, "lock");
+    fail(folder, ": another process is writing to this folder");
+  }
+
+ private:
+  detail::FileHandle file_;
+};
+
+// Calls on_line(line, number) for each line that is not blank; numbers begin at 1.
+template <class OnLine>
+void for_each_line(std::string_view text, OnLine&& on_line) {
+  if (text.starts_with("\xEF\xBB\xBF")) text.remove_prefix(3);
+  for (std::size_t number = 1; !text.empty(); ++number) {
+    const std::size_t length = std::min(text.find('\n'), text.size());
+    std::string_view line = text.substr(0, length);
+    text.remove_prefix(std::min(length + 1, text.size()));
+    if (line.ends_with('\r')) line.remove_suffix(1);
+    if (line.find_first_not_of(" \t") != line.npos) on_line(line, number);
+  }
+}
+
+// FNV-1a over 64-bit words (the last one filled up with zeros): detects damage, not malice.
+inline std::uint64_t checksum(std::string_view bytes, std::uint64_t hash = 0xcbf29ce484222325) {
+  for (std::size_t at = 0; at < bytes.size(); at += 8) {
+    std::uint64_t word = 0;
+    std::memcpy(&word, bytes.data() + at, std::min<std::size_t>(8, bytes.size() - at));
+    hash = (hash ^ word) * 0x100000001b3;
+    hash ^= hash >> 29;
+  }
+  return hash;
+}
+
+// A named array of floats, as written to and read from a safetensors file.
+struct NamedTensor {
+  std::string name;
+  std::vector<std::size_t> shape;
+  const float* data;
+};
+
+// Metadata: text by name, stored in the header. A checksum of the numbers is added to it.
+using Metadata = std::map<std::string, std::string, std::less<>>;
+
+namespace detail {
+
+inline std::string_view bytes_of(const NamedTensor& tensor) {
+  const std::size_t count = checked_product(tensor.shape, tensor.name);
+  return {reinterpret_cast<const char*>(tensor.data), count * sizeof(float)};
+}
+
+inline std::string hexadecimal(std::uint64_t value) {
+  char digits[17];
+  return {digits, std::to_chars(digits, digits + 16, value, 16).ptr};
+}
+
+}  // namespace detail
+
+inline void write_safetensors(const Path& path, std::span<const NamedTensor> tensors,
+                              Metadata metadata) {
+  Json::Object header{{"__metadata__", Json()}};
+  std::size_t end = 0;
+  std::uint64_t sum = checksum({});
+  for (const NamedTensor& tensor : tensors) {
+    const std::string_view bytes = detail::bytes_of(tensor);
+    sum = checksum(bytes, sum);
+    Json entry;
+    entry.set("dtype", "F32");
+    entry.set("shape", tensor.shape);
+    entry.set("data_offsets", std::vector<std::size_t>{end, end + bytes.size()});
+    header.emplace_back(tensor.name, std::move(entry));
+    end += bytes.size();
+  }
+  metadata["checksum"] = detail::hexadecimal(sum);
+  for (const auto& [name, text] : metadata) header[0].second.set(name, text);
+  std::string head = Json(std::move(header)).text();
+  head.resize((head.size() + 7) / 8 * 8, ' ');  // so that the numbers are aligned
+  const std::uint64_t size = head.size();
+  AtomicFile file(path);
+  file.write({reinterpret_cast<const char*>(&size), sizeof size});
+  file.write(head);
+  for (const NamedTensor& tensor : tensors) file.write(detail::bytes_of(tensor));
+  file.commit();
+}
+
+// A safetensors file in memory. Refuses anything its header does not account for: holes, overlaps,
+// sizes that disagree with shapes, bytes left over, and a checksum (where present) that is wrong.
+class Safetensors {
+ public:
+  explicit Safetensors(const Path& path) : path_(path), bytes_(read_file(path)) {
+    std::uint64_t size = 0;
+    require(bytes_.size() >= 8, path_, ": too short for a safetensors file (", bytes_.size(),
+            " bytes)");
+    std::memcpy(&size, bytes_.data(), 8);
+    require(size <= 100'000'000 && size <= bytes_.size() - 8, path_, ": header size ", size,
+            " does not fit a file of ", bytes_.size(),
+            " bytes: truncated, or not a safetensors file");
+    numbers_ = std::string_view(bytes_).substr(8 + size);
+    read_header(Json::parse(std::string_view(bytes_).substr(8, size), path_.string()));
+  }
+
+  const Metadata& metadata() const { return metadata_; }
+  const std::string& metadata(std::string_view name) const {
+    const auto found = metadata_.find(name);
+    require(found != metadata_.end(), path_, ": missing metadata \"", name, "\"");
+    return found->second;
+  }
+  bool contains(std::string_view name) const { return tensors_.find(name) != tensors_.end(); }
+
+  // Copies a tensor, which must have this shape and hold finite numbers only.
+  void copy(std::string_view name, std::span<const std::size_t> shape, float* out) const {
+    const auto found = tensors_.find(name);
+    require(found != tensors_.end(), path_, ": missing tensor \"", name, "\"");
+    const Entry& entry = found->second;
+    require(std::equal(shape.begin(), shape.end(), entry.shape.begin(), entry.shape.end()), path_,
+            ": tensor \"", name, "\" has shape ", Json(entry.shape).text(), ", expected ",
+            Json(std::vector<std::size_t>(shape.begin(), shape.end())).text());
+    std::memcpy(out, numbers_.data() + entry.begin, entry.end - entry.begin);
+    const std::size_t count = (entry.end - entry.begin) / sizeof(float);
+    for (std::size_t i = 0; i < count; ++i) {
+      require(std::isfinite(out[i]), path_, ": tensor \"", name, "\" holds ",
+              std::isnan(out[i]) ? "NaN" : "infinity", " at element ", i);
+    }
+  }
+
+ private:
+  struct Entry {
+    std::vector<std::size_t> shape;
+    std::size_t begin, end;
+  };
+
+  void read_header(const Json& header) try {
+    for (const auto& [name, value] : header.object()) {
+      if (name == "__metadata__") {
+        for (const auto& [key, text] : value.object()) metadata_[key] = text.string();
+      } else {
+        tensors_.emplace(name, read_entry(name, value));
+      }
+    }
+    check_layout();
+  } catch (const Error& error) {
+    const std::string_view message = error.what();
+    if (message.starts_with(path_.string())) throw;
+    fail(path_, ": safetensors header: ", message);
+  }
+
+  static Entry read_entry(const std::string& name, const Json& value) {
+    const std::string& dtype = value.at("dtype").string();
+    require(dtype == "F32", "tensor \"", name, "\" is ", dtype, ", expected F32");
+    const auto size = [&](const Json& number) {
+      require(number.integer() >= 0, "tensor \"", name, "\": negative size");
+      return static_cast<std::size_t>(number.integer());
+    };
+    Entry entry{};
+    for (const Json& extent : value.at("shape").array()) entry.shape.push_back(size(extent));
+    const Json::Array& offsets = value.at("data_offsets").array();
+    require(offsets.size() == 2, "tensor \"", name, "\": data_offsets must be two numbers");
+    entry.begin = size(offsets[0]);
+    entry.end = size(offsets[1]);
+    std::vector<std::size_t> factors = entry.shape;
+    factors.push_back(sizeof(float));
+    require(entry.begin <= entry.end &&
+                entry.end - entry.begin == checked_product(factors, join("tensor \"", name, "\"")),
+            "tensor \"", name, "\": data_offsets disagree with the shape");
+    return entry;
+  }
+
+  void check_layout() const {
+    std::vector<std::pair<std::size_t, std::size_t>> ranges;
+    for (const auto& [name, entry] : tensors_) ranges.emplace_back(entry.begin, entry.end);
+    std::sort(ranges.begin(), ranges.end());
+    std::size_t end = 0;
+    for (const auto& range : ranges) {
+      require(range.first == end, path_, ": tensors overlap or leave a hole at byte ", end);
+      end = range.second;
+    }
+    require(end == numbers_.size(), path_, ": holds ", numbers_.size(),
+            " bytes of numbers where its header speaks of ", end, ": truncated or damaged");
+    const auto stored = metadata_.find("checksum");
+    if (stored == metadata_.end()) return;
+    // Written tensor by tensor, so it is checked in the order of the file.
+    std::uint64_t sum = checksum({});
+    for (const auto& [begin, stop] : ranges) {
+      sum = checksum(numbers_.substr(begin, stop - begin), sum);
+    }
+    require(stored->second == detail::hexadecimal(sum), path_,
+            ": the checksum does not match: the file is damaged");
+  }
+
+  Path path_;
+  std::string bytes_;
+  std::string_view numbers_;
+  Metadata metadata_;
+  std::map<std::string, Entry, std::less<>> tensors_;
+};
+
+// ================================================================================================
+// 6  Threads
+// ================================================================================================
+// Owner computes: parallel_for cuts work in tasks, each task alone writes its part of the output,
+// and every sum inside a task has a fixed order. So results do not depend on the number of threads
+// or on who runs which task. There are no atomic additions of floats.
+
+class ThreadPool {
+ public:
+  // 0: one thread a core. The caller of parallel_for is one of them.
+  explicit ThreadPool(std::size_t threads = 0) {
+    if (threads == 0) threads = std::max(1u, std::thread::hardware_concurrency());
+    for (std::size_t worker = 1; worker < threads; ++worker) {
+      workers_.emplace_back([this, worker] { work(worker); });
+    }
+  }
+  ~ThreadPool() {
+    {
+      const std::lock_guard lock(mutex_);
+      job_ = Job{};
+      generation_.fetch_add(1, std::memory_order_release);
+    }
+    wake_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
+  }
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  std::size_t size() const { return workers_.size() + 1; }
+
+  // Runs task(index, worker) for each index < tasks; worker < size() owns its scratch memory.
+  // Returns when all are done; rethrows the first exception. Not to be nested.
+  template <class Task>
+  void parallel_for(std::size_t tasks, Task&& task) {
+    if (tasks <= 1 || workers_.empty()) {
+      for (std::size_t index = 0; index < tasks; ++index) task(index, std::size_t{0});
+      return;
+    }
+    using Plain = std::remove_reference_t<Task>;
+    {
+      const std::lock_guard lock(mutex_);
+      job_ = {[](void* context, std::size_t index, std::size_t worker) {
+                (*static_cast<Plain*>(context))(index, worker);
+              },
+              const_cast<void*>(static_cast<const void*>(&task)), tasks};
+      problem_ = nullptr;
+      next_.store(0, std::memory_order_relaxed);
+      busy_.store(workers_.size(), std::memory_order_relaxed);
+      generation_.fetch_add(1, std::memory_order_release);
+    }
+    wake_.notify_all();
+    run_tasks(job_, 0);
+    while (busy_.load(std::memory_order_acquire) != 0) std::this_thread::yield();
+    if (problem_) std::rethrow_exception(problem_);
+  }
+
+  // Splits 0 ... count - 1 in ranges of whole multiples of `grain`: task(begin, end, worker).
+  template <class Task>
+  void parallel_ranges(std::size_t count, std::size_t grain, Task&& task) {
+    const std::size_t grains = (count + grain - 1) / grain;
+    const std::size_t parts = std::min(grains, size());
+    parallel_for(parts, [&](std::size_t part, std::size_t worker) {
+      const std::size_t begin = grains * part / parts * grain;
+      const std::size_t end = std::min(count, grains * (part + 1) / parts * grain);
+      task(begin, end, worker);
+    });
+  }
+
+ private:
+  struct Job {
+    void (*run)(void*, std::size_t, std::size_t) = nullptr;
+    void* context = nullptr;
+    std::size_t tasks = 0;
+  };
+
+  void run_tasks(const Job& job, std::size_t worker) {
+    for (;;) {
+      const std::size_t index = next_.fetch_add(1, std::memory_order_relaxed);
+      if (index >= job.tasks) return;
+      try {
+        job.run(job.context, index, worker);
+      } catch (...) {
+        const std::lock_guard lock(mutex_);
+        if (!problem_) problem_ = std::current_exception();
+      }
+    }
+  }
+
+  void work(std::size_t worker) {
+    for (std::uint64_t seen = 0;;) {
+      // Jobs follow each other closely inside a training step: look for a while before sleeping.
+      for (int look = 0; look < 2000 && generation_.load(std::memory_order_acquire) == seen;
+           ++look) {
+        std::this_thread::yield();
+      }
+      Job job;
+      {
+        std::unique_lock lock(mutex_);
+        wake_.wait(lock, [&] { return generation_.load(std::memory_order_relaxed) != seen; });
+        seen = generation_.load(std::memory_order_relaxed);
+        job = job_;
+      }
+      if (job.run == nullptr) return;
+      run_tasks(job, worker);
+      busy_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  std::vector<std::thread> workers_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  Job job_;
+  std::exception_ptr problem_;
+  std::atomic<std::uint64_t> generation_{0};
+  std::atomic<std::size_t> next_{0}, busy_{0};
+};
+
+// ================================================================================================
+// 7  Configuration
+// ================================================================================================
+// Each option is declared once, in fields(): name, place, range, meaning. Files, command lines,
+// validation and the comparison of a checkpoint with a new run all walk that list.
+
+// Which network stands around the same encoder layers.
+enum class Architecture {
+  torch,  // nn.TransformerEncoder(dropout also inside the feed-forward), an untied linear output
+  paper   // BERT4Rec: dense, GELU, LayerNorm, then the item table itself as output, plus a bias
+};
+
+enum class Schedule { constant, linear, cosine };
+
+enum class Split {
+  users,  // some users are held out whole
+  last    // leave one out: each user's last item is for the test, the one before for validation
+};
+
+namespace detail {
+
+template <class Enum>
+struct EnumNames;
+template <>
+struct EnumNames<Architecture> {
+  static constexpr std::array<std::string_view, 2> names{"torch", "paper"};
+};
+template <>
+struct EnumNames<Schedule> {
+  static constexpr std::array<std::string_view, 3> names{"constant", "linear", "cosine"};
+};
+template <>
+struct EnumNames<Split> {
+  static constexpr std::array<std::string_view, 2> names{"users", "last"};
+};
+
+}  // namespace detail
+
+template <class Enum>
+std::string enum_choices() {
+  std::string choices;
+  for (const std::string_view name : detail::EnumNames<Enum>::names) {
+    choices += join(choices.empty() ? "" : "|", name);
+  }
+  return choices;
+}
+
+template <class Enum>
+std::string_view enum_name(Enum value) {
+  return detail::EnumNames<Enum>::names[static_cast<std::size_t>(value)];
+}
+
+template <class Enum>
+Enum enum_value(std::string_view name, std::string_view field) {
+  const auto& names = detail::EnumNames<Enum>::names;
+  const auto found = std::find(names.begin(), names.end(), name);
+  require(found != names.end(), field, ": \"", name, "\" is none of ", enum_choices<Enum>());
+  return static_cast<Enum>(found - names.begin());
+}
+
+inline constexpr std::size_t special_rows = 3;  // vocabulary rows before the first item
+inline constexpr std::int32_t pad_token = 0, mask_token = 1, unknown_token = 2;
+
+// Vocabulary row of an item (items count from 0).
+constexpr std::int32_t token_of(std::int32_t item) {
+  return item + static_cast<std::int32_t>(special_rows);
+}
+
+struct ModelConfig {
+  std::size_t num_items = 0;
+  std::size_t hidden_size = 256;
+  std::size_t num_layers = 2;
+  std::size_t num_heads = 4;
+  std::size_t max_length = 200;
+  double dropout = 0.1;
+  double attention_dropout = 0.1;
+  Architecture architecture = Architecture::torch;
+
+  // visit(name, value, minimum, maximum, meaning) for each field.
+  template <class Self, class Visit>
+  static void fields(Self& self, Visit&& visit) {
+    visit("num_items", self.num_items, 1, 100'000'000, "items in the catalogue");
+    visit("hidden_size", self.hidden_size, 1, 65536, "width H of a token vector");
+    visit("num_layers", self.num_layers, 1, 1000, "Transformer layers");
+    visit("num_heads", self.num_heads, 1, 65536, "attention heads; must divide hidden_size");
+    visit("max_length", self.max_length, 2, 65536, "longest window L; the newest items are kept");
+    visit("dropout", self.dropout, 0.0, 0.99, "dropout of embeddings and layer outputs");
+    visit("attention_dropout", self.attention_dropout, 0.0, 0.99, "dropout of attention weights");
+    visit("architecture", self.architecture, 0, 1, "output: untied linear, or that of the paper");
+  }
+
+  std::size_t vocabulary() const { return num_items + special_rows; }
+  std::size_t head_size() const { return hidden_size / num_heads; }
+  std::size_t inner_size() const { return 4 * hidden_size; }
+};
+
+struct TrainConfig {
+  std::size_t epochs = 200;
+  std::size_t batch_size = 64;
+  double learning_rate = 1e-3;
+  double weight_decay = 0.01;
+  double adam_beta1 = 0.9;
+  double adam_beta2 = 0.999;
+  double adam_epsilon = 1e-8;
+  double clip_norm = 0.0;
+  Schedule schedule = Schedule::constant;
+  std::size_t warmup_steps = 0;
+  double mask_probability = 0.15;
+  Split split = Split::users;
+  double validation_ratio = 0.1;
+  std::uint64_t seed = 42;
+  std::size_t save_every = 10;
+  std::size_t threads = 0;
+
+  template <class Self, class Visit>
+  static void fields(Self& self, Visit&& visit) {
+    visit("epochs", self.epochs, 1, 10'000'000, "passes over the training users");
+    visit("batch_size", self.batch_size, 1, 1'000'000, "users a step");
+    visit("learning_rate", self.learning_rate, 0.0, 1000.0, "AdamW step size");
+    visit("weight_decay", self.weight_decay, 0.0, 1000.0, "decoupled decay; not of biases, norms");
+    visit("adam_beta1", self.adam_beta1, 0.0, 0.999999, "AdamW: memory of the gradient");
+    visit("adam_beta2", self.adam_beta2, 0.0, 0.999999, "AdamW: memory of its square");
+    visit("adam_epsilon", self.adam_epsilon, 1e-16, 1.0, "AdamW: added to the root");
+    visit("clip_norm", self.clip_norm, 0.0, 1e9, "largest gradient norm of a step; 0: no limit");
+    visit("schedule", self.schedule, 0, 2, "learning rate after the warm-up: to the end or to 0");
+    visit("warmup_steps", self.warmup_steps, 0, 1'000'000'000, "steps of linear rise from 0");
+    visit("mask_probability", self.mask_probability, 0.0, 1.0,
+          "share of items hidden; at least one");
+    visit("split", self.split, 0, 1, "held out: some users, or each user's last two items");
+    visit("validation_ratio", self.validation_ratio, 0.0, 0.99, "share of users held out");
+    visit("seed", self.seed, 0, 9'223'372'036'854'775'807, "all randomness comes from this number");
+    visit("save_every", self.save_every, 1, 10'000'000, "epochs between checkpoints");
+    visit("threads", self.threads, 0, 1024, "threads; 0: one a core. Never changes a result");
+  }
+};
+
+// Throws where a field is out of its range, naming it.
+template <class Config>
+void validate_ranges(const Config& config) {
+  Config::fields(config, [](std::string_view name, auto value, auto low, auto high, auto) {
+    if constexpr (std::is_arithmetic_v<decltype(value)>) {
+      using Value = decltype(value);
+      const bool inside = value >= static_cast<Value>(low) && value <= static_cast<Value>(high);
+      require(inside, name, " is ", value, ", expected ", low, " ... ", high);
+    }
+  });
+}
+
+inline void validate(const ModelConfig& config) {
+  validate_ranges(config);
+  require(config.hidden_size % config.num_heads == 0, "num_heads is ", config.num_heads,
+          ", which does not divide hidden_size ", config.hidden_size);
+}
+
+inline void validate(const TrainConfig& config) { validate_ranges(config); }
+
+template <class Config>
+Json to_json(const Config& config) {
+  Json json;
+  Config::fields(config, [&](std::string_view name, auto value, auto, auto, auto) {
+    if constexpr (std::is_enum_v<decltype(value)>)
+      json.set(name, enum_name(value));
+    else
+      json.set(name, value);
+  });
+  return json;
+}
+
+// Reads every field; a missing, unknown or wrong one is an error that names it.
+template <class Config>
+Config config_from_json(const Json& json) {
+  Config config;
+  std::size_t known = 0;
+  Config::fields(config, [&](std::string_view name, auto& value, auto, auto, auto) {
+    using Value = std::remove_reference_t<decltype(value)>;
+    const Json& field = json.at(name);
+    ++known;
+    try {
+      if constexpr (std::is_enum_v<Value>) {
+        value = enum_value<Value>(field.string(), name);
+      } else if constexpr (std::is_integral_v<Value>) {
+        require(field.integer() >= 0, "expected no negative number");
+        value = static_cast<Value>(field.integer());
+      } else {
+        value = field.number();
+      }
+    } catch (const Error& error) {
+      fail("field \"", name, "\": ", error.what());
+    }
+  });
+  require(known == json.object().size(), "unknown field beside those of the configuration");
+  validate(config);
+  return config;
+}
+
+// ================================================================================================
+// 8  Tensors
+// ================================================================================================
+// One table says what parameters exist: name, shape, initial values, weight decay. Parameters,
+// gradients and both AdamW moments are flat arrays in the order of this table; checkpoints, the
+// optimizer, tests and other engines walk it. Names and layouts are those of the state_dict of a
+// PyTorch module with nn.TransformerEncoder, so torch loads our files as they are.
+
+enum class Init { normal, zeros, ones };  // normal: deviation 0.02, cut at two deviations (BERT)
+
+struct TensorSpec {
+  std::string name;
+  std::vector<std::size_t> shape;
+  Init init;
+  bool decay;          // AdamW decays matrices, not biases and LayerNorms
+  std::size_t offset;  // of the first element in the flat array
+  std::size_t size;
+};
+
+class TensorTable {
+ public:
+  void add(std::string name, std::vector<std::size_t> shape, Init init) {
+    const std::size_t count = checked_product(shape, name);
+    const bool decay = shape.size() > 1;
+    specs_.push_back({std::move(name), std::move(shape), init, decay, size_, count});
+    size_ += count;
+  }
+
+  // weight [out, in] and bias [out] of a linear layer.
+  void add_linear(const std::string& name, std::size_t out, std::size_t in) {
+    add(name + ".weight", {out, in}, Init::normal);
+    add(name + ".bias", {out}, Init::zeros);
+  }
+  void add_norm(const std::string& name, std::size_t width) {
+    add(name + ".weight", {width}, Init::ones);
+    add(name + ".bias", {width}, Init::zeros);
+  }
+
+  const TensorSpec& at(std::string_view name) const {
+    for (const TensorSpec& spec : specs_) {
+      if (spec.name == name) return spec;
+    }
+    fail("no tensor is called ", name);
+  }
+  std::size_t size() const { return size_; }  // of the flat array: the number of parameters
+  auto begin() const { return specs_.begin(); }
+  auto end() const { return specs_.end(); }
+
+ private:
+  std::vector<TensorSpec> specs_;
+  std::size_t size_ = 0;
+};
+
+inline std::string layer_prefix(std::size_t layer) { return join("encoder.layers.", layer, "."); }
+
+inline void add_encoder_tensors(TensorTable& table, const ModelConfig& config) {
+  const std::size_t H = config.hidden_size;
+  table.add("item_embedding.weight", {config.vocabulary(), H}, Init::normal);
+  table.add("position_embedding.weight", {config.max_length, H}, Init::normal);
+  table.add_norm("embedding_norm", H);
+  for (std::size_t layer = 0; layer < config.num_layers; ++layer) {
+    const std::string prefix = layer_prefix(layer);
+    table.add(prefix + "self_attn.in_proj_weight", {3 * H, H}, Init::normal);  // rows: Q, K, V
+    table.add(prefix + "self_attn.in_proj_bias", {3 * H}, Init::zeros);
+    table.add_linear(prefix + "self_attn.out_proj", H, H);
+    table.add_linear(prefix + "linear1", config.inner_size(), H);
+    table.add_linear(prefix + "linear2", H, config.inner_size());
+    table.add_norm(prefix + "norm1", H);
+    table.add_norm(prefix + "norm2", H);
+  }
+}
+
+inline void add_masked_items_tensors(TensorTable& table, const ModelConfig& config) {
+  const std::size_t H = config.hidden_size, V = config.vocabulary();
+  if (config.architecture == Architecture::torch) {
+    table.add_linear("output", V, H);
+  } else {
+    table.add_linear("head.dense", H, H);
+    table.add_norm("head.norm", H);
+    table.add("output.bias", {V}, Init::zeros);
+  }
+}
+
+// All tensors of a BERT4Rec model. 3,000 items and the default configuration: 3,171,771 numbers.
+inline TensorTable bert4rec_tensors(const ModelConfig& config) {
+  validate(config);
+  TensorTable table;
+  add_encoder_tensors(table, config);
+  add_masked_items_tensors(table, config);
+  return table;
+}
+
+// Initial parameters: a function of the seed and the place of each number alone.
+inline std::vector<float> initial_parameters(const TensorTable& table, std::uint64_t seed) {
+  std::vector<float> values(table.size());
+  const Key key = stream_key(seed, Stream::weights);
+  for (const TensorSpec& spec : table) {
+    for (std::size_t i = spec.offset; i < spec.offset + spec.size; ++i) {
+      values[i] = spec.init == Init::normal ? static_cast<float>(0.02 * truncated_normal(key, i))
+                                            : (spec.init == Init::ones ? 1.0f : 0.0f);
+    }
+  }
+  return values;
+}
+
+// ================================================================================================
+// 9  Kernels
+// ================================================================================================
+// The inner loops, each twice: here as plain loops that say what is computed, for any Real; and
+// below for float on vectors, compiled once for each instruction set. Layers call them through a
+// table (struct Kernels) that is filled at run time for the machine at hand. Tests compare the two.
+
+namespace detail {
+
+// How LayerNorm saw a row: mean and 1 / deviation.
+template <class Real>
+struct RowStatistics {
+  Real mean, inverse_deviation;
+};
+
+// AdamW's constants of one step (chapter 14).
+template <class Real>
+struct AdamConstants {
+  Real beta1, beta2, epsilon, step_size, root_correction, decay_factor, gradient_scale;
+};
+
+struct RankCounts {
+  std::size_t better, ties;
+};
+
+template <class Real>
+struct Kernels {
+  const char* name;
+  // C[m,n] = A[m,k] B[k,n], added to C if `accumulate`. A(i,k) = a[i * a_row + k * a_col] and so
+  // on, so that one function serves A B, A B^T and A^T B. Additions run in ascending k for each
+  // element of C. `scratch` holds scratch_size numbers.
+  void (*multiply)(std::size_t m, std::size_t n, std::size_t k, const Real* a, std::size_t a_row,
+                   std::size_t a_col, const Real* b, std::size_t b_row, std::size_t b_col, Real* c,
+                   std::size_t c_row, bool accumulate, Real* scratch);
+  std::size_t scratch_size;
+  void (*add)(const Real* x, Real* y, std::size_t n);
+  void (*scale)(Real* x, Real factor, std::size_t n);
+  Real (*sum_of_squares)(const Real* x, std::size_t n);
+  Real (*softmax)(Real* x, Real scale, std::size_t n);
+  void (*softmax_backward)(const Real* p, Real* dp, Real scale, std::size_t n);
+  RankCounts (*count_above)(const Real* x, Real value, std::size_t n);
+  void (*gelu)(const Real* x, Real* y, std::size_t n);
+  void (*gelu_backward)(const Real* x, Real* dy, std::size_t n);
+  void (*dropout)(Real* x, std::size_t n, Key key, std::uint32_t threshold);
+  RowStatistics<Real> (*normalize)(const Real* x, const Real* gain, const Real* bias, Real* y,
+                                   std::size_t n);
+  void (*normalize_backward)(const Real* x, RowStatistics<Real> row, const Real* gain, Real* dy,
+                             std::size_t n);
+  void (*normalize_parameters)(const Real* x, RowStatistics<Real> row, const Real* dy, Real* dgain,
+                               Real* dbias, std::size_t n);
+  void (*adamw)(Real* p, const Real* g, Real* m, Real* v, const AdamConstants<Real>& constants,
+                std::size_t n);
+};
+
+inline constexpr double layer_norm_epsilon = 1e-5;
+
+// Dropout decides from 16 random bits: an element falls if they are below `threshold`, so that the
+// probability is threshold / 65536; those that stay are scaled by 65536 / (65536 - threshold).
+// Element 64 c + 16 q + l of a row takes quarter q of the random bits of counter 16 c + l.
+inline constexpr std::size_t dropout_chunk = 64;
+
+constexpr std::uint32_t dropout_threshold(double probability) {
+  return static_cast<std::uint32_t>(probability * 65536.0 + 0.5);
+}
+constexpr double dropout_scale(std::uint32_t threshold) { return 65536.0 / (65536.0 - threshold); }
+
+namespace plain {
+
+template <class Real>
+void multiply(std::size_t m, std::size_t n, std::size_t k, const Real* a, std::size_t a_row,
+              std::size_t a_col, const Real* b, std::size_t b_row, std::size_t b_col, Real* c,
+              std::size_t c_row, bool accumulate, Real*) {
+  for (std::size_t i = 0; i < m; ++i) {
+    for (std::size_t j = 0; j < n; ++j) {
+      Real sum = accumulate ? c[i * c_row + j] : Real(0);
+      for (std::size_t l = 0; l < k; ++l)
+        sum += a[i * a_row + l * a_col] * b[l * b_row + j * b_col];
+      c[i * c_row + j] = sum;
+    }
+  }
+}
+
+// y += x
+template <class Real>
+void add(const Real* x, Real* y, std::size_t n) {
+  for (std::size_t i = 0; i < n; ++i) y[i] += x[i];
+}
+
+// x *= factor
+template <class Real>
+void scale(Real* x, Real factor, std::size_t n) {
+  for (std::size_t i = 0; i < n; ++i) x[i] *= factor;
+}
+
+template <class Real>
+Real sum_of_squares(const Real* x, std::size_t n) {
+  Real sum = 0;
+  for (std::size_t i = 0; i < n; ++i) sum += x[i] * x[i];
+  return sum;
+}
+
+// x_i = exp(scale x_i) / sum_j exp(scale x_j); returns log sum_j exp(scale x_j). The largest is
+// subtracted first, so that nothing overflows.
+template <class Real>
+Real softmax(Real* x, Real scale, std::size_t n) {
+  const Real largest = *std::max_element(x, x + n);
+  Real sum = 0;
+  for (std::size_t i = 0; i < n; ++i) sum += x[i] = std::exp(scale * (x[i] - largest));
+  for (std::size_t i = 0; i < n; ++i) x[i] /= sum;
+  return scale * largest + std::log(sum);
+}
+
+// p = softmax(scale x):  dx_i = scale p_i (dp_i - sum_j p_j dp_j), written over dp.
+template <class Real>
+void softmax_backward(const Real* p, Real* dp, Real scale, std::size_t n) {
+  Real mean = 0;
+  for (std::size_t i = 0; i < n; ++i) mean += p[i] * dp[i];
+  for (std::size_t i = 0; i < n; ++i) dp[i] = scale * p[i] * (dp[i] - mean);
+}
+
+// How many of x are above `value`, and how many equal it.
+template <class Real>
+RankCounts count_above(const Real* x, Real value, std::size_t n) {
+  RankCounts counts{0, 0};
+  for (std::size_t i = 0; i < n; ++i) {
+    counts.better += x[i] > value;
+    counts.ties += x[i] == value;
+  }
+  return counts;
+}
+
+// gelu(x) = x Phi(x), Phi(x) = (1 + erf(x / sqrt 2)) / 2: the exact form, not the one with tanh.
+template <class Real>
+void gelu(const Real* x, Real* y, std::size_t n) {
+  const Real half_root = Real(0.70710678118654752440);
+  for (std::size_t i = 0; i < n; ++i) y[i] = x[i] * Real(0.5) * (1 + std::erf(x[i] * half_root));
+}
+
+// dy *= gelu'(x) = Phi(x) + x phi(x), phi(x) = exp(-x^2 / 2) / sqrt(2 pi)
+template <class Real>
+void gelu_backward(const Real* x, Real* dy, std::size_t n) {
+  const Real half_root = Real(0.70710678118654752440), norm = Real(0.39894228040143267794);
+  for (std::size_t i = 0; i < n; ++i) {
+    const Real cumulative = Real(0.5) * (1 + std::erf(x[i] * half_root));
+    dy[i] *= cumulative + x[i] * norm * std::exp(Real(-0.5) * x[i] * x[i]);
+  }
+}
+
+// Forward and backward alike: x_i = 0 or scale x_i. Nothing is stored between the two; the same key
+// gives the same mask.
+template <class Real>
+void dropout(Real* x, std::size_t n, Key key, std::uint32_t threshold) {
+  const Real scale = static_cast<Real>(dropout_scale(threshold));
+  for (std::size_t i = 0; i < n; ++i) {
+    const std::size_t quarter = i / 16 % 4;
+    const std::uint64_t bits = random_bits(key, i / dropout_chunk * 16 + i % 16);
+    x[i] = (bits >> (16 * quarter) & 0xffff) < threshold ? Real(0) : x[i] * scale;
+  }
+}
+
+// y_i = gain_i (x_i - mean) / sqrt(variance + epsilon) + bias_i over one row
+template <class Real>
+RowStatistics<Real> normalize(const Real* x, const Real* gain, const Real* bias, Real* y,
+                              std::size_t n) {
+  Real mean = 0, variance = 0;
+  for (std::size_t i = 0; i < n; ++i) mean += x[i];
+  mean /= static_cast<Real>(n);
+  for (std::size_t i = 0; i < n; ++i) variance += (x[i] - mean) * (x[i] - mean);
+  variance /= static_cast<Real>(n);
+  const Real inverse = 1 / std::sqrt(variance + static_cast<Real>(layer_norm_epsilon));
+  for (std::size_t i = 0; i < n; ++i) y[i] = gain[i] * ((x[i] - mean) * inverse) + bias[i];
+  return {mean, inverse};
+}
+
+// With z_i = (x_i - mean) inverse and e_i = gain_i dy_i:
+//   dx_i = inverse (e_i - mean_j e_j - z_i mean_j(e_j z_j)), written over dy.
+template <class Real>
+void normalize_backward(const Real* x, RowStatistics<Real> row, const Real* gain, Real* dy,
+                        std::size_t n) {
+  Real mean_e = 0, mean_ez = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    const Real e = gain[i] * dy[i];
+    mean_e += e;
+    mean_ez += e * (x[i] - row.mean) * row.inverse_deviation;
+  }
+  mean_e /= static_cast<Real>(n);
+  mean_ez /= static_cast<Real>(n);
+  for (std::size_t i = 0; i < n; ++i) {
+    const Real z = (x[i] - row.mean) * row.inverse_deviation;
+    dy[i] = row.inverse_deviation * (gain[i] * dy[i] - mean_e - z * mean_ez);
+  }
+}
+
+// dgain_i += dy_i z_i,  dbias_i += dy_i
+template <class Real>
+void normalize_parameters(const Real* x, RowStatistics<Real> row, const Real* dy, Real* dgain,
+                          Real* dbias, std::size_t n) {
+  for (std::size_t i = 0; i < n; ++i) {
+    dgain[i] += dy[i] * ((x[i] - row.mean) * row.inverse_deviation);
+    dbias[i] += dy[i];
+  }
+}
+
+template <class Real>
+void adamw(Real* p, const Real* g, Real* m, Real* v, const AdamConstants<Real>& c, std::size_t n) {
+  for (std::size_t i = 0; i < n; ++i) {
+    const Real gradient = c.gradient_scale * g[i];
+    m[i] = c.beta1 * m[i] + (1 - c.beta1) * gradient;
+    v[i] = c.beta2 * v[i] + (1 - c.beta2) * gradient * gradient;
+    p[i] = c.decay_factor * p[i] -
+           c.step_size * m[i] / (std::sqrt(v[i]) * c.root_correction + c.epsilon);
+  }
+}
+
+}  // namespace plain
+
+template <class Real>
+const Kernels<Real>& plain_kernels() {
+  static constexpr Kernels<Real> table{"plain",
+                                       plain::multiply<Real>,
+                                       0,
+                                       plain::add<Real>,
+                                       plain::scale<Real>,
+                                       plain::sum_of_squares<Real>,
+                                       plain::softmax<Real>,
+                                       plain::softmax_backward<Real>,
+                                       plain::count_above<Real>,
+                                       plain::gelu<Real>,
+                                       plain::gelu_backward<Real>,
+                                       plain::dropout<Real>,
+                                       plain::normalize<Real>,
+                                       plain::normalize_backward<Real>,
+                                       plain::normalize_parameters<Real>,
+                                       plain::adamw<Real>};
+  return table;
+}
+
+}  // namespace detail
+
+}  // namespace bert4rec
+
+// The vector kernels stand in the appendix at the end of this file, which is read here once for
+// each instruction set. (It cannot be one template: GCC splits vector operations by the target of
+// the function they stand in, before it inlines it elsewhere.)
+#if defined(__GNUC__) && !defined(BERT4REC_PORTABLE)
+#if !__has_include("bert4rec.hpp")
+#error "this header includes itself: keep the name bert4rec.hpp, or define BERT4REC_PORTABLE"
+#endif
+#define BERT4REC_ISA baseline
+#define BERT4REC_TARGET
+#define BERT4REC_WIDTH 4
+#include "bert4rec.hpp"
+#if defined(__x86_64__)
+#define BERT4REC_ISA avx2
+#define BERT4REC_TARGET __attribute__((target("avx2,fma")))
+#define BERT4REC_WIDTH 8
+#include "bert4rec.hpp"
+#define BERT4REC_ISA avx512
+#define BERT4REC_TARGET __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")))
+#define BERT4REC_WIDTH 16
+#include "bert4rec.hpp"
+#endif
+#endif
+
+namespace bert4rec::detail {
+
+// The kernels this machine can run, the plain ones first and the widest last.
+template <class Real>
+std::vector<const Kernels<Real>*> available_kernels() {
+  std::vector<const Kernels<Real>*> found{&plain_kernels<Real>()};
+#if defined(__GNUC__) && !defined(BERT4REC_PORTABLE)
+  if constexpr (std::is_same_v<Real, float>) {
+    found.push_back(&baseline::vector_kernels());
+#if defined(__x86_64__)
+    const bool fma = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (fma) found.push_back(&avx2::vector_kernels());
+    if (fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
+      found.push_back(&avx512::vector_kernels());
+    }
+#endif
+  }
+#endif
+  return found;
+}
+
+template <class Real>
+const Kernels<Real>& kernels() {
+  static const Kernels<Real>& widest = *available_kernels<Real>().back();
+  return widest;
+}
+
+}  // namespace bert4rec::detail
+
+namespace bert4rec {
+
+// ================================================================================================
+// 10  Layers
+// ================================================================================================
+// Each layer: its formula, its forward, and right under it its backward. A backward takes the
+// gradient of the loss by its output (d_y) and gives that by its input (d_x); gradients of
+// parameters are added to what is there, since a step adds up groups of rows (chapter 11).
+
+// A flat array of zeros, aligned to cache lines. Pages that are never touched take no memory.
+template <class Real>
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(std::size_t size) : size_(size) {
+    constexpr std::size_t alignment = 64;
+    const std::size_t factors[2] = {size + alignment, sizeof(Real)};
+    memory_.reset(std::calloc(1, checked_product(factors, "a buffer")));
+    if (memory_ == nullptr) throw std::bad_alloc();
+    const auto address = reinterpret_cast<std::uintptr_t>(memory_.get());
+    data_ = reinterpret_cast<Real*>((address + alignment - 1) / alignment * alignment);
+  }
+  Real* data() const { return data_; }
+  std::size_t size() const { return size_; }
+  std::span<Real> span() const { return {data_, size_}; }
+  Real& operator[](std::size_t i) const { return data_[i]; }
+
+ private:
+  struct Release {
+    void operator()(void* memory) const { std::free(memory); }
+  };
+  std::size_t size_ = 0;
+  std::unique_ptr<void, Release> memory_;
+  Real* data_ = nullptr;
+};
+
+// What every layer computes with: threads, kernels, and scratch memory for each thread.
+template <class Real>
+class Compute {
+ public:
+  Compute(std::size_t threads, std::size_t scratch_size)
+      : Compute(threads, scratch_size, detail::kernels<Real>()) {}
+  Compute(std::size_t threads, std::size_t scratch_size, const detail::Kernels<Real>& kernels)
+      : pool(threads), k(kernels) {
+    for (std::size_t worker = 0; worker < pool.size(); ++worker) {
+      multiply_scratch_.emplace_back(k.scratch_size + 1);
+      scratch_.emplace_back(scratch_size + 1);
+    }
+  }
+
+  Real* scratch(std::size_t worker) const { return scratch_[worker].data(); }
+
+  // C[m,n] = A B, or C += A B: the multiply of chapter 9 on one thread ...
+  void multiply(std::size_t worker, std::size_t m, std::size_t n, std::size_t l, const Real* a,
+                std::size_t a_row, std::size_t a_col, const Real* b, std::size_t b_row,
+                std::size_t b_col, Real* c, std::size_t c_row, bool accumulate = false) const {
+    k.multiply(m, n, l, a, a_row, a_col, b, b_row, b_col, c, c_row, accumulate,
+               multiply_scratch_[worker].data());
+  }
+
+  // ... and on all of them, each owning a stripe of C's rows or columns.
+  void parallel_multiply(std::size_t m, std::size_t n, std::size_t l, const Real* a,
+                         std::size_t a_row, std::size_t a_col, const Real* b, std::size_t b_row,
+                         std::size_t b_col, Real* c, bool accumulate) {
+    const std::size_t grain = 48;  // a multiple of the rows, and near one of the columns, of a tile
+    if (m >= n || m >= grain * pool.size()) {
+      pool.parallel_ranges(m, grain, [&](std::size_t begin, std::size_t end, std::size_t worker) {
+        multiply(worker, end - begin, n, l, a + begin * a_row, a_row, a_col, b, b_row, b_col,
+                 c + begin * n, n, accumulate);
+      });
+    } else {
+      pool.parallel_ranges(n, 64, [&](std::size_t begin, std::size_t end, std::size_t worker) {
+        multiply(worker, m, end - begin, l, a, a_row, a_col, b + begin * b_col, b_row, b_col,
+                 c + begin, n, accumulate);
+      });
+    }
+  }
+
+  // task(row) for each row, in contiguous ranges.
+  template <class Task>
+  void for_rows(std::size_t rows, Task&& task) {
+    pool.parallel_ranges(rows, 1, [&](std::size_t begin, std::size_t end, std::size_t) {
+      for (std::size_t row = begin; row < end; ++row) task(row);
+    });
+  }
+
+  ThreadPool pool;
+  const detail::Kernels<Real>& k;
+
+ private:
+  std::vector<Buffer<Real>> multiply_scratch_, scratch_;
+};
+
+// Dropout at one place of the network in one step. Row `row` of the batch has its own stream, so
+// the mask does not depend on how rows are grouped or spread over threads.
+struct DropoutSite {
+  Key key;
+  std::uint32_t threshold = 0;  // 0: off
+
+  template <class Real>
+  void apply(const detail::Kernels<Real>& k, Real* x, std::size_t n, std::size_t row) const {
+    if (threshold != 0) k.dropout(x, n, fold_in(key, row), threshold);
+  }
+};
+
+// ---- Linear: y[N,O] = x[N,I] w[O,I]^T + b[O] ----------------------------------------------------
+
+template <class Real>
+void linear_forward(Compute<Real>& compute, std::size_t N, std::size_t O, std::size_t I,
+                    const Real* x, const Real* w, const Real* b, Real* y) {
+  compute.for_rows(N, [&](std::size_t t) { std::copy(b, b + O, y + t * O); });
+  compute.parallel_multiply(N, O, I, x, I, 1, w, 1, I, y, true);
+}
+
+// db[j] += sum_t dy[t,j], each column summed by one thread in the order of t
+template <class Real>
+void add_columns(Compute<Real>& compute, std::size_t N, std::size_t O, const Real* dy, Real* db) {
+  compute.pool.parallel_ranges(O, 16, [&](std::size_t begin, std::size_t end, std::size_t) {
+    for (std::size_t t = 0; t < N; ++t) compute.k.add(dy + t * O + begin, db + begin, end - begin);
+  });
+}
+
+// y = x w^T + b:   dw += dy^T x,   db += sum_t dy_t,   dx (+)= dy w   (dx may be null)
+template <class Real>
+void linear_backward(Compute<Real>& compute, std::size_t N, std::size_t O, std::size_t I,
+                     const Real* x, const Real* w, const Real* dy, Real* dw, Real* db, Real* dx,
+                     bool accumulate_dx) {
+  compute.parallel_multiply(O, I, N, dy, 1, O, x, I, 1, dw, true);
+  add_columns(compute, N, O, dy, db);
+  compute.parallel_multiply(N, I, O, dy, O, 1, w, I, 1, dx, accumulate_dx);
+}
+
+// ---- LayerNorm: y_t = gain (x_t - mean_t) / deviation_t + bias, over the H numbers of a token
+// -----
+
+template <class Real>
+void norm_forward(Compute<Real>& compute, std::size_t N, std::size_t H, const Real* x,
+                  const Real* gain, const Real* bias, Real* y,
+                  detail::RowStatistics<Real>* statistics) {
+  compute.for_rows(N, [&](std::size_t t) {
+    statistics[t] = compute.k.normalize(x + t * H, gain, bias, y + t * H, H);
+  });
+}
+
+// Replaces dy[N,H] by dx.
+template <class Real>
+void norm_backward(Compute<Real>& compute, std::size_t N, std::size_t H, const Real* x,
+                   const detail::RowStatistics<Real>* statistics, const Real* gain, Real* dy,
+                   Real* dgain, Real* dbias) {
+  compute.pool.parallel_ranges(H, 16, [&](std::size_t begin, std::size_t end, std::size_t) {
+    for (std::size_t t = 0; t < N; ++t) {
+      const std::size_t at = t * H + begin;
+      compute.k.normalize_parameters(x + at, statistics[t], dy + at, dgain + begin, dbias + begin,
+                                     end - begin);
+    }
+  });
+  compute.for_rows(N, [&](std::size_t t) {
+    compute.k.normalize_backward(x + t * H, statistics[t], gain, dy + t * H, H);
+  });
+}
+
+// ---- Residual and norm: y = LayerNorm(x + dropout(f)), the Post-LN of the paper (eq. 3)
+// ----------- f becomes x + dropout(f), which the backward needs.
+
+template <class Real>
+void residual_norm_forward(Compute<Real>& compute, std::size_t N, std::size_t H,
+                           std::size_t first_token, const DropoutSite& dropout, const Real* x,
+                           Real* f, const Real* gain, const Real* bias, Real* y,
+                           detail::RowStatistics<Real>* statistics) {
+  compute.for_rows(N, [&](std::size_t t) {
+    dropout.apply(compute.k, f + t * H, H, first_token + t);
+    compute.k.add(x + t * H, f + t * H, H);
+    statistics[t] = compute.k.normalize(f + t * H, gain, bias, y + t * H, H);
+  });
+}
+
+// y = LayerNorm(x + dropout(f)):   dx = d_sum,   df = dropout(d_sum)
+// Replaces dy[N,H] by dx.
+template <class Real>
+void residual_norm_backward(Compute<Real>& compute, std::size_t N, std::size_t H,
+                            std::size_t first_token, const DropoutSite& dropout, const Real* sum,
+                            const detail::RowStatistics<Real>* statistics, const Real* gain,
+                            Real* dy, Real* dgain, Real* dbias, Real* df) {
+  norm_backward(compute, N, H, sum, statistics, gain, dy, dgain, dbias);
+  compute.for_rows(N, [&](std::size_t t) {
+    std::copy(dy + t * H, dy + (t + 1) * H, df + t * H);
+    dropout.apply(compute.k, df + t * H, H, first_token + t);
+  });
+}
+
+// ---- Activation: h = dropout(gelu(u)) (eq. 4)
+// ----------------------------------------------------
+
+template <class Real>
+void activation_forward(Compute<Real>& compute, std::size_t N, std::size_t width,
+                        std::size_t first_token, const DropoutSite& dropout, const Real* u,
+                        Real* h) {
+  compute.for_rows(N, [&](std::size_t t) {
+    compute.k.gelu(u + t * width, h + t * width, width);
+    dropout.apply(compute.k, h + t * width, width, first_token + t);
+  });
+}
+
+// h = dropout(gelu(u)):   du = dropout(dh) gelu'(u), written over dh
+template <class Real>
+void activation_backward(Compute<Real>& compute, std::size_t N, std::size_t width,
+                         std::size_t first_token, const DropoutSite& dropout, const Real* u,
+                         Real* dh) {
+  compute.for_rows(N, [&](std::size_t t) {
+    dropout.apply(compute.k, dh + t * width, width, first_token + t);
+    compute.k.gelu_backward(u + t * width, dh + t * width, width);
+  });
+}
+
+// ---- Rows that are computed together
+// -------------------------------------------------------------- A group of whole rows of a batch;
+// offsets are places in the batch, so row r of the group has the tokens offsets[r] - offsets[0] ...
+// of the group.
+
+struct RowGroup {
+  std::span<const std::int32_t> tokens, positions;  // [N]
+  std::span<const std::size_t> offsets;             // [rows + 1]
+
+  std::size_t size() const { return tokens.size(); }
+  std::size_t rows() const { return offsets.size() - 1; }
+  std::size_t first_token() const { return offsets.front(); }
+  std::size_t begin(std::size_t row) const { return offsets[row] - offsets.front(); }
+  std::size_t length(std::size_t row) const { return offsets[row + 1] - offsets[row]; }
+};
+
+// ---- Attention: bidirectional, A heads of D = H / A, inside each row (eq. 1 and 2)
+// -----------------
+//   S = q k^T / sqrt D      [n,n] for one row of n tokens and one head
+//   P = softmax(S)          over keys
+//   o = dropout(P) v        [n,D]
+// q, k, v stand side by side in qkv[N,3H], head h at columns h D. weights[N,A,L] keeps P: those of
+// token t and head h are the n numbers from (t A + h) L.
+
+template <class Real>
+struct AttentionTask {
+  std::size_t n, D, qkv_stride, weights_stride;
+  std::size_t qkv_at, out_at, weights_at, dropout_row;
+
+  AttentionTask(const ModelConfig& config, const RowGroup& group, std::size_t task)
+      : n(group.length(task / config.num_heads)),
+        D(config.head_size()),
+        qkv_stride(3 * config.hidden_size),
+        weights_stride(config.num_heads * config.max_length) {
+    const std::size_t head = task % config.num_heads;
+    const std::size_t token = group.begin(task / config.num_heads);
+    qkv_at = token * qkv_stride + head * D;
+    out_at = token * config.hidden_size + head * D;
+    weights_at = token * weights_stride + head * config.max_length;
+    dropout_row = (group.first_token() + token) * config.num_heads + head * n;
+  }
+};
+
+template <class Real>
+void attention_forward(Compute<Real>& compute, const ModelConfig& config, const RowGroup& group,
+                       const DropoutSite& dropout, const Real* qkv, Real* weights, Real* out) {
+  const std::size_t H = config.hidden_size;
+  const Real scale = 1 / std::sqrt(static_cast<Real>(config.head_size()));
+  compute.pool.parallel_for(group.rows() * config.num_heads, [&](std::size_t task, std::size_t w) {
+    const AttentionTask<Real> at(config, group, task);
+    const std::size_t n = at.n, D = at.D;
+    const Real *q = qkv + at.qkv_at, *k = q + H, *v = k + H;
+    Real* P = weights + at.weights_at;
+    compute.multiply(w, n, n, D, q, at.qkv_stride, 1, k, 1, at.qkv_stride, P, at.weights_stride);
+    Real* dropped = compute.scratch(w);  // [n,n]
+    for (std::size_t i = 0; i < n; ++i) {
+      Real* row = P + i * at.weights_stride;
+      compute.k.softmax(row, scale, n);
+      std::copy(row, row + n, dropped + i * n);
+      dropout.apply(compute.k, dropped + i * n, n, at.dropout_row + i);
+    }
+    compute.multiply(w, n, D, n, dropped, n, 1, v, at.qkv_stride, 1, out + at.out_at, H);
+  });
+}
+
+// o = dropout(P) v:         dv = dropout(P)^T do,   dP = dropout(do v^T)
+// P = softmax(S):           dS_ij = P_ij (dP_ij - sum_j P_ij dP_ij)
+// S = q k^T / sqrt D:       dq = dS k / sqrt D,     dk = dS^T q / sqrt D
+template <class Real>
+void attention_backward(Compute<Real>& compute, const ModelConfig& config, const RowGroup& group,
+                        const DropoutSite& dropout, const Real* qkv, const Real* weights,
+                        const Real* d_out, Real* d_qkv) {
+  const std::size_t H = config.hidden_size;
+  const Real scale = 1 / std::sqrt(static_cast<Real>(config.head_size()));
+  compute.pool.parallel_for(group.rows() * config.num_heads, [&](std::size_t task, std::size_t w) {
+    const AttentionTask<Real> at(config, group, task);
+    const std::size_t n = at.n, D = at.D, stride = at.qkv_stride;
+    const Real *q = qkv + at.qkv_at, *k = q + H, *v = k + H, *d_o = d_out + at.out_at;
+    Real *d_q = d_qkv + at.qkv_at, *d_k = d_q + H, *d_v = d_k + H;
+    const Real* P = weights + at.weights_at;
+    Real *dropped = compute.scratch(w), *d_S = dropped + n * n;
+    for (std::size_t i = 0; i < n; ++i) {
+      const Real* row = P + i * at.weights_stride;
+      std::copy(row, row + n, dropped + i * n);
+      dropout.apply(compute.k, dropped + i * n, n, at.dropout_row + i);
+    }
+    compute.multiply(w, n, D, n, dropped, 1, n, d_o, H, 1, d_v, stride);
+    compute.multiply(w, n, n, D, d_o, H, 1, v, 1, stride, d_S, n);
+    for (std::size_t i = 0; i < n; ++i) {
+      dropout.apply(compute.k, d_S + i * n, n, at.dropout_row + i);
+      compute.k.softmax_backward(P + i * at.weights_stride, d_S + i * n, scale, n);
+    }
+    compute.multiply(w, n, D, n, d_S, n, 1, k, stride, 1, d_q, stride);
+    compute.multiply(w, n, D, n, d_S, 1, n, q, stride, 1, d_k, stride);
+  });
+}
+
+// Scratch numbers that one thread needs for attention: two matrices [L,L].
+inline std::size_t attention_scratch(const ModelConfig& config) {
+  const std::size_t L = config.max_length;
+  return 2 * L * L;
+}
+
+// ---- Embedding: e_t = item[tokens_t] + position[positions_t] (section 3.4)
+// -----------------------
+
+template <class Real>
+void embedding_forward(Compute<Real>& compute, std::size_t H, const RowGroup& group,
+                       const Real* item, const Real* position, Real* e) {
+  compute.for_rows(group.size(), [&](std::size_t t) {
+    const Real* row = item + static_cast<std::size_t>(group.tokens[t]) * H;
+    std::copy(row, row + H, e + t * H);
+    compute.k.add(position + static_cast<std::size_t>(group.positions[t]) * H, e + t * H, H);
+  });
+}
+
+// e_t = item[tokens_t] + position[positions_t]:   d_item[tokens_t] += de_t, and so for positions.
+// A token may occur often: threads own columns, so each sum keeps the order of t.
+template <class Real>
+void embedding_backward(Compute<Real>& compute, std::size_t H, const RowGroup& group,
+                        const Real* de, Real* d_item, Real* d_position) {
+  compute.pool.parallel_ranges(H, 16, [&](std::size_t begin, std::size_t end, std::size_t) {
+    for (std::size_t t = 0; t < group.size(); ++t) {
+      const Real* from = de + t * H + begin;
+      const auto token = static_cast<std::size_t>(group.tokens[t]);
+      const auto position = static_cast<std::size_t>(group.positions[t]);
+      compute.k.add(from, d_item + token * H + begin, end - begin);
+      compute.k.add(from, d_position + position * H + begin, end - begin);
+    }
+  });
+}
+
+// ================================================================================================
+// 11  Encoder
+// ================================================================================================
+//   x    = dropout(LayerNorm(item + position))
+//   a    = LayerNorm(x + dropout(attention(x)))                    for each layer
+//   x    = LayerNorm(a + dropout(W2 dropout(gelu(W1 a))))
+// (The inner dropout is PyTorch's; the paper's network has none there.)
+//
+// A step works through its batch in groups of whole rows of about group_tokens tokens and adds
+// their gradients up: what a group leaves between forward and backward then stays near the
+// processor, and memory depends on the group, not on the batch. Groups depend on the data alone, so
+// threads cannot change a result. All buffers are made once, by the constructor.
+
+inline constexpr std::size_t group_tokens = 1024;
+
+// The places of dropout in one training step; by default all are off.
+class DropoutPlan {
+ public:
+  DropoutPlan() = default;
+  DropoutPlan(const ModelConfig& config, Key step_key)
+      : key_(step_key),
+        threshold_(detail::dropout_threshold(config.dropout)),
+        attention_threshold_(detail::dropout_threshold(config.attention_dropout)),
+        inner_threshold_(config.architecture == Architecture::torch ? threshold_ : 0) {}
+
+  DropoutSite embedding() const { return {fold_in(key_, 0), threshold_}; }
+  DropoutSite attention(std::size_t layer) const { return site(layer, 1, attention_threshold_); }
+  DropoutSite attention_output(std::size_t layer) const { return site(layer, 2, threshold_); }
+  DropoutSite inner(std::size_t layer) const { return site(layer, 3, inner_threshold_); }
+  DropoutSite output(std::size_t layer) const { return site(layer, 4, threshold_); }
+
+ private:
+  DropoutSite site(std::size_t layer, std::size_t place, std::uint32_t threshold) const {
+    return {fold_in(key_, 8 * (layer + 1) + place), threshold};
+  }
+  Key key_;
+  std::uint32_t threshold_ = 0, attention_threshold_ = 0, inner_threshold_ = 0;
+};
+
+// Where the tensors of the encoder lie in a flat array of parameters or gradients.
+template <class Real>
+struct EncoderTensors {
+  struct Layer {
+    Real *in_weight, *in_bias, *out_weight, *out_bias;  // [3H,H] [3H] [H,H] [H]
+    Real *w1, *b1, *w2, *b2;                            // [4H,H] [4H] [H,4H] [H]
+    Real *gain1, *bias1, *gain2, *bias2;                // [H]
+  };
+  Real *item, *position, *gain, *bias;  // [V,H] [L,H] [H] [H]
+  std::vector<Layer> layers;
+
+  EncoderTensors(const ModelConfig& config, const TensorTable& table, Real* flat) {
+    const auto at = [&](const std::string& name) { return flat + table.at(name).offset; };
+    item = at("item_embedding.weight");
+    position = at("position_embedding.weight");
+    gain = at("embedding_norm.weight");
+    bias = at("embedding_norm.bias");
+    for (std::size_t layer = 0; layer < config.num_layers; ++layer) {
+      const std::string p = layer_prefix(layer);
+      layers.push_back({at(p + "self_attn.in_proj_weight"), at(p + "self_attn.in_proj_bias"),
+                        at(p + "self_attn.out_proj.weight"), at(p + "self_attn.out_proj.bias"),
+                        at(p + "linear1.weight"), at(p + "linear1.bias"), at(p + "linear2.weight"),
+                        at(p + "linear2.bias"), at(p + "norm1.weight"), at(p + "norm1.bias"),
+                        at(p + "norm2.weight"), at(p + "norm2.bias")});
+    }
+  }
+};
+
+template <class Real>
+class Encoder {
+ public:
+  Encoder(const ModelConfig& config, const TensorTable& table, Real* parameters, Real* gradients)
+      : config_(config),
+        capacity_(std::max(group_tokens, config.max_length)),
+        w_(config, table, parameters),
+        g_(config, table, gradients),
+        embedded_(capacity_ * config.hidden_size),
+        x0_(capacity_ * config.hidden_size),
+        statistics_(capacity_),
+        d_narrow_(capacity_ * config.hidden_size),
+        d_wide_(capacity_ * config.inner_size()) {
+    for (std::size_t layer = 0; layer < config.num_layers; ++layer) {
+      layers_.emplace_back(config, capacity_);
+    }
+  }
+
+  std::size_t capacity() const { return capacity_; }  // tokens of the largest group
+  Real* item_weight() const { return w_.item; }
+  Real* item_gradient() const { return g_.item; }
+
+  // Token vectors [N,H] of the last layer; valid until the next forward.
+  const Real* forward(Compute<Real>& compute, const RowGroup& group, const DropoutPlan& dropout) {
+    const std::size_t N = group.size(), H = config_.hidden_size, inner = config_.inner_size();
+    const std::size_t first = group.first_token();
+    embedding_forward(compute, H, group, w_.item, w_.position, embedded_.data());
+    norm_forward(compute, N, H, embedded_.data(), w_.gain, w_.bias, x0_.data(), statistics_.data());
+    compute.for_rows(N, [&](std::size_t t) {
+      dropout.embedding().apply(compute.k, x0_.data() + t * H, H, first + t);
+    });
+    const Real* x = x0_.data();
+    for (std::size_t i = 0; i < config_.num_layers; ++i) {
+      const auto& w = w_.layers[i];
+      const Activations& s = layers_[i];
+      linear_forward(compute, N, 3 * H, H, x, w.in_weight, w.in_bias, s.qkv.data());
+      attention_forward(compute, config_, group, dropout.attention(i), s.qkv.data(),
+                        s.weights.data(), s.context.data());
+      linear_forward(compute, N, H, H, s.context.data(), w.out_weight, w.out_bias, s.sum1.data());
+      residual_norm_forward(compute, N, H, first, dropout.attention_output(i), x, s.sum1.data(),
+                            w.gain1, w.bias1, s.a.data(), s.statistics1.data());
+      linear_forward(compute, N, inner, H, s.a.data(), w.w1, w.b1, s.u.data());
+      activation_forward(compute, N, inner, first, dropout.inner(i), s.u.data(), s.h.data());
+      linear_forward(compute, N, H, inner, s.h.data(), w.w2, w.b2, s.sum2.data());
+      residual_norm_forward(compute, N, H, first, dropout.output(i), s.a.data(), s.sum2.data(),
+                            w.gain2, w.bias2, s.x.data(), s.statistics2.data());
+      x = s.x.data();
+    }
+    return x;
+  }
+
+  // The mirror of forward(), line by line from the bottom. d[N,H]: the gradient of the loss by what
+  // forward() returned; it is overwritten.
+  void backward(Compute<Real>& compute, const RowGroup& group, const DropoutPlan& dropout,
+                Real* d) {
+    const std::size_t N = group.size(), H = config_.hidden_size, inner = config_.inner_size();
+    const std::size_t first = group.first_token();
+    Real *narrow = d_narrow_.data(), *wide = d_wide_.data();  // [N,H] and [N,4H]
+    for (std::size_t i = config_.num_layers; i-- > 0;) {
+      const auto &w = w_.layers[i], &g = g_.layers[i];
+      const Activations& s = layers_[i];
+      const Real* x = i == 0 ? x0_.data() : layers_[i - 1].x.data();
+      // x' = LayerNorm(a + dropout(W2 h)): d becomes the part of da that goes around W2
+      residual_norm_backward(compute, N, H, first, dropout.output(i), s.sum2.data(),
+                             s.statistics2.data(), w.gain2, d, g.gain2, g.bias2, narrow);
+      linear_backward(compute, N, H, inner, s.h.data(), w.w2, narrow, g.w2, g.b2, wide, false);
+      activation_backward(compute, N, inner, first, dropout.inner(i), s.u.data(), wide);
+      linear_backward(compute, N, inner, H, s.a.data(), w.w1, wide, g.w1, g.b1, d, true);
+      // a = LayerNorm(x + dropout(W_out context)): d becomes the part of dx around attention
+      residual_norm_backward(compute, N, H, first, dropout.attention_output(i), s.sum1.data(),
+                             s.statistics1.data(), w.gain1, d, g.gain1, g.bias1, narrow);
+      Real *d_context = wide, *d_qkv = wide + N * H;  // [N,H] and [N,3H] share the wide buffer
+      linear_backward(compute, N, H, H, s.context.data(), w.out_weight, narrow, g.out_weight,
+                      g.out_bias, d_context, false);
+      attention_backward(compute, config_, group, dropout.attention(i), s.qkv.data(),
+                         s.weights.data(), d_context, d_qkv);
+      linear_backward(compute, N, 3 * H, H, x, w.in_weight, d_qkv, g.in_weight, g.in_bias, d, true);
+    }
+    compute.for_rows(
+        N, [&](std::size_t t) { dropout.embedding().apply(compute.k, d + t * H, H, first + t); });
+    norm_backward(compute, N, H, embedded_.data(), statistics_.data(), w_.gain, d, g_.gain,
+                  g_.bias);
+    embedding_backward(compute, H, group, d, g_.item, g_.position);
+  }
+
+ private:
+  // What forward() leaves for backward() in one layer.
+  struct Activations {
+    Activations(const ModelConfig& c, std::size_t N)
+        : qkv(N * 3 * c.hidden_size),
+          weights(N * c.num_heads * c.max_length),
+          context(N * c.hidden_size),
+          sum1(N * c.hidden_size),
+          a(N * c.hidden_size),
+          u(N * c.inner_size()),
+          h(N * c.inner_size()),
+          sum2(N * c.hidden_size),
+          x(N * c.hidden_size),
+          statistics1(N),
+          statistics2(N) {}
+    Buffer<Real> qkv, weights, context, sum1, a, u, h, sum2, x;
+    Buffer<detail::RowStatistics<Real>> statistics1, statistics2;
+  };
+
+  ModelConfig config_;
+  std::size_t capacity_;
+  EncoderTensors<Real> w_, g_;
+  Buffer<Real> embedded_, x0_;
+  Buffer<detail::RowStatistics<Real>> statistics_;
+  Buffer<Real> d_narrow_, d_wide_;
+  std::vector<Activations> layers_;
+};
+
+// ================================================================================================
+// 12  Heads and losses
+// ================================================================================================
+// A head turns token vectors into scores and a loss at chosen tokens. It owns its tensors, its loss
+// and its gradient; the engine gives it vectors and takes their gradient back.
+//
+// MaskedItems is the Cloze task (section 3.6, eq. 8): at each masked token a softmax over all
+// items, and the mean of -log p(true item). Only masked tokens are scored, and only items compete:
+// PAD, MASK and UNK are never predicted.
+//   torch:  s = W x + b                                        W: output.weight [V,H]
+//   paper:  s = E LayerNorm(gelu(W_d x + b_d)) + b  (eq. 7)    E: item_embedding.weight [V,H]
+
+inline constexpr std::array<std::size_t, 4> top_k{1, 5, 10, 20};
+
+// Sums over masked tokens; add two, divide once.
+struct MaskedMetrics {
+  double loss_sum = 0;
+  std::uint64_t count = 0;
+  std::array<std::uint64_t, top_k.size()> hits{};  // rank <= 1, 5, 10, 20
+
+  double loss() const { return loss_sum / static_cast<double>(count); }
+  double accuracy(std::size_t i) const {
+    return static_cast<double>(hits[i]) / static_cast<double>(count);
+  }
+  MaskedMetrics& operator+=(const MaskedMetrics& other) {
+    loss_sum += other.loss_sum;
+    count += other.count;
+    for (std::size_t i = 0; i < hits.size(); ++i) hits[i] += other.hits[i];
+    return *this;
+  }
+};
+
+// Rank of a target among all candidates: 1 + how many score higher + half of those that tie with
+// it. A model that scores all alike gets the middle rank, never the first.
+inline double rank_of(std::size_t better, std::size_t ties) {
+  return 1.0 + static_cast<double>(better) + 0.5 * static_cast<double>(ties);
+}
+
+template <class Real>
+class MaskedItems {
+ public:
+  MaskedItems(const ModelConfig& config, const TensorTable& table, Real* parameters,
+              Real* gradients, const Encoder<Real>& encoder)
+      : config_(config),
+        slab_(std::clamp<std::size_t>(slab_numbers / config.num_items, 16, encoder.capacity())),
+        vectors_(encoder.capacity() * config.hidden_size),
+        d_vectors_(encoder.capacity() * config.hidden_size),
+        scores_(slab_ * config.num_items),
+        losses_(encoder.capacity()),
+        counts_(encoder.capacity()) {
+    const bool paper = config.architecture == Architecture::paper;
+    const auto at = [&](Real* flat, const char* name) { return flat + table.at(name).offset; };
+    weight_ = paper ? encoder.item_weight() : at(parameters, "output.weight");
+    d_weight_ = paper ? encoder.item_gradient() : at(gradients, "output.weight");
+    weight_ += special_rows * config.hidden_size;
+    d_weight_ += special_rows * config.hidden_size;
+    bias_ = at(parameters, "output.bias") + special_rows;
+    d_bias_ = at(gradients, "output.bias") + special_rows;
+    if (!paper) return;
+    w_ = transform_at(table, parameters);
+    g_ = transform_at(table, gradients);
+    dense_ = Buffer<Real>(encoder.capacity() * config.hidden_size);
+    active_ = Buffer<Real>(encoder.capacity() * config.hidden_size);
+    gathered_ = Buffer<Real>(encoder.capacity() * config.hidden_size);
+    statistics_ = Buffer<detail::RowStatistics<Real>>(encoder.capacity());
+  }
+
+  // Loss at the masked tokens of a group: x[N,H] from the encoder, masked[M] places in the group,
+  // targets[M] items. If d_x[N,H] is given it receives the gradient of loss_scale * (sum of
+  // losses), and that of the head's tensors is added to theirs.
+  MaskedMetrics loss(Compute<Real>& compute, std::size_t N, const Real* x,
+                     std::span<const std::size_t> masked, std::span<const std::int32_t> targets,
+                     Real loss_scale, Real* d_x) {
+    const std::size_t M = masked.size(), H = config_.hidden_size;
+    transform_forward(compute, x, masked);
+    for (std::size_t begin = 0; begin < M; begin += slab_) {
+      const std::size_t end = std::min(begin + slab_, M);
+      slab_loss(compute, begin, end, targets, loss_scale, d_x != nullptr);
+    }
+    MaskedMetrics metrics;
+    metrics.count = M;
+    for (std::size_t i = 0; i < M; ++i) {
+      metrics.loss_sum += losses_[i];
+      const double rank = rank_of(counts_[i].better, counts_[i].ties);
+      for (std::size_t k = 0; k < top_k.size(); ++k) {
+        metrics.hits[k] += rank <= static_cast<double>(top_k[k]);
+      }
+    }
+    if (d_x == nullptr) return metrics;
+    transform_backward(compute, M);
+    std::fill(d_x, d_x + N * H, Real(0));
+    for (std::size_t i = 0; i < M; ++i) {
+      compute.k.add(d_vectors_.data() + i * H, d_x + masked[i] * H, H);
+    }
+    return metrics;
+  }
+
+  // Scores [M,num_items] at the masked tokens of a group.
+  void score(Compute<Real>& compute, const Real* x, std::span<const std::size_t> masked,
+             Real* scores) {
+    transform_forward(compute, x, masked);
+    linear_forward(compute, masked.size(), config_.num_items, config_.hidden_size, vectors_.data(),
+                   weight_, bias_, scores);
+  }
+
+ private:
+  static constexpr std::size_t slab_numbers = std::size_t{1} << 22;  // scores held at a time
+
+  struct Transform {
+    Real *weight, *bias, *gain, *shift;  // [H,H] [H] [H] [H]
+  };
+  static Transform transform_at(const TensorTable& table, Real* flat) {
+    const auto at = [&](const char* name) { return flat + table.at(name).offset; };
+    return {at("head.dense.weight"), at("head.dense.bias"), at("head.norm.weight"),
+            at("head.norm.bias")};
+  }
+
+  // vectors_[M,H]: the masked tokens' vectors (torch), or LayerNorm(gelu(W_d x + b_d)) (paper)
+  void transform_forward(Compute<Real>& compute, const Real* x,
+                         std::span<const std::size_t> masked) {
+    const std::size_t M = masked.size(), H = config_.hidden_size;
+    const bool paper = config_.architecture == Architecture::paper;
+    Real* gathered = paper ? gathered_.data() : vectors_.data();
+    compute.for_rows(M, [&](std::size_t i) {
+      std::copy(x + masked[i] * H, x + (masked[i] + 1) * H, gathered + i * H);
+    });
+    if (!paper) return;
+    linear_forward(compute, M, H, H, gathered, w_.weight, w_.bias, dense_.data());
+    activation_forward(compute, M, H, 0, DropoutSite{}, dense_.data(), active_.data());
+    norm_forward(compute, M, H, active_.data(), w_.gain, w_.shift, vectors_.data(),
+                 statistics_.data());
+  }
+
+  // vectors = LayerNorm(gelu(W_d x + b_d)): turns d_vectors_ into the gradient by x
+  void transform_backward(Compute<Real>& compute, std::size_t M) {
+    if (config_.architecture != Architecture::paper) return;
+    const std::size_t H = config_.hidden_size;
+    Real* d = d_vectors_.data();
+    norm_backward(compute, M, H, active_.data(), statistics_.data(), w_.gain, d, g_.gain, g_.shift);
+    activation_backward(compute, M, H, 0, DropoutSite{}, dense_.data(), d);
+    std::copy(d, d + M * H, active_.data());
+    linear_backward(compute, M, H, H, gathered_.data(), w_.weight, active_.data(), g_.weight,
+                    g_.bias, d, false);
+  }
+
+  // Masked tokens begin ... end - 1:  s = vectors W^T + b,  loss = log sum_j exp s_j - s_target,
+  // ds_j = softmax(s)_j - [j = target]
+  void slab_loss(Compute<Real>& compute, std::size_t begin, std::size_t end,
+                 std::span<const std::int32_t> targets, Real loss_scale, bool with_gradient) {
+    const std::size_t M = end - begin, H = config_.hidden_size, I = config_.num_items;
+    const Real* vectors = vectors_.data() + begin * H;
+    linear_forward(compute, M, I, H, vectors, weight_, bias_, scores_.data());
+    compute.for_rows(M, [&](std::size_t i) {
+      Real* s = scores_.data() + i * I;
+      const auto target = static_cast<std::size_t>(targets[begin + i]);
+      const Real target_score = s[target];
+      counts_[begin + i] = compute.k.count_above(s, target_score, I);
+      counts_[begin + i].ties -= 1;  // the target itself (none, and so wrapped, if it is NaN)
+      losses_[begin + i] = static_cast<double>(compute.k.softmax(s, Real(1), I) - target_score);
+      if (!with_gradient) return;
+      s[target] -= 1;
+      compute.k.scale(s, loss_scale, I);
+    });
+    if (!with_gradient) return;
+    linear_backward(compute, M, I, H, vectors, weight_, scores_.data(), d_weight_, d_bias_,
+                    d_vectors_.data() + begin * H, false);
+  }
+
+  ModelConfig config_;
+  std::size_t slab_;
+  Real *weight_, *d_weight_, *bias_, *d_bias_;  // [I,H] and [I]: the rows of items
+  Transform w_{}, g_{};
+  Buffer<Real> vectors_, d_vectors_, scores_, dense_, active_, gathered_;
+  Buffer<detail::RowStatistics<Real>> statistics_;
+  Buffer<double> losses_;
+  Buffer<detail::RankCounts> counts_;
+};
+
+// ================================================================================================
+// 13  Data
+// ================================================================================================
+// data/<name>/items.jsonl: one item a line,
+//   {"id": 16498, "title": {"romaji": "...", "english": "...", "native": "..."}, "genres": ["..."],
+//    "format": "TV", "status": "FINISHED", "average_score": 84, "popularity": 1, "start_date":
+//    "..."}
+// of which only id is required, and title may be one string.
+// data/<name>/histories.jsonl: one user a line, entries from the oldest to the newest,
+//   {"user": "name", "entries": [{"id": 16498, "at": 1700000000, "status": "COMPLETED", ...}, ...]}
+// `at` is in Unix seconds or null. A history whose entries all have times is sorted by them; any
+// other keeps the order of the file. Entries with status PLANNING were not watched and are left
+// out; so are ids that are not in the catalogue (and both are counted).
+
+// An integer or a string, as it stands in the file.
+using ItemId = std::variant<std::int64_t, std::string>;
+
+inline std::string id_text(const ItemId& id) {
+  return std::visit([](const auto& value) { return join(value); }, id);
+}
+
+struct Item {
+  ItemId id;
+  std::string romaji, english, native;  // titles; empty where unknown
+  std::vector<std::string> genres;
+  std::string format, status, start_date;
+  std::optional<double> average_score;
+  std::optional<std::int64_t> popularity;
+};
+
+namespace detail {
+
+inline ItemId read_id(JsonReader& reader) {
+  if (reader.peek() == '"') return std::string(reader.string());
+  return reader.integer();
+}
+
+inline std::string read_text_or_null(JsonReader& reader) {
+  if (!reader.is_null()) return std::string(reader.string());
+  reader.null();
+  return {};
+}
+
+inline void read_titles(JsonReader& reader, Item& item) {
+  if (reader.peek() != '{') {
+    item.english = read_text_or_null(reader);
+    return;
+  }
+  reader.object([&](std::string_view name) {
+    if (name == "romaji")
+      item.romaji = read_text_or_null(reader);
+    else if (name == "english")
+      item.english = read_text_or_null(reader);
+    else if (name == "native")
+      item.native = read_text_or_null(reader);
+    else
+      reader.skip();
+  });
+}
+
+inline Item read_item(JsonReader& reader) {
+  Item item;
+  bool has_id = false;
+  reader.object([&](std::string_view name) {
+    if (name == "id") {
+      if (has_id) reader.error("field \"id\" stands twice");
+      item.id = read_id(reader);
+      has_id = true;
+    } else if (name == "title") {
+      read_titles(reader, item);
+    } else if (name == "genres") {
+      reader.array([&] { item.genres.emplace_back(reader.string()); });
+    } else if (name == "format") {
+      item.format = read_text_or_null(reader);
+    } else if (name == "status") {
+      item.status = read_text_or_null(reader);
+    } else if (name == "start_date") {
+      item.start_date = read_text_or_null(reader);
+    } else if (name == "average_score" && !reader.is_null()) {
+      item.average_score = reader.number();
+    } else if (name == "popularity" && !reader.is_null()) {
+      item.popularity = reader.integer();
+    } else {
+      reader.skip();
+    }
+  });
+  if (!has_id) reader.error("missing field \"id\"");
+  return item;
+}
+
+}  // namespace detail
+
+inline Json to_json(const Item& item) {
+  const auto text = [](const std::string& value) { return value.empty() ? Json() : Json(value); };
+  Json title, json;
+  title.set("romaji", text(item.romaji));
+  title.set("english", text(item.english));
+  title.set("native", text(item.native));
+  json.set("id", std::visit([](const auto& id) { return Json(id); }, item.id));
+  json.set("title", std::move(title));
+  json.set("genres", item.genres);
+  if (!item.format.empty()) json.set("format", item.format);
+  if (!item.status.empty()) json.set("status", item.status);
+  if (item.average_score) json.set("average_score", *item.average_score);
+  if (item.popularity) json.set("popularity", *item.popularity);
+  if (!item.start_date.empty()) json.set("start_date", item.start_date);
+  return json;
+}
+
+// The items, numbered 0 ... size() - 1 in the order of the file.
+class Catalogue {
+ public:
+  // Adds an item; its id must be new. Returns its number.
+  std::int32_t add(Item item) {
+    const auto number = static_cast<std::int32_t>(items_.size());
+    const bool added = std::visit([&](const auto& id) { return insert(id, number); }, item.id);
+    require(added, "item id ", id_text(item.id), " stands twice");
+    items_.push_back(std::move(item));
+    return number;
+  }
+
+  static Catalogue load(const Path& path) {
+    const std::string text = read_file(path), file = path.string();
+    Catalogue catalogue;
+    for_each_line(text, [&](std::string_view line, std::size_t number) {
+      JsonReader reader(line, file, number);
+      Item item = detail::read_item(reader);
+      reader.end();
+      try {
+        catalogue.add(std::move(item));
+      } catch (const Error& error) {
+        fail(file, ":", number, ": ", error.what());
+      }
+    });
+    require(catalogue.size() > 0, file, ": no items");
+    return catalogue;
+  }
+
+  std::size_t size() const { return items_.size(); }
+  const Item& operator[](std::int32_t item) const { return items_[static_cast<std::size_t>(item)]; }
+  auto begin() const { return items_.begin(); }
+  auto end() const { return items_.end(); }
+
+  // The item's number, or -1.
+  std::int32_t find(std::int64_t id) const { return find_in(by_integer_, id); }
+  std::int32_t find(const std::string& id) const { return find_in(by_text_, id); }
+  // By what a person typed: an integer id if there is one, else a string id.
+  std::int32_t find_typed(const std::string& text) const {
+    std::int64_t integer = 0;
+    const auto end = text.data() + text.size();
+    const bool whole = std::from_chars(text.data(), end, integer).ptr == end && !text.empty();
+    const std::int32_t item = whole ? find(integer) : -1;
+    return item >= 0 ? item : find(text);
+  }
+
+  // The first title there is in the order English, romaji, native, else the id.
+  std::string title(std::int32_t number) const {
+    const Item& item = (*this)[number];
+    for (const std::string* title : {&item.english, &item.romaji, &item.native}) {
+      if (!title->empty()) return *title;
+    }
+    return id_text(item.id);
+  }
+
+ private:
+  bool insert(std::int64_t id, std::int32_t item) { return by_integer_.emplace(id, item).second; }
+  bool insert(const std::string& id, std::int32_t item) {
+    return by_text_.emplace(id, item).second;
+  }
+  template <class Map, class Id>
+  static std::int32_t find_in(const Map& map, const Id& id) {
+    const auto found = map.find(id);
+    return found == map.end() ? -1 : found->second;
+  }
+
+  std::vector<Item> items_;
+  std::unordered_map<std::int64_t, std::int32_t> by_integer_;
+  std::unordered_map<std::string, std::int32_t> by_text_;
+};
+
+using ItemSpan = std::span<const std::int32_t>;
+
+// Who watched what, from the oldest to the newest.
+class Histories {
+ public:
+  void add(std::string user, ItemSpan items) {
+    require(by_name_.emplace(user, size()).second, "user \"", user, "\" stands twice");
+    users_.push_back(std::move(user));
+    items_.insert(items_.end(), items.begin(), items.end());
+    offsets_.push_back(items_.size());
+  }
+
+  static Histories load(const Path& path, const Catalogue& catalogue);
+
+  std::size_t size() const { return users_.size(); }
+  std::size_t interactions() const { return items_.size(); }
+  const std::string& user(std::size_t row) const { return users_[row]; }
+  ItemSpan row(std::size_t row) const {
+    return {items_.data() + offsets_[row], offsets_[row + 1] - offsets_[row]};
+  }
+  std::optional<std::size_t> find(const std::string& user) const {
+    const auto found = by_name_.find(user);
+    return found == by_name_.end() ? std::nullopt : std::optional(found->second);
+  }
+
+  std::size_t unknown_entries = 0;  // left out: their id is not in the catalogue
+  std::size_t planned_entries = 0;  // left out: status PLANNING
+  std::size_t untimed_users = 0;    // in the order of the file, for want of times
+
+ private:
+  std::vector<std::string> users_;
+  std::vector<std::size_t> offsets_{0};
+  std::vector<std::int32_t> items_;
+  std::unordered_map<std::string, std::size_t> by_name_;
+};
+
+namespace detail {
+
+struct Entry {
+  std::int32_t item = -1;
+  bool has_id = false, planned = false;
+  std::optional<std::int64_t> at;
+};
+
+inline Entry read_entry(JsonReader& reader, const Catalogue& catalogue) {
+  Entry entry;
+  reader.object([&](std::string_view name) {
+    if (name == "id") {
+      if (entry.has_id) reader.error("field \"id\" stands twice");
+      entry.has_id = true;
+      entry.item = reader.peek() == '"' ? catalogue.find(std::string(reader.string()))
+                                        : catalogue.find(reader.integer());
+    } else if (name == "at" && !reader.is_null()) {
+      entry.at = reader.integer();
+    } else if (name == "status" && !reader.is_null()) {
+      entry.planned = reader.string() == "PLANNING";
+    } else {
+      reader.skip();
+    }
+  });
+  if (!entry.has_id) reader.error("entry without the field \"id\"");
+  return entry;
+}
+
+}  // namespace detail
+
+inline Histories Histories::load(const Path& path, const Catalogue& catalogue) {
+  const std::string text = read_file(path), file = path.string();
+  Histories histories;
+  std::vector<detail::Entry> entries;
+  std::vector<std::int32_t> items;
+  for_each_line(text, [&](std::string_view line, std::size_t number) {
+    JsonReader reader(line, file, number);
+    std::optional<std::string> user;
+    bool timed = true;
+    entries.clear();
+    reader.object([&](std::string_view name) {
+      if (name == "user") {
+        user = reader.string();
+      } else if (name == "entries") {
+        reader.array([&] {
+          const detail::Entry entry = detail::read_entry(reader, catalogue);
+          histories.planned_entries += entry.planned;
+          histories.unknown_entries += !entry.planned && entry.item < 0;
+          if (entry.planned || entry.item < 0) return;
+          timed = timed && entry.at.has_value();
+          entries.push_back(entry);
+        });
+      } else {
+        reader.skip();
+      }
+    });
+    reader.end();
+    if (!user) reader.error("missing field \"user\"");
+    require(!entries.empty(), file, ":", number, ": user \"", *user, "\" has no known item");
+    const auto earlier = [](const detail::Entry& a, const detail::Entry& b) { return a.at < b.at; };
+    if (timed && !std::is_sorted(entries.begin(), entries.end(), earlier)) {
+      std::stable_sort(entries.begin(), entries.end(), earlier);
+    }
+    histories.untimed_users += !timed;
+    items.clear();
+    for (const detail::Entry& entry : entries) items.push_back(entry.item);
+    try {
+      histories.add(std::move(*user), items);
+    } catch (const Error& error) {
+      fail(file, ":", number, ": ", error.what());
+    }
+  });
+  require(histories.size() > 0, file, ": no users");
+  return histories;
+}
+
+struct Dataset {
+  Catalogue catalogue;
+  Histories histories;
+
+  static Dataset load(const Path& folder) {
+    Dataset data;
+    data.catalogue = Catalogue::load(folder / "items.jsonl");
+    data.histories = Histories::load(folder / "histories.jsonl", data.catalogue);
+    return data;
+  }
+
+  // A number that changes with any id, user name or history: ties a checkpoint to its data.
+  std::string fingerprint() const {
+    std::uint64_t hash = checksum({});
+    for (const Item& item : catalogue) {
+      hash = checksum(join(item.id.index() == 0 ? "i" : "s", id_text(item.id)), hash);
+    }
+    for (std::size_t row = 0; row < histories.size(); ++row) {
+      const ItemSpan items = histories.row(row);
+      hash = checksum(histories.user(row), hash);
+      hash = checksum({reinterpret_cast<const char*>(items.data()), items.size_bytes()}, hash);
+      hash = checksum(join(items.size()), hash);
+    }
+    return detail::hexadecimal(hash);
+  }
+};
+
+// ---- Batches ------------------------------------------------------------------------------------
+
+// Ragged rows of tokens, and the masked places with the items that belong there.
+struct Batch {
+  std::vector<std::int32_t> tokens, positions;  // [N]
+  std::vector<std::size_t> offsets{0};          // [B + 1]
+  std::vector<std::size_t> masked;              // [M] places in tokens, ascending
+  std::vector<std::int32_t> targets;            // [M] items
+
+  std::size_t rows() const { return offsets.size() - 1; }
+  void clear() {
+    tokens.clear(), positions.clear(), masked.clear(), targets.clear();
+    offsets.assign(1, 0);
+  }
+  void reserve(std::size_t rows, std::size_t max_length) {
+    const std::size_t most = rows * max_length;
+    tokens.reserve(most), positions.reserve(most), masked.reserve(most), targets.reserve(most);
+    offsets.reserve(rows + 1);
+  }
+  void end_row() {
+    for (std::size_t t = offsets.back(); t < tokens.size(); ++t) {
+      positions.push_back(static_cast<std::int32_t>(t - offsets.back()));
+    }
+    offsets.push_back(tokens.size());
+  }
+  void push_mask(std::int32_t target) {
+    masked.push_back(tokens.size());
+    targets.push_back(target);
+    tokens.push_back(mask_token);
+  }
+};
+
+// The newest `most` items.
+inline ItemSpan newest(ItemSpan items, std::size_t most) {
+  return items.last(std::min(most, items.size()));
+}
+
+// A row for the Cloze task (section 3.6): of the newest L items, round(probability n), at least
+// one, are replaced by [MASK]. Which ones: every choice of that many is equally likely.
+inline void add_cloze_row(Batch& batch, ItemSpan history, const ModelConfig& model,
+                          double probability, Key key) {
+  const ItemSpan items = newest(history, model.max_length);
+  const double share = probability * static_cast<double>(items.size());
+  std::size_t wanted = std::max<std::size_t>(1, static_cast<std::size_t>(share + 0.5));
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    // With `wanted` to choose among the n - i that are left, choose this one with wanted / (n - i).
+    if (below(key, i, items.size() - i) < wanted) {
+      batch.push_mask(items[i]);
+      --wanted;
+    } else {
+      batch.tokens.push_back(token_of(items[i]));
+    }
+  }
+  batch.end_row();
+}
+
+// A row that asks for the item after a history: its newest L - 1 items and a [MASK] behind them.
+inline void add_next_item_row(Batch& batch, ItemSpan history, const ModelConfig& model,
+                              std::int32_t target = 0) {
+  for (const std::int32_t item : newest(history, model.max_length - 1)) {
+    batch.tokens.push_back(token_of(item));
+  }
+  batch.push_mask(target);
+  batch.end_row();
+}
+
+// ---- Splits -------------------------------------------------------------------------------------
+
+// What one history gives to each part. An empty span or a target of -1: nothing.
+struct Sequence {
+  ItemSpan train;                           // the Cloze task of training sees these
+  std::int32_t validation = -1, test = -1;  // items held out, and what may be seen before them
+  ItemSpan before_validation, before_test;
+};
+
+class DataSplit {
+ public:
+  // Split::users holds out round(ratio * users) users, drawn by the seed. Split::last keeps from
+  // each user with three items or more the last for the test, the one before for validation.
+  DataSplit(const Histories& histories, const TrainConfig& config)
+      : histories_(histories), kind_(config.split), held_out_(histories.size(), false) {
+    std::vector<std::size_t> users(histories.size());
+    std::iota(users.begin(), users.end(), std::size_t{0});
+    if (kind_ == Split::last) {
+      train_users_ = users;
+      for (const std::size_t user : users) {
+        if (histories.row(user).size() >= 3) validation_users_.push_back(user);
+      }
+      require(!validation_users_.empty(), "split by last item: no user has three items or more");
+      return;
+    }
+    const auto count =
+        static_cast<std::size_t>(config.validation_ratio * static_cast<double>(users.size()) + 0.5);
+    require(count > 0, "validation_ratio ", config.validation_ratio, " of ", users.size(),
+            " users leaves no validation user");
+    require(count < users.size(), "validation_ratio ", config.validation_ratio, " of ",
+            users.size(), " users leaves no training user");
+    shuffle(users, stream_key(config.seed, Stream::split));
+    validation_users_.assign(users.begin(), users.begin() + static_cast<std::ptrdiff_t>(count));
+    train_users_.assign(users.begin() + static_cast<std::ptrdiff_t>(count), users.end());
+    std::sort(validation_users_.begin(), validation_users_.end());
+    std::sort(train_users_.begin(), train_users_.end());
+    for (const std::size_t user : validation_users_) held_out_[user] = true;
+  }
+
+  Split kind() const { return kind_; }
+  const std::vector<std::size_t>& train_users() const { return train_users_; }
+  const std::vector<std::size_t>& validation_users() const { return validation_users_; }
+  ItemSpan history(std::size_t user) const { return histories_.row(user); }
+
+  Sequence sequence(std::size_t user) const {
+    const ItemSpan row = histories_.row(user);
+    const std::size_t n = row.size();
+    Sequence s;
+    if (kind_ == Split::last && n >= 3) {
+      s.train = s.before_validation = row.first(n - 2);
+      s.before_test = row.first(n - 1);
+      s.validation = row[n - 2], s.test = row[n - 1];
+    } else if (!held_out_[user]) {
+      s.train = row;
+    } else if (n >= 2) {
+      s.before_test = row.first(n - 1);
+      s.test = row[n - 1];
+    }
+    return s;
+  }
+
+ private:
+  const Histories& histories_;
+  Split kind_;
+  std::vector<bool> held_out_;
+  std::vector<std::size_t> train_users_, validation_users_;
+};
+
+// ================================================================================================
+// 14  Optimizer
+// ================================================================================================
+// AdamW (Loshchilov and Hutter, ICLR 2019) at step t = 1, 2, ... with gradient g:
+//   m = b1 m + (1 - b1) g          v = b2 v + (1 - b2) g^2
+//   w = w - lr decay w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + epsilon)
+// Biases and LayerNorms do not decay. With clip_norm c, g is first scaled by min(1, c / |g|).
+
+// Learning rate of step 0, 1, ... of `total`: a linear rise over warmup_steps, then constant, or
+// falling to 0 at `total` as a line or as half a cosine.
+inline double learning_rate_at(const TrainConfig& config, std::uint64_t step, std::uint64_t total) {
+  const auto t = static_cast<double>(step), warmup = static_cast<double>(config.warmup_steps);
+  if (t < warmup) return config.learning_rate * (t + 1) / warmup;
+  const double rest = std::max(1.0, static_cast<double>(total) - warmup);
+  const double done = std::min(1.0, (t - warmup) / rest);
+  switch (config.schedule) {
+    case Schedule::linear:
+      return config.learning_rate * (1 - done);
+    case Schedule::cosine:
+      return config.learning_rate * 0.5 * (1 + std::cos(3.141592653589793 * done));
+    case Schedule::constant:
+      break;
+  }
+  return config.learning_rate;
+}
+
+// |g|, in blocks of a fixed size so that the sum has one order.
+template <class Real>
+double gradient_norm(Compute<Real>& compute, std::span<const Real> gradient,
+                     std::span<double> block_sums) {
+  const std::size_t block = (gradient.size() + block_sums.size() - 1) / block_sums.size();
+  compute.for_rows(block_sums.size(), [&](std::size_t i) {
+    const std::size_t begin = std::min(i * block, gradient.size());
+    const std::size_t end = std::min(begin + block, gradient.size());
+    const Real sum = compute.k.sum_of_squares(gradient.data() + begin, end - begin);
+    block_sums[i] = static_cast<double>(sum);
+  });
+  return std::sqrt(std::accumulate(block_sums.begin(), block_sums.end(), 0.0));
+}
+
+// One update of all tensors. `t` counts from 1; gradient_scale is that of clipping.
+template <class Real>
+void adamw_step(Compute<Real>& compute, const TensorTable& table, const TrainConfig& config,
+                std::uint64_t t, double learning_rate, double gradient_scale, Real* parameters,
+                const Real* gradients, Real* first_moment, Real* second_moment) {
+  const double step = static_cast<double>(t);
+  detail::AdamConstants<Real> decayed{
+      static_cast<Real>(config.adam_beta1),
+      static_cast<Real>(config.adam_beta2),
+      static_cast<Real>(config.adam_epsilon),
+      static_cast<Real>(learning_rate / (1 - std::pow(config.adam_beta1, step))),
+      static_cast<Real>(1 / std::sqrt(1 - std::pow(config.adam_beta2, step))),
+      static_cast<Real>(1 - learning_rate * config.weight_decay),
+      static_cast<Real>(gradient_scale)};
+  detail::AdamConstants<Real> kept = decayed;
+  kept.decay_factor = 1;
+  compute.pool.parallel_ranges(
+      table.size(), 4096, [&](std::size_t begin, std::size_t end, std::size_t) {
+        for (const TensorSpec& spec : table) {
+          const std::size_t from = std::max(begin, spec.offset);
+          const std::size_t to = std::min(end, spec.offset + spec.size);
+          if (from >= to) continue;
+          compute.k.adamw(parameters + from, gradients + from, first_moment + from,
+                          second_moment + from, spec.decay ? decayed : kept, to - from);
+        }
+      });
+}
+
+// ================================================================================================
+// 15  Engine
+// ================================================================================================
+// What training, evaluation and recommendation talk to. A second engine (CUDA) implements the same
+// six functions; nothing outside knows which one it has.
+
+// Which numbers of an engine to read or write, in the order of its tensor table.
+enum class State { parameters, first_moment, second_moment };
+
+class Engine {
+ public:
+  virtual ~Engine() = default;
+  virtual const ModelConfig& config() const = 0;
+  virtual const TensorTable& table() const = 0;
+
+  // One AdamW step on the mean loss of a batch; step counts from 0 and, with the seed, decides
+  // dropout. Throws before anything is updated if loss or gradient is not finite.
+  virtual MaskedMetrics train(const Batch& batch, std::uint64_t step, double learning_rate) = 0;
+
+  // Loss and Top-K at the masked tokens, without dropout.
+  virtual MaskedMetrics evaluate(const Batch& batch) = 0;
+
+  // Scores [M,num_items] (logits) at the masked tokens, without dropout.
+  virtual void score(const Batch& batch, std::span<float> scores) = 0;
+
+  virtual void read(State state, std::span<float> out) const = 0;
+  virtual void write(State state, std::span<const float> in) = 0;
+};
+
+// On the processor. Real is float, or double to check gradients. Head is what stands on the
+// encoder.
+template <class Real = float, template <class> class Head = MaskedItems>
+class CpuEngine : public Engine {
+ public:
+  CpuEngine(const ModelConfig& model, const TrainConfig& train)
+      : CpuEngine(model, train, detail::kernels<Real>()) {}
+  CpuEngine(const ModelConfig& model, const TrainConfig& train,
+            const detail::Kernels<Real>& kernels)
+      : config_(model),
+        train_(train),
+        table_(bert4rec_tensors(model)),
+        compute_(train.threads, attention_scratch(model), kernels),
+        parameters_(table_.size()),
+        gradients_(table_.size()),
+        first_(table_.size()),
+        second_(table_.size()),
+        encoder_(config_, table_, parameters_.data(), gradients_.data()),
+        head_(config_, table_, parameters_.data(), gradients_.data(), encoder_),
+        d_x_(encoder_.capacity() * model.hidden_size),
+        group_masked_(encoder_.capacity()) {
+    write(State::parameters, initial_parameters(table_, train.seed));
+  }
+
+  const ModelConfig& config() const override { return config_; }
+  const TensorTable& table() const override { return table_; }
+  std::span<Real> parameters() const { return parameters_.span(); }
+  std::span<const Real> gradients() const { return gradients_.span(); }
+
+  MaskedMetrics train(const Batch& batch, std::uint64_t step, double learning_rate) override {
+    const Key step_key = fold_in(stream_key(train_.seed, Stream::dropout), step);
+    const MaskedMetrics metrics = loss_and_gradient(batch, DropoutPlan(config_, step_key));
+    require(std::isfinite(metrics.loss_sum), "step ", step, ": the loss is ", metrics.loss(),
+            "; nothing was updated. A lower learning rate or clip_norm may help");
+    const double norm = gradient_norm<Real>(compute_, gradients_.span(), block_sums_);
+    require(std::isfinite(norm), "step ", step, ": the norm of the gradient is ", norm,
+            "; nothing was updated. A lower learning rate or clip_norm may help");
+    const bool clip = train_.clip_norm > 0 && norm > train_.clip_norm;
+    adamw_step(compute_, table_, train_, step + 1, learning_rate,
+               clip ? train_.clip_norm / norm : 1.0, parameters_.data(), gradients_.data(),
+               first_.data(), second_.data());
+    return metrics;
+  }
+
+  // Fills gradients() with those of the mean loss.
+  MaskedMetrics loss_and_gradient(const Batch& batch, const DropoutPlan& dropout) {
+    compute_.pool.parallel_ranges(
+        gradients_.size(), 4096, [&](std::size_t begin, std::size_t end, std::size_t) {
+          std::fill(gradients_.data() + begin, gradients_.data() + end, Real(0));
+        });
+    const Real scale = Real(1) / static_cast<Real>(std::max<std::size_t>(1, batch.masked.size()));
+    MaskedMetrics metrics;
+    for_each_group(batch, [&](const RowGroup& group, std::size_t first, std::size_t count) {
+      const Real* x = encoder_.forward(compute_, group, dropout);
+      metrics += head_.loss(compute_, group.size(), x, {group_masked_.data(), count},
+                            std::span(batch.targets).subspan(first, count), scale, d_x_.data());
+      encoder_.backward(compute_, group, dropout, d_x_.data());
+    });
+    return metrics;
+  }
+
+  MaskedMetrics evaluate(const Batch& batch) override { return loss(batch, DropoutPlan()); }
+
+  MaskedMetrics loss(const Batch& batch, const DropoutPlan& dropout) {
+    MaskedMetrics metrics;
+    for_each_group(batch, [&](const RowGroup& group, std::size_t first, std::size_t count) {
+      const Real* x = encoder_.forward(compute_, group, dropout);
+      metrics += head_.loss(compute_, group.size(), x, {group_masked_.data(), count},
+                            std::span(batch.targets).subspan(first, count), Real(1), nullptr);
+    });
+    return metrics;
+  }
+
+  void score(const Batch& batch, std::span<float> scores) override {
+    const std::size_t I = config_.num_items;
+    require(scores.size() == batch.masked.size() * I, "score: the output has room for ",
+            scores.size(), " numbers, expected ", batch.masked.size() * I);
+    for_each_group(batch, [&](const RowGroup& group, std::size_t first, std::size_t count) {
+      const Real* x = encoder_.forward(compute_, group, DropoutPlan());
+      const std::span<const std::size_t> masked{group_masked_.data(), count};
+      if constexpr (std::is_same_v<Real, float>) {
+        head_.score(compute_, x, masked, scores.data() + first * I);
+      } else {
+        const Buffer<Real> wide(count * I);
+        head_.score(compute_, x, masked, wide.data());
+        std::transform(wide.data(), wide.data() + count * I, scores.data() + first * I,
+                       [](Real value) { return static_cast<float>(value); });
+      }
+    });
+  }
+
+  void read(State state, std::span<float> out) const override {
+    const Buffer<Real>& from = buffer(state);
+    require(out.size() == from.size(), "read: expected room for ", from.size(), " numbers");
+    std::transform(from.data(), from.data() + from.size(), out.data(),
+                   [](Real value) { return static_cast<float>(value); });
+  }
+
+  void write(State state, std::span<const float> in) override {
+    const Buffer<Real>& to = buffer(state);
+    require(in.size() == to.size(), "write: expected ", to.size(), " numbers");
+    std::copy(in.begin(), in.end(), to.data());
+  }
+
+ private:
+  const Buffer<Real>& buffer(State state) const {
+    return state == State::parameters     ? parameters_
+           : state == State::first_moment ? first_
+                                          : second_;
+  }
+
+  // task(group, first, count) for groups of whole rows: its masked tokens are first ... first +
+  // count
+  // - 1 of the batch, and group_masked_ holds their places in the group.
+  template <class Task>
+  void for_each_group(const Batch& batch, Task&& task) {
+    std::size_t row = 0, first = 0;
+    while (row < batch.rows()) {
+      const std::size_t begin = batch.offsets[row];
+      std::size_t end_row = row + 1;
+      check_row(batch, row);
+      while (end_row < batch.rows() && batch.offsets[end_row + 1] - begin <= group_tokens) {
+        check_row(batch, end_row++);
+      }
+      const std::size_t N = batch.offsets[end_row] - begin;
+      const RowGroup group{std::span(batch.tokens).subspan(begin, N),
+                           std::span(batch.positions).subspan(begin, N),
+                           std::span(batch.offsets).subspan(row, end_row - row + 1)};
+      std::size_t count = 0;
+      for (; first + count < batch.masked.size() && batch.masked[first + count] < begin + N;
+           ++count) {
+        group_masked_[count] = batch.masked[first + count] - begin;
+      }
+      task(group, first, count);
+      first += count;
+      row = end_row;
+    }
+  }
+
+  void check_row(const Batch& batch, std::size_t row) const {
+    const std::size_t length = batch.offsets[row + 1] - batch.offsets[row];
+    require(length >= 1 && length <= config_.max_length, "row ", row, " of a batch has ", length,
+            " tokens, expected 1 ... ", config_.max_length);
+  }
+
+  ModelConfig config_;
+  TrainConfig train_;
+  TensorTable table_;
+  Compute<Real> compute_;
+  Buffer<Real> parameters_, gradients_, first_, second_;
+  Encoder<Real> encoder_;
+  Head<Real> head_;
+  Buffer<Real> d_x_;
+  Buffer<std::size_t> group_masked_;
+  std::array<double, 64> block_sums_{};
+};
+
+// ================================================================================================
+// 16  Evaluation
+// ================================================================================================
+// Leave one out: the model sees a history up to an item that it must rank. Every item competes
+// except those of that history (a person is not shown what they have seen). With r the rank of the
+// true item: HR@k = share of r <= k, NDCG@k = mean of 1 / log2(r + 1) where r <= k, MRR = mean 1 /
+// r.
+
+struct RankMetrics {
+  std::size_t users = 0;
+  std::array<double, top_k.size()> hit{};   // HR@1, 5, 10, 20
+  std::array<double, top_k.size()> ndcg{};  // NDCG@1, 5, 10, 20
+  double mrr = 0;
+};
+
+// The mean over ranks, added in their order.
+inline RankMetrics rank_metrics(std::span<const double> ranks) {
+  RankMetrics metrics;
+  metrics.users = ranks.size();
+  const double share = 1.0 / static_cast<double>(std::max<std::size_t>(1, ranks.size()));
+  for (const double rank : ranks) {
+    metrics.mrr += share / rank;
+    for (std::size_t i = 0; i < top_k.size(); ++i) {
+      if (rank > static_cast<double>(top_k[i])) continue;
+      metrics.hit[i] += share;
+      metrics.ndcg[i] += share / std::log2(rank + 1);
+    }
+  }
+  return metrics;
+}
+
+// One question: which item comes after `before`?
+struct NextItemCase {
+  ItemSpan before;
+  std::int32_t target;
+};
+
+enum class HeldOut { validation, test };
+
+// The questions that a split leaves: the validation item or the last item of each user who has one.
+inline std::vector<NextItemCase> next_item_cases(const DataSplit& split, HeldOut held_out) {
+  std::vector<NextItemCase> cases;
+  for (const std::size_t user : split.validation_users()) {
+    const Sequence s = split.sequence(user);
+    const bool test = held_out == HeldOut::test;
+    const std::int32_t target = test ? s.test : s.validation;
+    if (target >= 0) cases.push_back({test ? s.before_test : s.before_validation, target});
+  }
+  return cases;
+}
+
+// Rank of the target among the items that are not in `before`. The target stays in even if it is.
+inline double rank_unseen(std::span<float> scores, const NextItemCase& question) {
+  const float target_score = scores[static_cast<std::size_t>(question.target)];
+  for (const std::int32_t item : question.before) {
+    scores[static_cast<std::size_t>(item)] = -std::numeric_limits<float>::infinity();
+  }
+  scores[static_cast<std::size_t>(question.target)] = target_score;
+  const auto counts =
+      detail::kernels<float>().count_above(scores.data(), target_score, scores.size());
+  return rank_of(counts.better, counts.ties - 1);
+}
+
+// Ranks by the model's scores, one for each case.
+inline std::vector<double> model_ranks(Engine& engine, std::span<const NextItemCase> cases) {
+  const std::size_t I = engine.config().num_items;
+  const std::size_t rows = std::clamp<std::size_t>((std::size_t{1} << 22) / I, 1, 256);
+  std::vector<float> scores;
+  std::vector<double> ranks;
+  Batch batch;
+  for (std::size_t begin = 0; begin < cases.size(); begin += rows) {
+    const auto some = cases.subspan(begin, std::min(rows, cases.size() - begin));
+    batch.clear();
+    for (const NextItemCase& question : some) {
+      add_next_item_row(batch, question.before, engine.config(), question.target);
+    }
+    scores.resize(some.size() * I);
+    engine.score(batch, scores);
+    for (std::size_t i = 0; i < some.size(); ++i) {
+      ranks.push_back(rank_unseen(std::span(scores).subspan(i * I, I), some[i]));
+    }
+  }
+  return ranks;
+}
+
+// The baseline every recommender must beat: rank by how often items occur in the training part.
+inline std::vector<double> popularity_ranks(const DataSplit& split, std::size_t num_items,
+                                            std::span<const NextItemCase> cases, HeldOut held_out) {
+  std::vector<float> counts(num_items), scores;
+  for (const std::size_t user : split.train_users()) {
+    const Sequence s = split.sequence(user);
+    for (const std::int32_t item : s.train) counts[static_cast<std::size_t>(item)] += 1;
+    // A test of the last item may know the validation items.
+    if (held_out == HeldOut::test && s.validation >= 0) {
+      counts[static_cast<std::size_t>(s.validation)] += 1;
+    }
+  }
+  std::vector<double> ranks;
+  for (const NextItemCase& question : cases) {
+    scores = counts;
+    ranks.push_back(rank_unseen(scores, question));
+  }
+  return ranks;
+}
+
+// Loss and Top-K of the Cloze task on the validation users (Split::users), whose masks depend on
+// the seed alone, or of the validation items (Split::last).
+inline MaskedMetrics evaluate_masked(Engine& engine, const DataSplit& split,
+                                     const TrainConfig& config) {
+  const Key key = stream_key(config.seed, Stream::validation_masks);
+  const std::vector<std::size_t>& users = split.validation_users();
+  MaskedMetrics metrics;
+  Batch batch;
+  for (std::size_t begin = 0; begin < users.size(); begin += config.batch_size) {
+    batch.clear();
+    for (std::size_t i = begin; i < std::min(begin + config.batch_size, users.size()); ++i) {
+      const Sequence s = split.sequence(users[i]);
+      if (split.kind() == Split::last) {
+        add_next_item_row(batch, s.before_validation, engine.config(), s.validation);
+      } else {
+        add_cloze_row(batch, split.history(users[i]), engine.config(), config.mask_probability,
+                      fold_in(key, users[i]));
+      }
+    }
+    metrics += engine.evaluate(batch);
+  }
+  return metrics;
+}
+
+// ================================================================================================
+// 17  Training
+// ================================================================================================
+// A run leaves in its folder:
+//   models/       best_model.safetensors (lowest validation loss), final_model.safetensors,
+//                 item_mappings.json, training_config.json
+//   checkpoints/  checkpoint_epoch_<n>.safetensors: parameters, both moments, counters and curves
+//   plots/        training_metrics.json
+//   logs/         training.log
+// and continues from its last checkpoint to the same bits as if it had never stopped.
+
+// One value an epoch; the arrays of training_metrics.json.
+struct TrainingMetrics {
+  std::vector<double> train_losses, val_losses, learning_rates, epoch_seconds;
+  std::array<std::vector<double>, top_k.size()> train_accuracies, val_accuracies;
+  std::size_t best_epoch = 0;  // counts from 1; 0: none yet
+
+  std::size_t epochs() const { return train_losses.size(); }
+
+  Json to_json() const {
+    const auto by_k = [](const auto& curves) {
+      Json json;
+      for (std::size_t i = 0; i < top_k.size(); ++i) json.set(join(top_k[i]), curves[i]);
+      return json;
+    };
+    Json json;
+    json.set("train_losses", train_losses);
+    json.set("val_losses", val_losses);
+    json.set("train_accuracies", by_k(train_accuracies));
+    json.set("val_accuracies", by_k(val_accuracies));
+    json.set("learning_rates", learning_rates);
+    json.set("epoch_seconds", epoch_seconds);
+    json.set("best_epoch", best_epoch);
+    return json;
+  }
+
+  static TrainingMetrics from_json(const Json& json) {
+    const auto curve = [](const Json& numbers) {
+      std::vector<double> values;
+      for (const Json& number : numbers.array()) values.push_back(number.number_or_nan());
+      return values;
+    };
+    TrainingMetrics metrics;
+    metrics.train_losses = curve(json.at("train_losses"));
+    metrics.val_losses = curve(json.at("val_losses"));
+    metrics.learning_rates = curve(json.at("learning_rates"));
+    metrics.epoch_seconds = curve(json.at("epoch_seconds"));
+    for (std::size_t i = 0; i < top_k.size(); ++i) {
+      metrics.train_accuracies[i] = curve(json.at("train_accuracies").at(join(top_k[i])));
+      metrics.val_accuracies[i] = curve(json.at("val_accuracies").at(join(top_k[i])));
+    }
+    metrics.best_epoch = static_cast<std::size_t>(json.at("best_epoch").integer());
+    for (const auto* values :
+         {&metrics.val_losses, &metrics.learning_rates, &metrics.epoch_seconds}) {
+      require(values->size() == metrics.epochs(), "curves of different lengths");
+    }
+    require(metrics.best_epoch <= metrics.epochs(), "best_epoch is ", metrics.best_epoch, " of ",
+            metrics.epochs());
+    return metrics;
+  }
+};
+
+inline constexpr std::array<std::pair<State, std::string_view>, 3> state_prefixes{
+    {{State::parameters, ""}, {State::first_moment, "adam.m."}, {State::second_moment, "adam.v."}}};
+
+// Writes an engine's parameters, or all its numbers, to a safetensors file.
+inline void save_engine(const Path& path, const Engine& engine, bool with_moments,
+                        Metadata metadata) {
+  std::vector<std::vector<float>> values;
+  std::vector<NamedTensor> tensors;
+  for (const auto& [state, prefix] : state_prefixes) {
+    if (state != State::parameters && !with_moments) break;
+    values.emplace_back(engine.table().size());
+    engine.read(state, values.back());
+    for (const TensorSpec& spec : engine.table()) {
+      tensors.push_back({join(prefix, spec.name), spec.shape, values.back().data() + spec.offset});
+    }
+  }
+  metadata["format"] = "pt";  // what Python's loaders expect to find
+  metadata["model_config"] = to_json(engine.config()).text();
+  write_safetensors(path, tensors, std::move(metadata));
+}
+
+inline void load_engine(const Safetensors& file, Engine& engine, bool with_moments) {
+  std::vector<float> values(engine.table().size());
+  for (const auto& [state, prefix] : state_prefixes) {
+    if (state != State::parameters && !with_moments) break;
+    for (const TensorSpec& spec : engine.table()) {
+      file.copy(join(prefix, spec.name), spec.shape, values.data() + spec.offset);
+    }
+    engine.write(state, values);
+  }
+}
+
+// A configuration stored in a safetensors file, under "model_config" or "train_config".
+template <class Config>
+Config stored_config(const Safetensors& file, std::string_view name) {
+  return config_from_json<Config>(Json::parse(file.metadata(name), name));
+}
+
+// A trained model from its file, ready to score.
+inline std::unique_ptr<Engine> load_model(const Path& path, std::size_t threads = 0) {
+  const Safetensors file(path);
+  try {
+    TrainConfig train;
+    train.threads = threads;
+    auto engine =
+        std::make_unique<CpuEngine<float>>(stored_config<ModelConfig>(file, "model_config"), train);
+    load_engine(file, *engine, false);
+    return engine;
+  } catch (const Error& error) {
+    const std::string message = error.what();
+    if (message.starts_with(path.string())) throw;
+    fail(path, ": ", message);
+  }
+}
+
+struct BatchReport {
+  std::size_t epoch, epochs, batch, batches;  // counting from 1; this batch is done
+  MaskedMetrics so_far;                       // of the epoch
+  double seconds;                             // of the epoch
+};
+
+struct EpochReport {
+  std::size_t epoch, epochs;
+  MaskedMetrics train, validation;
+  double learning_rate, seconds;
+  bool improved;
+};
+
+// What a program may do while a Trainer runs. All may be empty.
+struct TrainerCallbacks {
+  std::function<void(const BatchReport&)> on_batch;
+  std::function<void(const EpochReport&)> on_epoch;
+  std::function<bool()> should_stop;  // asked after each step; true: save and return
+};
+
+class Trainer {
+ public:
+  // Locks the folder and finds out now whether everything can be written. `data` must outlive the
+  // trainer. model.num_items is taken from the catalogue.
+  Trainer(const Dataset& data, ModelConfig model, TrainConfig train, Path output)
+      : data_(data),
+        train_((validate(train), train)),
+        model_(sized_for(model, data)),
+        output_(prepared(std::move(output))),
+        lock_(output_),
+        split_(data.histories, train_),
+        fingerprint_(data.fingerprint()) {
+    for (const char* folder : {"models", "checkpoints", "plots", "logs"}) {
+      make_folder(output_ / folder);
+      remove_stale_temporaries(output_ / folder);
+      AtomicFile probe(output_ / folder / "probe");  // never committed, so it leaves nothing
+    }
+    engine_ = std::make_unique<CpuEngine<float>>(model_, train_);
+    batch_.reserve(train_.batch_size, model_.max_length);
+  }
+
+  const DataSplit& split() const { return split_; }
+  Engine& engine() { return *engine_; }
+  const TrainingMetrics& metrics() const { return metrics_; }
+  std::size_t batches_per_epoch() const {
+    return (split_.train_users().size() + train_.batch_size - 1) / train_.batch_size;
+  }
+
+  // Continues from the checkpoint that was written last; returns its path. Throws if there is none,
+  // or if it was made with other settings or other data.
+  Path resume() {
+    const Path path = newest_checkpoint();
+    const Safetensors file(path);
+    try {
+      require_same("model_config", to_json(model_), file);
+      require_same("train_config", to_json(train_), file);
+      require(file.metadata("data") == fingerprint_,
+              "made from other data (other items, users or histories)");
+      read_progress(Json::parse(file.metadata("progress"), "progress"));
+      metrics_ = TrainingMetrics::from_json(
+          Json::parse(file.metadata("training_metrics"), "training_metrics"));
+      load_engine(file, *engine_, true);
+    } catch (const Error& error) {
+      const std::string message = error.what();
+      if (message.starts_with(path.string())) throw;
+      fail(path, ": ", message);
+    }
+    return path;
+  }
+
+  // Trains to the end: true. Or until should_stop: false, after saving where it was.
+  bool run(const TrainerCallbacks& callbacks = {}) {
+    write_descriptions();
+    const auto stopping = [&] { return callbacks.should_stop && callbacks.should_stop(); };
+    while (metrics_.epochs() < train_.epochs) {
+      if (!train_epoch(callbacks)) {
+        save_checkpoint("interrupted");
+        return false;
+      }
+      finish_epoch(callbacks);
+      if (metrics_.epochs() < train_.epochs && stopping()) {
+        save_checkpoint("interrupted");
+        return false;
+      }
+    }
+    save_engine(output_ / "models" / "final_model.safetensors", *engine_, false, description());
+    return true;
+  }
+
+ private:
+  static ModelConfig sized_for(ModelConfig model, const Dataset& data) {
+    model.num_items = data.catalogue.size();
+    validate(model);
+    return model;
+  }
+  static Path prepared(Path output) {
+    make_folder(output);
+    return output;
+  }
+
+  // The steps of the epoch under way, from where it stands. False: asked to stop.
+  bool train_epoch(const TrainerCallbacks& callbacks) {
+    const std::size_t epoch = metrics_.epochs(), batches = batches_per_epoch();
+    const auto start = std::chrono::steady_clock::now();
+    const double seconds_before = epoch_seconds_;
+    std::vector<std::size_t> order = split_.train_users();
+    shuffle(order, fold_in(stream_key(train_.seed, Stream::shuffle), epoch));
+    const Key mask_key = fold_in(stream_key(train_.seed, Stream::masks), epoch);
+    while (batches_done_ < batches) {
+      batch_.clear();
+      const std::size_t begin = batches_done_ * train_.batch_size;
+      for (std::size_t i = begin; i < std::min(begin + train_.batch_size, order.size()); ++i) {
+        add_cloze_row(batch_, split_.sequence(order[i]).train, model_, train_.mask_probability,
+                      fold_in(mask_key, order[i]));
+      }
+      const std::uint64_t step = epoch * batches + batches_done_;
+      epoch_metrics_ += engine_->train(batch_, step, learning_rate(step));
+      ++batches_done_;
+      const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - start;
+      epoch_seconds_ = seconds_before + passed.count();
+      if (callbacks.on_batch) {
+        callbacks.on_batch(
+            {epoch + 1, train_.epochs, batches_done_, batches, epoch_metrics_, epoch_seconds_});
+      }
+      if (callbacks.should_stop && callbacks.should_stop()) return false;
+    }
+    return true;
+  }
+
+  void finish_epoch(const TrainerCallbacks& callbacks) {
+    const MaskedMetrics validation = evaluate_masked(*engine_, split_, train_);
+    const std::size_t best = metrics_.best_epoch;
+    const bool improved = best == 0 || validation.loss() < metrics_.val_losses[best - 1];
+    const double rate = learning_rate((metrics_.epochs() + 1) * batches_per_epoch() - 1);
+    metrics_.train_losses.push_back(epoch_metrics_.loss());
+    metrics_.val_losses.push_back(validation.loss());
+    metrics_.learning_rates.push_back(rate);
+    metrics_.epoch_seconds.push_back(epoch_seconds_);
+    for (std::size_t i = 0; i < top_k.size(); ++i) {
+      metrics_.train_accuracies[i].push_back(epoch_metrics_.accuracy(i));
+      metrics_.val_accuracies[i].push_back(validation.accuracy(i));
+    }
+    const std::size_t epoch = metrics_.epochs();
+    if (improved) metrics_.best_epoch = epoch;
+    const EpochReport report{epoch, train_.epochs,  epoch_metrics_, validation,
+                             rate,  epoch_seconds_, improved};
+    batches_done_ = 0, epoch_metrics_ = {}, epoch_seconds_ = 0;
+    if (improved) {
+      save_engine(output_ / "models" / "best_model.safetensors", *engine_, false, description());
+    }
+    if (epoch % train_.save_every == 0 || epoch == train_.epochs) {
+      save_checkpoint(join("epoch_", epoch));
+      std::error_code ignored;  // overtaken, if there was one
+      std::filesystem::remove(checkpoint_path("interrupted"), ignored);
+    }
+    write_file(output_ / "plots" / "training_metrics.json", metrics_.to_json().text(2) + "\n");
+    append_log(report);
+    if (callbacks.on_epoch) callbacks.on_epoch(report);
+  }
+
+  double learning_rate(std::uint64_t step) const {
+    return learning_rate_at(train_, step, train_.epochs * batches_per_epoch());
+  }
+
+  Path checkpoint_path(std::string_view name) const {
+    return output_ / "checkpoints" / join("checkpoint_", name, ".safetensors");
+  }
+
+  Metadata description() const {
+    return {{"train_config", comparable(to_json(train_)).text()}, {"data", fingerprint_}};
+  }
+
+  void save_checkpoint(std::string_view name) {
+    Metadata metadata = description();
+    metadata["progress"] = progress().text();
+    metadata["training_metrics"] = metrics_.to_json().text();
+    save_engine(checkpoint_path(name), *engine_, true, std::move(metadata));
+  }
+
+  Json progress() const {
+    Json json;
+    json.set("batches_done", batches_done_);
+    json.set("loss_sum", epoch_metrics_.loss_sum);
+    json.set("count", epoch_metrics_.count);
+    json.set("hits",
+             std::vector<std::uint64_t>(epoch_metrics_.hits.begin(), epoch_metrics_.hits.end()));
+    json.set("seconds", epoch_seconds_);
+    return json;
+  }
+
+  void read_progress(const Json& json) {
+    const auto count = [](const Json& number) {
+      require(number.integer() >= 0, "progress: negative count");
+      return static_cast<std::uint64_t>(number.integer());
+    };
+    batches_done_ = count(json.at("batches_done"));
+    epoch_metrics_.loss_sum = json.at("loss_sum").number();
+    epoch_metrics_.count = count(json.at("count"));
+    const Json::Array& hits = json.at("hits").array();
+    require(hits.size() == top_k.size(), "progress: expected ", top_k.size(), " hit counts");
+    std::transform(hits.begin(), hits.end(), epoch_metrics_.hits.begin(), count);
+    epoch_seconds_ = json.at("seconds").number();
+  }
+
+  // Of a training configuration, what must agree between a checkpoint and the run that resumes it:
+  // not the threads, not how often to save, and not the length if the learning rate ignores it.
+  Json comparable(const Json& config) const {
+    Json kept;
+    for (const auto& [name, value] : config.object()) {
+      const bool free = name == "threads" || name == "save_every";
+      kept.set(name, free ? Json(name == "threads" ? 0 : 10) : value);
+    }
+    return kept;
+  }
+
+  void require_same(std::string_view name, const Json& ours, const Safetensors& file) const {
+    const Json theirs = Json::parse(file.metadata(name), name);
+    for (const auto& [field, value] : comparable(ours).object()) {
+      if (field == "epochs" && train_.schedule == Schedule::constant) continue;
+      const std::string stored = theirs.at(field).text();
+      require(stored == value.text(), "made with ", field, " ", stored, ", now ", value.text());
+    }
+  }
+
+  // The file written last; where two are as new, the one of the later epoch.
+  Path newest_checkpoint() const {
+    const Path folder = output_ / "checkpoints";
+    std::vector<std::tuple<std::filesystem::file_time_type, std::size_t, Path>> found;
+    for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+      const std::string name = entry.path().filename().string();
+      if (!name.starts_with("checkpoint_") || !name.ends_with(".safetensors")) continue;
+      found.emplace_back(entry.last_write_time(), name.size(), entry.path());
+    }
+    require(!found.empty(), folder, ": no checkpoint to resume from");
+    return std::get<2>(*std::max_element(found.begin(), found.end()));
+  }
+
+  void write_descriptions() const {
+    Json config, data;
+    config.set("version", BERT4REC_VERSION_STRING);
+    config.set("parameters", engine_->table().size());
+    config.set("model", to_json(model_));
+    config.set("train", to_json(train_));
+    data.set("items", data_.catalogue.size());
+    data.set("users", data_.histories.size());
+    data.set("interactions", data_.histories.interactions());
+    data.set("fingerprint", fingerprint_);
+    config.set("data", std::move(data));
+    write_file(output_ / "models" / "training_config.json", config.text(2) + "\n");
+    write_file(output_ / "models" / "item_mappings.json", mappings_text());
+  }
+
+  // {"items": [{"index": 0, "token": 3, "id": ..., "title": ...}, ...]}, an item a line.
+  std::string mappings_text() const {
+    std::string text = "{\"items\": [";
+    for (std::size_t i = 0; i < data_.catalogue.size(); ++i) {
+      const auto number = static_cast<std::int32_t>(i);
+      Json entry;
+      entry.set("index", i);
+      entry.set("token", token_of(number));
+      const Json item = bert4rec::to_json(data_.catalogue[number]);
+      for (const auto& [name, value] : item.object()) entry.set(name, value);
+      text += (i == 0 ? "\n" : ",\n") + entry.text();
+    }
+    return text + "\n]}\n";
+  }
+
+  void append_log(const EpochReport& report) const {
+    const std::time_t now = std::time(nullptr);
+    std::tm utc{};
+    ::gmtime_r(&now, &utc);
+    char stamp[32];
+    std::strftime(stamp, sizeof stamp, "%Y-%m-%dT%H:%M:%SZ", &utc);
+    std::string line = join(stamp, " epoch ", report.epoch, "/", report.epochs, " train_loss ",
+                            report.train.loss(), " val_loss ", report.validation.loss());
+    for (std::size_t i = 0; i < top_k.size(); ++i) {
+      line += join(" val_top", top_k[i], " ", report.validation.accuracy(i));
+    }
+    line += join(" learning_rate ", report.learning_rate, " seconds ", report.seconds,
+                 report.improved ? " best\n" : "\n");
+    const Path path = output_ / "logs" / "training.log";
+    const detail::FileHandle log(path, O_WRONLY | O_CREAT | O_APPEND, "open");
+    if (::write(log.number(), line.data(), line.size()) != static_cast<ssize_t>(line.size())) {
+      detail::fail_errno(path, "append to");
+    }
+  }
+
+  const Dataset& data_;
+  TrainConfig train_;
+  ModelConfig model_;
+  Path output_;
+  FolderLock lock_;
+  DataSplit split_;
+  std::string fingerprint_;
+  std::unique_ptr<Engine> engine_;
+  Batch batch_;
+  // Where the run stands: whole epochs in metrics_, and the epoch under way.
+  TrainingMetrics metrics_;
+  std::size_t batches_done_ = 0;
+  MaskedMetrics epoch_metrics_;
+  double epoch_seconds_ = 0;
+};
+
+// ================================================================================================
+// 18  Recommendation
+// ================================================================================================
+// The history, a [MASK] behind its newest item, and the items that score highest there among those
+// the history does not hold. Ties: the lower item number first.
+
+struct Recommendation {
+  std::int32_t item;
+  double score;  // probability among all items
+};
+
+inline std::vector<Recommendation> top_unseen(std::span<const float> scores, ItemSpan seen,
+                                              std::size_t count) {
+  std::vector<bool> hidden(scores.size(), false);
+  for (const std::int32_t item : seen) hidden[static_cast<std::size_t>(item)] = true;
+  std::vector<std::int32_t> order;
+  for (std::size_t i = 0; i < scores.size(); ++i) {
+    if (!hidden[i]) order.push_back(static_cast<std::int32_t>(i));
+  }
+  const auto score = [&](std::int32_t item) { return scores[static_cast<std::size_t>(item)]; };
+  const auto better = [&](std::int32_t a, std::int32_t b) {
+    return score(a) != score(b) ? score(a) > score(b) : a < b;
+  };
+  const auto middle = order.begin() + static_cast<std::ptrdiff_t>(std::min(count, order.size()));
+  std::partial_sort(order.begin(), middle, order.end(), better);
+  order.erase(middle, order.end());
+  std::vector<float> probabilities(scores.begin(), scores.end());
+  detail::kernels<float>().softmax(probabilities.data(), 1.0f, probabilities.size());
+  std::vector<Recommendation> best;
+  for (const std::int32_t item : order) {
+    best.push_back({item, static_cast<double>(probabilities[static_cast<std::size_t>(item)])});
+  }
+  return best;
+}
+
+// A trained model with the catalogue it was trained on: all that is needed to serve.
+class Recommender {
+ public:
+  // `models`: the folder that a Trainer wrote.
+  explicit Recommender(const Path& models, std::string_view name = "best_model",
+                       std::size_t threads = 0)
+      : engine_(load_model(models / join(name, ".safetensors"), threads)),
+        catalogue_(load_mappings(models / "item_mappings.json")) {
+    require(catalogue_.size() == engine_->config().num_items, models, ": item_mappings.json has ",
+            catalogue_.size(), " items, the model ", engine_->config().num_items);
+  }
+
+  const Catalogue& catalogue() const { return catalogue_; }
+  Engine& engine() { return *engine_; }
+
+  // The best `count` items that are not in the history (items of catalogue()).
+  std::vector<Recommendation> recommend(ItemSpan history, std::size_t count) {
+    Batch batch;
+    for (const std::int32_t item : history) {
+      require(item >= 0 && static_cast<std::size_t>(item) < catalogue_.size(), "item ", item,
+              " of a history is not among the ", catalogue_.size(), " of the catalogue");
+    }
+    add_next_item_row(batch, history, engine_->config());
+    std::vector<float> scores(catalogue_.size());
+    engine_->score(batch, scores);
+    return top_unseen(scores, history, count);
+  }
+
+ private:
+  static Catalogue load_mappings(const Path& path) {
+    const std::string text = read_file(path), file = path.string();
+    Catalogue catalogue;
+    JsonReader reader(text, file);
+    reader.object([&](std::string_view name) {
+      if (name == "items")
+        reader.array([&] { catalogue.add(detail::read_item(reader)); });
+      else
+        reader.skip();
+    });
+    reader.end();
+    return catalogue;
+  }
+
+  std::unique_ptr<Engine> engine_;
+  Catalogue catalogue_;
+};
+
+}  // namespace bert4rec
+
+#elif defined(BERT4REC_ISA)
+
+// ================================================================================================
+// Appendix to chapter 9: the kernels on vectors
+// ================================================================================================
+// The same functions as in chapter 9, for float, with the vector types of GCC and Clang. Read once
+// for each instruction set, with BERT4REC_WIDTH floats a register.
+//
+// Sums over a row keep 16 partial sums, whatever the width of a register, and fold them in one
+// order; and the product adds up each element in ascending k. So all instruction sets with fused
+// multiply-add give the same bits.
+
+#ifdef __clang__
+#define BERT4REC_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define BERT4REC_UNROLL _Pragma("GCC unroll 16")
+#endif
+#define BERT4REC_INLINE BERT4REC_TARGET inline __attribute__((always_inline))
+
+namespace bert4rec::detail::BERT4REC_ISA {
+
+using std::size_t;
+
+inline constexpr size_t W = BERT4REC_WIDTH;  // floats in a vector register
+typedef float V __attribute__((vector_size(4 * W), aligned(4), may_alias));
+typedef std::int32_t VI __attribute__((vector_size(4 * W), aligned(4), may_alias));
+typedef std::uint32_t VU __attribute__((vector_size(4 * W), aligned(4), may_alias));
+
+// ---- Product ------------------------------------------------------------------------------------
+
+// Blocks of the product. A block of B, block_k x block_n floats (256 KiB), is packed once and
+// stays in the second-level cache while all rows of A pass by, at most block_m of them at a time.
+inline constexpr size_t block_m = 48, block_n = 256, block_k = 256;
+
+// Row stride of packed A. Not a power of two, so that the rows of a tile fall in different
+// sets of the first-level cache.
+inline constexpr size_t a_stride = block_k + 16;
+
+// Floats of working memory that multiply() needs (the last term is for alignment).
+inline constexpr size_t multiply_scratch = block_n * block_k + block_m * a_stride + 16;
+
+// The register tile: MR x NR elements of C are summed at a time, in MR * 2 registers; two more
+// hold a row of B and one an element of A. 12 * 2 + 3 of 32 registers, or 6 * 2 + 3 of 16.
+// One step along k then does 2 MR multiply-adds for MR + 2 loads.
+inline constexpr size_t MR = W == 16 ? 12 : 6, NR = 2 * W;
+static_assert(block_m % MR == 0 && block_n % NR == 0 && block_k % W == 0);
+
+// C(i, j) = [C(i, j)] + sum_k A(i, k) B(k, j) for one tile, i < MR, j < vectors * W.
+// Each element is one chain of multiply-adds in ascending k. As a deeper product goes on from
+// the stored C, its value depends neither on the blocks nor on the width W.
+// (The compiler makes one fused instruction of `sum += a * b`, unless -ffp-contract=off.)
+// Packed A is indexed i * a_stride + k, or i + k * MR if `a_by_column`; packed B k * NR + j.
+template <bool a_by_column, size_t vectors>
+BERT4REC_TARGET inline void multiply_tile(size_t depth, const float* a, const float* b, float* c,
+                                          size_t c_row, bool accumulate) {
+  constexpr size_t row = a_by_column ? 1 : a_stride, column = a_by_column ? MR : 1;
+  V sum[MR][vectors] = {};
+  if (accumulate) {
+    BERT4REC_UNROLL
+    for (size_t i = 0; i < MR; ++i) BERT4REC_UNROLL
+    for (size_t v = 0; v < vectors; ++v)
+      sum[i][v] = *reinterpret_cast<const V*>(c + i * c_row + v * W);
+  }
+  asm("" : "+r"(c));  // no code: keeps GCC from computing all the addresses in C ahead
+  for (size_t k = 0; k < depth; ++k, a += column, b += NR) {
+    V b_k[vectors];
+    BERT4REC_UNROLL
+    for (size_t v = 0; v < vectors; ++v) b_k[v] = *reinterpret_cast<const V*>(b + v * W);
+    BERT4REC_UNROLL
+    for (size_t i = 0; i < MR; ++i) BERT4REC_UNROLL
+    for (size_t v = 0; v < vectors; ++v) sum[i][v] += a[i * row] * b_k[v];
+  }
+  BERT4REC_UNROLL
+  for (size_t i = 0; i < MR; ++i, c += c_row) BERT4REC_UNROLL
+  for (size_t v = 0; v < vectors; ++v) *reinterpret_cast<V*>(c + v * W) = sum[i][v];
+}
+
+// The same where C has only `rows` x `columns` elements left: in a full tile on the side.
+template <bool a_by_column>
+BERT4REC_TARGET inline void multiply_edge(size_t rows, size_t columns, size_t depth, const float* a,
+                                          const float* b, float* c, size_t c_row, bool accumulate) {
+  float tile[MR * NR] = {};
+  if (accumulate)
+    for (size_t i = 0; i < rows; ++i) std::copy_n(c + i * c_row, columns, tile + i * NR);
+  if (columns <= W)
+    multiply_tile<a_by_column, 1>(depth, a, b, tile, NR, accumulate);
+  else
+    multiply_tile<a_by_column, 2>(depth, a, b, tile, NR, accumulate);
+  for (size_t i = 0; i < rows; ++i) std::copy_n(tile + i * NR, columns, c + i * c_row);
+}
+
+// to[k * NR + j] = from[k + j * stride], k < W, j < W, and 0 for j >= columns: a block of
+// W x W floats transposed in registers. Interleaving register i with register i + W / 2 moves
+// the top bit of the register number below the bits of the position in the register; after
+// log2(W) rounds the two numbers have changed places.
+BERT4REC_TARGET inline void transpose_block(size_t columns, const float* from, size_t stride,
+                                            float* to) {
+#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+  V x[W], y[W];
+  BERT4REC_UNROLL
+  for (size_t j = 0; j < W; ++j)
+    x[j] = j < columns ? *reinterpret_cast<const V*>(from + j * stride) : V{};
+  BERT4REC_UNROLL
+  for (size_t round = 1; round < W; round *= 2) {
+    BERT4REC_UNROLL
+    for (size_t i = 0; i < W / 2; ++i) {
+#if BERT4REC_WIDTH == 16
+      y[2 * i] = __builtin_shufflevector(x[i], x[i + W / 2], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5,
+                                         21, 6, 22, 7, 23);
+      y[2 * i + 1] = __builtin_shufflevector(x[i], x[i + W / 2], 8, 24, 9, 25, 10, 26, 11, 27, 12,
+                                             28, 13, 29, 14, 30, 15, 31);
+#elif BERT4REC_WIDTH == 8
+      y[2 * i] = __builtin_shufflevector(x[i], x[i + W / 2], 0, 8, 1, 9, 2, 10, 3, 11);
+      y[2 * i + 1] = __builtin_shufflevector(x[i], x[i + W / 2], 4, 12, 5, 13, 6, 14, 7, 15);
+#else
+      y[2 * i] = __builtin_shufflevector(x[i], x[i + W / 2], 0, 4, 1, 5);
+      y[2 * i + 1] = __builtin_shufflevector(x[i], x[i + W / 2], 2, 6, 3, 7);
+#endif
+    }
+    BERT4REC_UNROLL
+    for (size_t i = 0; i < W; ++i) x[i] = y[i];
+  }
+  BERT4REC_UNROLL
+  for (size_t k = 0; k < W; ++k) *reinterpret_cast<V*>(to + k * NR) = x[k];
+#else
+  for (size_t k = 0; k < W; ++k)
+    for (size_t j = 0; j < W; ++j) to[k * NR + j] = j < columns ? from[k + j * stride] : 0.0f;
+#endif
+}
+
+// Packs a panel of B: panel[k * NR + j] = B(k, j) for k < depth, j < columns <= NR.
+BERT4REC_TARGET inline void pack_b(size_t depth, size_t columns, const float* b, size_t b_row,
+                                   size_t b_col, float* panel) {
+  if (b_col == 1) {
+    for (size_t k = 0; k < depth; ++k)
+      if (columns == NR)
+        std::memcpy(panel + k * NR, b + k * b_row, NR * sizeof(float));
+      else
+        for (size_t j = 0; j < NR; ++j) panel[k * NR + j] = j < columns ? b[k * b_row + j] : 0.0f;
+    return;
+  }
+  for (size_t j0 = 0; j0 < columns; j0 += W) {
+    size_t width = std::min(W, columns - j0), k = 0;
+    for (; k + W <= depth; k += W)
+      transpose_block(width, b + k + j0 * b_col, b_col, panel + k * NR + j0);
+    for (; k < depth; ++k)
+      for (size_t j = 0; j < W; ++j)
+        panel[k * NR + j0 + j] = j < width ? b[k + (j0 + j) * b_col] : 0.0f;
+  }
+}
+
+// Packs a panel of A, rows <= MR of them, in the order that A has in memory already: the
+// kernel takes single elements of A, so that both orders serve it equally well.
+BERT4REC_TARGET inline void pack_a(size_t rows, size_t depth, const float* a, size_t a_row,
+                                   size_t a_col, float* panel) {
+  if (a_col == 1) {
+    for (size_t i = 0; i < rows; ++i) std::copy_n(a + i * a_row, depth, panel + i * a_stride);
+    for (size_t i = rows; i < MR; ++i) std::fill_n(panel + i * a_stride, depth, 0.0f);
+  } else if (rows == MR) {
+    for (size_t k = 0; k < depth; ++k)
+      std::memcpy(panel + k * MR, a + k * a_col, MR * sizeof(float));
+  } else {
+    std::fill_n(panel, depth * MR, 0.0f);
+    for (size_t k = 0; k < depth; ++k)
+      for (size_t i = 0; i < rows; ++i) panel[k * MR + i] = a[k * a_col + i];
+  }
+}
+
+// Asks for the memory of a tile of C, so that it arrives while the tile before it is computed.
+BERT4REC_TARGET inline void prefetch_tile(size_t rows, const float* c, size_t c_row) {
+  for (size_t i = 0; i < rows; ++i) {
+    __builtin_prefetch(c + i * c_row, 1);
+    __builtin_prefetch(c + i * c_row + W, 1);
+  }
+}
+
+// One packed block: C (m x n) = [C] + A (m x depth) B (depth x n).
+template <bool a_by_column>
+BERT4REC_TARGET inline void multiply_block(size_t m, size_t n, size_t depth, const float* a,
+                                           const float* b, float* c, size_t c_row,
+                                           bool accumulate) {
+  for (size_t i = 0; i < m; i += MR) {
+    for (size_t j = 0; j < n; j += NR) {
+      const float *a_panel = a + i * a_stride, *b_panel = b + j * block_k;
+      if (j + NR < n) prefetch_tile(std::min(MR, m - i), c + i * c_row + j + NR, c_row);
+      float* c_tile = c + i * c_row + j;
+      if (m - i >= MR && n - j >= NR)
+        multiply_tile<a_by_column, 2>(depth, a_panel, b_panel, c_tile, c_row, accumulate);
+      else
+        multiply_edge<a_by_column>(std::min(MR, m - i), std::min(NR, n - j), depth, a_panel,
+                                   b_panel, c_tile, c_row, accumulate);
+    }
+  }
+}
+
+BERT4REC_TARGET inline void multiply(size_t m, size_t n, size_t k, const float* a, size_t a_row,
+                                     size_t a_col, const float* b, size_t b_row, size_t b_col,
+                                     float* c, size_t c_row, bool accumulate, float* scratch) {
+  const size_t misaligned = reinterpret_cast<std::uintptr_t>(scratch) / sizeof(float) % 16;
+  float *packed_b = scratch + (16 - misaligned) % 16, *packed_a = packed_b + block_k * block_n;
+  for (size_t j0 = 0; j0 < n; j0 += block_n) {
+    const size_t width = std::min(block_n, n - j0);
+    size_t k0 = 0;
+    do {  // at least once: an empty sum is 0
+      const size_t depth = std::min(block_k, k - k0);
+      for (size_t j = 0; j < width; j += NR)
+        pack_b(depth, std::min(NR, width - j), b + k0 * b_row + (j0 + j) * b_col, b_row, b_col,
+               packed_b + j * block_k);
+      // Rows of A are packed just before use. If A lies by columns, several panels are packed
+      // together, so that whole cache lines are used up.
+      const size_t step = a_col == 1 ? MR : block_m;
+      for (size_t i0 = 0; i0 < m; i0 += step) {
+        const size_t height = std::min(step, m - i0);
+        for (size_t i = 0; i < height; i += MR)
+          pack_a(std::min(MR, height - i), depth, a + (i0 + i) * a_row + k0 * a_col, a_row, a_col,
+                 packed_a + i * a_stride);
+        (a_col == 1 ? multiply_block<false> : multiply_block<true>)(height, width, depth, packed_a,
+                                                                    packed_b, c + i0 * c_row + j0,
+                                                                    c_row, accumulate || k0 > 0);
+      }
+      k0 += block_k;
+    } while (k0 < k);
+  }
+}
+
+// ---- Functions of vectors -----------------------------------------------------------------------
+
+// Elements i ... i + W - 1 of x[n]; `fill` where there is none.
+BERT4REC_INLINE V load(const float* x, size_t i, size_t n, float fill = 0.0f) {
+  if (i + W <= n) return *reinterpret_cast<const V*>(x + i);
+  V v = fill - V{};
+  for (size_t j = 0; i + j < n; ++j) v[j] = x[i + j];
+  return v;
+}
+
+BERT4REC_INLINE void store(float* x, size_t i, size_t n, V v) {
+  if (i + W <= n) {
+    *reinterpret_cast<V*>(x + i) = v;
+  } else {
+    for (size_t j = 0; i + j < n; ++j) x[i + j] = v[j];
+  }
+}
+
+// A row is summed in 16 lanes: `parts` registers.
+inline constexpr size_t lanes = 16, parts = lanes / W;
+
+BERT4REC_INLINE float sum_lanes(const V (&sums)[parts]) {
+  float lane[lanes];
+  std::memcpy(lane, sums, sizeof lane);
+  for (size_t half = lanes / 2; half > 0; half /= 2) {
+    for (size_t j = 0; j < half; ++j) lane[j] += lane[j + half];
+  }
+  return lane[0];
+}
+
+// exp(x) = 2^n exp(r), n = round(x / log 2), |r| <= log(2) / 2; at most 0.99 units in the last
+// place off with fused multiply-add. 0 below -87.33. Coefficients: tests/reference/fit_kernels.py.
+BERT4REC_INLINE V exp_in_range(V x) {
+  const V magic = 12582912.0f - V{};  // 1.5 * 2^23: adding it rounds to an integer
+  const V t = x * 1.44269502f + magic, n = t - magic;
+  V r = n * -0.693145752f + x;
+  r = n * -1.42860677e-06f + r;
+  V p = r * 0.00137894717f + 0.00836867001f;
+  p = p * r + 0.0416688882f;
+  p = p * r + 0.166665211f;
+  p = p * r + 0.499999911f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  return (V)((VI)p + ((VI)t << 23));  // the exponent grows by n
+}
+
+BERT4REC_INLINE V exp(V x) {
+  const V y = x < -87.3365402f ? V{} : exp_in_range(x);
+  return x <= 88.7228317f ? y : x + std::numeric_limits<float>::infinity();  // or NaN
+}
+
+// |x| <= 0.875: x + x P(x^2);  else 1 - exp(G(|x|)), which is 1 from 3.92 on.
+BERT4REC_INLINE V erf(V x) {
+  const VI sign = (VI)x & std::numeric_limits<std::int32_t>::min();
+  const V a = (V)((VI)x ^ sign), s = x * x;
+  V p = s * -0.000625433109f + 0.00504296133f;
+  p = p * s + -0.0267996024f;
+  p = p * s + 0.112827145f;
+  p = p * s + -0.376125813f;
+  p = p * s + 0.128379166f;
+  const V b = a < 3.925f ? a : 3.925f - V{};
+  V g = b * 0.000199899747f + -0.00308199134f;
+  g = g * b + 0.0223810375f;
+  g = g * b + -0.104250237f;
+  g = g * b + -0.636820614f;
+  g = g * b + -1.12788939f;
+  g = g * b + -0.000144213613f;
+  const V big = (V)((VI)(1.0f - exp_in_range(g)) | sign);
+  return a > 0.875f ? big : x * p + x;
+}
+
+// sqrt(x) = x / sqrt(x), the inverse root from a guess by its exponent and three Newton steps.
+BERT4REC_INLINE V sqrt(V x) {
+  V r = (V)(0x5f3759df - ((VI)x >> 1));
+  const V half = x * 0.5f;
+  r = r * (1.5f - half * r * r);
+  r = r * (1.5f - half * r * r);
+  r = r * (1.5f - half * r * r);
+  return x * r;
+}
+
+// ---- The kernels of chapter 9 -------------------------------------------------------------------
+
+BERT4REC_TARGET inline void add(const float* x, float* y, size_t n) {
+  for (size_t i = 0; i < n; i += W) store(y, i, n, load(y, i, n) + load(x, i, n));
+}
+
+BERT4REC_TARGET inline void scale(float* x, float factor, size_t n) {
+  for (size_t i = 0; i < n; i += W) store(x, i, n, load(x, i, n) * factor);
+}
+
+BERT4REC_TARGET inline float sum_of_squares(const float* x, size_t n) {
+  V sum[parts] = {};
+  for (size_t i = 0; i < n; i += lanes) {
+    BERT4REC_UNROLL
+    for (size_t p = 0; p < parts; ++p) {
+      const V v = load(x, i + p * W, n);
+      sum[p] = v * v + sum[p];
+    }
+  }
+  return sum_lanes(sum);
+}
+
+BERT4REC_TARGET inline float softmax(float* x, float scale, size_t n) {
+  V most = x[0] - V{};
+  for (size_t i = 0; i < n; i += W) {
+    const V v = load(x, i, n, x[0]);
+    most = v > most ? v : most;
+  }
+  float largest = most[0];
+  for (size_t j = 1; j < W; ++j) largest = std::max<float>(largest, most[j]);
+  V sum[parts] = {};
+  for (size_t i = 0; i < n; i += lanes) {
+    BERT4REC_UNROLL
+    for (size_t p = 0; p < parts; ++p) {
+      const size_t at = i + p * W;
+      const V e = exp((load(x, at, n, -std::numeric_limits<float>::infinity()) - largest) * scale);
+      store(x, at, n, e);
+      sum[p] += e;
+    }
+  }
+  const float total = sum_lanes(sum);
+  bert4rec::detail::BERT4REC_ISA::scale(x, 1.0f / total, n);
+  return scale * largest + std::log(total);
+}
+
+BERT4REC_TARGET inline void softmax_backward(const float* p, float* dp, float scale, size_t n) {
+  V sum[parts] = {};
+  for (size_t i = 0; i < n; i += lanes) {
+    BERT4REC_UNROLL
+    for (size_t q = 0; q < parts; ++q) {
+      sum[q] = load(p, i + q * W, n) * load(dp, i + q * W, n) + sum[q];
+    }
+  }
+  const float mean = sum_lanes(sum);
+  for (size_t i = 0; i < n; i += W) {
+    store(dp, i, n, load(p, i, n) * scale * (load(dp, i, n) - mean));
+  }
+}
+
+BERT4REC_TARGET inline RankCounts count_above(const float* x, float value, size_t n) {
+  VI better = {}, ties = {};
+  size_t i = 0;
+  for (; i + W <= n; i += W) {
+    const V v = *reinterpret_cast<const V*>(x + i);
+    better -= v > value - V{};  // a comparison gives -1 where it holds
+    ties -= v == value - V{};
+  }
+  RankCounts counts = plain::count_above(x + i, value, n - i);
+  for (size_t j = 0; j < W; ++j) {
+    counts.better += static_cast<size_t>(better[j]);
+    counts.ties += static_cast<size_t>(ties[j]);
+  }
+  return counts;
+}
+
+BERT4REC_TARGET inline void gelu(const float* x, float* y, size_t n) {
+  for (size_t i = 0; i < n; i += W) {
+    const V v = load(x, i, n);
+    store(y, i, n, v * 0.5f * (erf(v * 0.707106769f) + 1.0f));
+  }
+}
+
+BERT4REC_TARGET inline void gelu_backward(const float* x, float* dy, size_t n) {
+  for (size_t i = 0; i < n; i += W) {
+    const V v = load(x, i, n);
+    const V cumulative = erf(v * 0.707106769f) * 0.5f + 0.5f;
+    const V density = exp(v * v * -0.5f) * 0.398942292f;
+    store(dy, i, n, load(dy, i, n) * (v * density + cumulative));
+  }
+}
+
+// Threefry of chapter 3 for W counters at once.
+BERT4REC_INLINE void threefry(Key key, VU& x0, VU& x1) {
+  const std::uint32_t keys[3] = {key.low, key.high, threefry_parity ^ key.low ^ key.high};
+  x0 += keys[0];
+  x1 += keys[1];
+  BERT4REC_UNROLL
+  for (std::uint32_t block = 1; block <= 5; ++block) {
+    BERT4REC_UNROLL
+    for (std::uint32_t round = 0; round < 4; ++round) {
+      const int turn = threefry_rotations[(block - 1) % 2 * 4 + round];
+      x0 += x1;
+      x1 = (x1 << turn) | (x1 >> (32 - turn));
+      x1 ^= x0;
+    }
+    x0 += keys[block % 3];
+    x1 += keys[(block + 1) % 3] + block;
+  }
+}
+
+BERT4REC_TARGET inline void dropout(float* x, size_t n, Key key, std::uint32_t threshold) {
+  const float scale = static_cast<float>(dropout_scale(threshold));
+  const VI limit = static_cast<std::int32_t>(threshold) - VI{};
+  VU lane = {};
+  for (size_t j = 0; j < W; ++j) lane[j] = static_cast<std::uint32_t>(j);
+  for (size_t i = 0; i < n; i += dropout_chunk) {
+    BERT4REC_UNROLL
+    for (size_t p = 0; p < parts; ++p) {
+      VU x0 = lane + static_cast<std::uint32_t>(i / 4 + p * W), x1 = {};
+      threefry(key, x0, x1);
+      const VU quarters[4] = {x0 & 0xffffu, x0 >> 16, x1 & 0xffffu, x1 >> 16};
+      BERT4REC_UNROLL
+      for (size_t q = 0; q < 4; ++q) {
+        const size_t at = i + 16 * q + p * W;
+        const V kept = load(x, at, n) * scale;
+        store(x, at, n, (VI)quarters[q] < limit ? V{} : kept);
+      }
+    }
+  }
+}
+
+BERT4REC_TARGET inline RowStatistics<float> normalize(const float* x, const float* gain,
+                                                      const float* bias, float* y, size_t n) {
+  const float count = static_cast<float>(n);
+  V sum[parts] = {}, squares[parts] = {};
+  for (size_t i = 0; i < n; i += lanes) {
+    BERT4REC_UNROLL
+    for (size_t p = 0; p < parts; ++p) sum[p] += load(x, i + p * W, n);
+  }
+  const float mean = sum_lanes(sum) / count;
+  for (size_t i = 0; i < n; i += lanes) {
+    BERT4REC_UNROLL
+    for (size_t p = 0; p < parts; ++p) {
+      const V d = load(x, i + p * W, n, mean) - mean;
+      squares[p] = d * d + squares[p];
+    }
+  }
+  const float variance = sum_lanes(squares) / count;
+  const float inverse = 1.0f / std::sqrt(variance + static_cast<float>(layer_norm_epsilon));
+  for (size_t i = 0; i < n; i += W) {
+    const V z = (load(x, i, n) - mean) * inverse;
+    store(y, i, n, load(gain, i, n) * z + load(bias, i, n));
+  }
+  return {mean, inverse};
+}
+
+BERT4REC_TARGET inline void normalize_backward(const float* x, RowStatistics<float> row,
+                                               const float* gain, float* dy, size_t n) {
+  const float count = static_cast<float>(n), inverse = row.inverse_deviation;
+  V sum_e[parts] = {}, sum_ez[parts] = {};
+  for (size_t i = 0; i < n; i += lanes) {
+    BERT4REC_UNROLL
+    for (size_t p = 0; p < parts; ++p) {
+      const V e = load(gain, i + p * W, n) * load(dy, i + p * W, n);
+      sum_e[p] += e;
+      sum_ez[p] = e * ((load(x, i + p * W, n) - row.mean) * inverse) + sum_ez[p];
+    }
+  }
+  const float mean_e = sum_lanes(sum_e) / count, mean_ez = sum_lanes(sum_ez) / count;
+  for (size_t i = 0; i < n; i += W) {
+    const V z = (load(x, i, n) - row.mean) * inverse;
+    const V e = load(gain, i, n) * load(dy, i, n);
+    store(dy, i, n, (e - mean_e - z * mean_ez) * inverse);
+  }
+}
+
+BERT4REC_TARGET inline void normalize_parameters(const float* x, RowStatistics<float> row,
+                                                 const float* dy, float* dgain, float* dbias,
+                                                 size_t n) {
+  for (size_t i = 0; i < n; i += W) {
+    const V z = (load(x, i, n) - row.mean) * row.inverse_deviation, d = load(dy, i, n);
+    store(dgain, i, n, d * z + load(dgain, i, n));
+    store(dbias, i, n, d + load(dbias, i, n));
+  }
+}
+
+BERT4REC_TARGET inline void adamw(float* p, const float* g, float* m, float* v,
+                                  const AdamConstants<float>& c, size_t n) {
+  for (size_t i = 0; i < n; i += W) {
+    const V gradient = load(g, i, n) * c.gradient_scale;
+    const V mean = load(m, i, n) * c.beta1 + gradient * (1.0f - c.beta1);
+    const V square = load(v, i, n) * c.beta2 + gradient * gradient * (1.0f - c.beta2);
+    const V step = mean * c.step_size / (sqrt(square) * c.root_correction + c.epsilon);
+    store(m, i, n, mean);
+    store(v, i, n, square);
+    store(p, i, n, load(p, i, n) * c.decay_factor - step);
+  }
+}
+
+#define BERT4REC_STRING_2(text) #text
+#define BERT4REC_STRING(text) BERT4REC_STRING_2(text)
+
+inline const Kernels<float>& vector_kernels() {
+  static constexpr Kernels<float> table{BERT4REC_STRING(BERT4REC_ISA),
+                                        multiply,
+                                        multiply_scratch,
+                                        add,
+                                        scale,
+                                        sum_of_squares,
+                                        softmax,
+                                        softmax_backward,
+                                        count_above,
+                                        gelu,
+                                        gelu_backward,
+                                        dropout,
+                                        normalize,
+                                        normalize_backward,
+                                        normalize_parameters,
+                                        adamw};
+  return table;
+}
+
+}  // namespace bert4rec::detail::BERT4REC_ISA
+
+#undef BERT4REC_STRING
+#undef BERT4REC_STRING_2
+#undef BERT4REC_INLINE
+#undef BERT4REC_UNROLL
+#undef BERT4REC_ISA
+#undef BERT4REC_TARGET
+#undef BERT4REC_WIDTH
+
+#endif  // BERT4REC_HPP

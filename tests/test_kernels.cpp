@@ -1,0 +1,191 @@
+// The vector kernels against the plain ones, and the instruction sets against each other.
+
+#include "bert4rec.hpp"
+#include "check.hpp"
+
+using namespace bert4rec;
+using detail::Kernels;
+
+namespace {
+
+std::vector<float> random_floats(std::size_t n, std::uint64_t stream, double size = 1.0) {
+  std::vector<float> values(n);
+  const Key key = fold_in(make_key(3), stream);
+  for (std::size_t i = 0; i < n; ++i) {
+    values[i] = static_cast<float>(size * (2 * uniform(key, i) - 1));
+  }
+  return values;
+}
+
+std::vector<double> widened(const std::vector<float>& values) {
+  return {values.begin(), values.end()};
+}
+
+const std::vector<std::size_t> lengths{1, 2, 3, 4, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 200, 257};
+
+// Runs `compare(kernels, n)` for every instruction set there is and every length.
+template <class Compare>
+void for_all(Compare&& compare) {
+  for (const Kernels<float>* kernels : detail::available_kernels<float>()) {
+    for (const std::size_t n : lengths) compare(*kernels, n);
+  }
+}
+
+void check_near(const char* what, const std::vector<float>& found,
+                const std::vector<double>& expected, double tolerance) {
+  check_close(what, std::span(found), std::span(expected), tolerance);
+}
+
+struct Shape {
+  std::size_t m, n, k;
+};
+
+std::vector<Shape> product_shapes() {
+  std::vector<Shape> shapes{{1, 1, 1},   {1, 300, 64},   {300, 1, 64},    {13, 33, 1},
+                            {12, 32, 8}, {47, 129, 257}, {200, 200, 32},  {64, 48, 700},
+                            {5, 7, 0},   {100, 260, 17}, {257, 513, 300}};
+  const Key key = make_key(8);
+  for (std::uint64_t i = 0; i < 60; ++i) {
+    shapes.push_back({1 + below(key, 3 * i, 70), 1 + below(key, 3 * i + 1, 70),
+                      below(key, 3 * i + 2, 70)});
+  }
+  return shapes;
+}
+
+// C of one product by `kernels`, A and B stored with or without transposition, C with a gap
+// between its rows that must stay untouched.
+std::vector<float> product(const Kernels<float>& kernels, const Shape& shape, bool a_by_row,
+                           bool b_by_row, bool accumulate) {
+  const auto [m, n, k] = shape;
+  const std::vector<float> a = random_floats(m * k, 1), b = random_floats(k * n, 2);
+  std::vector<float> c = random_floats(m * (n + 3), 4);
+  const Buffer<float> scratch(kernels.scratch_size + 1);
+  kernels.multiply(m, n, k, a.data(), a_by_row ? k : 1, a_by_row ? 1 : m, b.data(),
+                   b_by_row ? n : 1, b_by_row ? 1 : k, c.data(), n + 3, accumulate,
+                   scratch.data());
+  return c;
+}
+
+void test_products() {
+  const std::vector<const Kernels<float>*> all = detail::available_kernels<float>();
+  for (const Shape& shape : product_shapes()) {
+    for (int form = 0; form < 8; ++form) {
+      const bool a_by_row = form & 1, b_by_row = form & 2, accumulate = form & 4;
+      const auto run = [&](const Kernels<float>& kernels) {
+        return product(kernels, shape, a_by_row, b_by_row, accumulate);
+      };
+      const std::vector<float> plain = run(*all[0]);
+      for (std::size_t i = 1; i < all.size(); ++i) {
+        check_near(all[i]->name, run(*all[i]), widened(plain), 3e-6);
+      }
+      if (all.size() == 4) check(run(*all[2]) == run(*all[3]), "avx2 and avx512: same bits");
+    }
+  }
+}
+
+// Every kernel over rows, run one after the other on the same numbers; all that it computes.
+std::vector<float> everything(const Kernels<float>& k, std::size_t n) {
+  std::vector<float> out;
+  const auto keep = [&](const std::vector<float>& values) {
+    out.insert(out.end(), values.begin(), values.end());
+  };
+  const std::vector<float> x = random_floats(n, 1, 3), g = random_floats(n, 2),
+                           b = random_floats(n, 3), d = random_floats(n, 4);
+  std::vector<float> y = d, z = b, p = x, v = random_floats(n, 5);
+  for (float& value : v) value = value * value;
+  k.add(x.data(), y.data(), n), keep(y);
+  k.scale(y.data(), 0.3f, n), keep(y);
+  out.push_back(k.sum_of_squares(x.data(), n));
+  out.push_back(k.softmax(p.data(), 0.7f, n)), keep(p);
+  k.softmax_backward(p.data(), y.data(), 0.7f, n), keep(y);
+  k.gelu(x.data(), y.data(), n), keep(y);
+  y = d, k.gelu_backward(x.data(), y.data(), n), keep(y);
+  k.dropout(y.data(), n, make_key(n), detail::dropout_threshold(0.3)), keep(y);
+  const auto row = k.normalize(x.data(), g.data(), b.data(), y.data(), n);
+  keep(y), out.push_back(row.mean), out.push_back(row.inverse_deviation);
+  y = d, k.normalize_parameters(x.data(), row, d.data(), y.data(), z.data(), n), keep(y), keep(z);
+  k.normalize_backward(x.data(), row, g.data(), y.data(), n), keep(y);
+  std::vector<float> w = g, m = b;
+  k.adamw(w.data(), d.data(), m.data(), v.data(),
+          {0.9f, 0.999f, 1e-8f, 1e-3f, 1.2f, 0.99f, 0.5f}, n);
+  keep(w), keep(m), keep(v);
+  return out;
+}
+
+}  // namespace
+
+int main() {
+  test("products of all forms and many shapes", test_products);
+  test("every row kernel agrees with the plain one", [] {
+    for_all([](const Kernels<float>& kernels, std::size_t n) {
+      if (n < 3) return;  // LayerNorm of two numbers amplifies rounding
+      const std::vector<float> plain = everything(detail::plain_kernels<float>(), n);
+      check_near(kernels.name, everything(kernels, n), widened(plain), 2e-5);
+    });
+  });
+  test("avx2 and avx512 give the same bits", [] {
+    const auto all = detail::available_kernels<float>();
+    if (all.size() < 4) return;
+    for (const std::size_t n : lengths) {
+      check(everything(*all[2], n) == everything(*all[3], n), join("length ", n));
+    }
+  });
+  test("softmax: large scores do not overflow, small ones do not vanish wrongly", [] {
+    for_all([](const Kernels<float>& kernels, std::size_t n) {
+      std::vector<float> x(n, -1e4f);
+      x[n / 2] = 1e4f;
+      const float log_sum = kernels.softmax(x.data(), 1.0f, n);
+      check_equal(log_sum, 1e4f);
+      check_equal(x[n / 2], 1.0f);
+      if (n > 1) check_equal(x[n / 2 == 0 ? 1 : 0], 0.0f);
+    });
+  });
+  test("softmax: a NaN score gives a NaN result", [] {
+    for_all([](const Kernels<float>& kernels, std::size_t n) {
+      std::vector<float> x = random_floats(n, 7);
+      x[n - 1] = std::nanf("");
+      check(std::isnan(kernels.softmax(x.data(), 1.0f, n)), join(kernels.name, " length ", n));
+    });
+  });
+  test("gelu over its whole range, against double", [] {
+    for (const Kernels<float>* kernels : detail::available_kernels<float>()) {
+      std::vector<float> x, y;
+      std::vector<double> expected;
+      for (int i = -12000; i <= 12000; ++i) x.push_back(static_cast<float>(i) * 1e-3f);
+      y.resize(x.size());
+      for (const float value : x) {
+        expected.push_back(0.5 * value * (1 + std::erf(value / std::sqrt(2.0))));
+      }
+      kernels->gelu(x.data(), y.data(), x.size());
+      for (std::size_t i = 0; i < x.size(); ++i) {
+        check(std::abs(y[i] - expected[i]) <= 3e-7 * std::max(1.0f, std::abs(x[i])),
+              join(kernels->name, " gelu(", x[i], ") = ", y[i]));
+      }
+    }
+  });
+  test("ranks: how many are above, how many tie", [] {
+    for_all([](const Kernels<float>& kernels, std::size_t n) {
+      std::vector<float> x(n);
+      for (std::size_t i = 0; i < n; ++i) x[i] = static_cast<float>(i % 5);
+      const auto counts = kernels.count_above(x.data(), 2.0f, n);
+      const auto expected = detail::plain::count_above(x.data(), 2.0f, n);
+      check_equal(counts.better, expected.better);
+      check_equal(counts.ties, expected.ties);
+    });
+  });
+  test("dropout: the same mask everywhere, its share and its mean", [] {
+    const std::size_t n = 100'000;
+    const std::uint32_t threshold = detail::dropout_threshold(0.1);
+    for (const Kernels<float>* kernels : detail::available_kernels<float>()) {
+      std::vector<float> x(n, 1.0f), plain(n, 1.0f);
+      kernels->dropout(x.data(), n, make_key(4), threshold);
+      detail::plain::dropout(plain.data(), n, make_key(4), threshold);
+      check(x == plain, "same as plain");
+      const auto dropped = static_cast<double>(std::count(x.begin(), x.end(), 0.0f));
+      check(std::abs(dropped / double(n) - 0.1) < 0.004, join("dropped ", dropped));
+      const double mean = std::accumulate(x.begin(), x.end(), 0.0) / double(n);
+      check(std::abs(mean - 1) < 0.005, join("mean ", mean));
+    }
+  });
+  return finish();
+}

@@ -1,0 +1,301 @@
+// What the command-line tools share: flags with --help, errors as one line, progress, signals.
+
+#ifndef BERT4REC_TOOLS_CLI_HPP
+#define BERT4REC_TOOLS_CLI_HPP
+
+#include <csignal>
+#include <cstdio>
+#include <iostream>
+
+#include "bert4rec.hpp"
+
+namespace cli {
+
+using bert4rec::Error;
+using bert4rec::fail;
+using bert4rec::join;
+using bert4rec::require;
+
+// Wrong usage, as opposed to a failure: exit code 2.
+class UsageError : public Error {
+ public:
+  using Error::Error;
+};
+
+namespace detail {
+
+inline void parse_value(std::string_view text, std::string& value) { value = text; }
+inline void parse_value(std::string_view text, bert4rec::Path& value) { value = text; }
+
+template <class Number>
+requires std::is_arithmetic_v<Number>
+void parse_value(std::string_view text, Number& value) {
+  const auto end = text.data() + text.size();
+  const auto [stop, problem] = std::from_chars(text.data(), end, value);
+  if (stop != end || problem != std::errc()) throw UsageError("expected a number");
+}
+
+template <class Enum>
+requires std::is_enum_v<Enum>
+void parse_value(std::string_view text, Enum& value) {
+  value = bert4rec::enum_value<Enum>(text, "value");
+}
+
+template <class Value>
+std::string show_value(const Value& value) {
+  if constexpr (std::is_enum_v<Value>)
+    return std::string(bert4rec::enum_name(value));
+  else if constexpr (std::is_arithmetic_v<Value>)
+    return join(value);
+  else
+    return std::string(value);
+}
+
+template <class Value>
+std::string placeholder() {
+  if constexpr (std::is_enum_v<Value>)
+    return bert4rec::enum_choices<Value>();
+  else if constexpr (std::is_same_v<Value, bert4rec::Path>)
+    return "PATH";
+  else if constexpr (std::is_floating_point_v<Value>)
+    return "X";
+  else if constexpr (std::is_arithmetic_v<Value>)
+    return "N";
+  else
+    return "TEXT";
+}
+
+}  // namespace detail
+
+// The flags of a tool: bound to variables, whose values before parse() are the defaults.
+class CommandLine {
+ public:
+  CommandLine(std::string name, std::string summary, std::string example)
+      : name_(std::move(name)), summary_(std::move(summary)), example_(std::move(example)) {}
+
+  // --name VALUE or --name=VALUE. `alias`: a second name that is understood too.
+  template <class Value>
+  void option(std::string name, Value& value, std::string meaning, std::string alias = "") {
+    const std::string shown = detail::show_value(value);
+    options_.push_back({std::move(name), std::move(alias), detail::placeholder<Value>(),
+                        join(meaning, shown.empty() ? "" : join(" (", shown, ")")),
+                        [&value](std::string_view text) { detail::parse_value(text, value); },
+                        false});
+  }
+
+  // --name: sets a bool.
+  void flag(std::string name, bool& value, std::string meaning) {
+    options_.push_back({std::move(name), "", "", std::move(meaning),
+                        [&value](std::string_view) { value = true; }, false});
+  }
+
+  // All fields of a configuration but those in `hidden`, under the names given in `names` or their
+  // own with dashes.
+  template <class Config>
+  void configuration(Config& config, const std::map<std::string, std::string>& names,
+                     const std::vector<std::string_view>& hidden = {}) {
+    Config::fields(config, [&](std::string_view field, auto& value, auto, auto, auto meaning) {
+      if (std::find(hidden.begin(), hidden.end(), field) != hidden.end()) return;
+      std::string dashed(field);
+      std::replace(dashed.begin(), dashed.end(), '_', '-');
+      const auto renamed = names.find(std::string(field));
+      if (renamed == names.end())
+        option(dashed, value, meaning);
+      else
+        option(renamed->second, value, meaning, dashed);
+    });
+  }
+
+  // Prints the help and exits for --help; throws UsageError.
+  void parse(int argc, char** argv) {
+    for (int i = 1; i < argc; ++i) {
+      const std::string_view word = argv[i];
+      if (word == "--help" || word == "-h") {
+        std::cout << help();
+        std::exit(0);
+      }
+      if (word == "--version") {
+        std::cout << name_ << " (bert4rec.hpp) " << BERT4REC_VERSION_STRING << "\n";
+        std::exit(0);
+      }
+      const std::size_t equals = word.find('=');
+      Option& option = find(word.substr(0, equals));
+      option.given = true;
+      if (option.placeholder.empty()) {
+        if (equals != word.npos) throw UsageError(join("--", option.name, " takes no value"));
+        option.assign("");
+        continue;
+      }
+      if (equals == word.npos && i + 1 == argc) {
+        throw UsageError(join("--", option.name, " needs a value"));
+      }
+      const std::string_view value = equals == word.npos ? argv[++i] : word.substr(equals + 1);
+      try {
+        option.assign(value);
+      } catch (const Error& error) {
+        throw UsageError(join("--", option.name, " ", value, ": ", error.what()));
+      }
+    }
+  }
+
+  bool given(std::string_view name) const {
+    for (const Option& option : options_) {
+      if (option.name == name) return option.given;
+    }
+    return false;
+  }
+
+  std::string help() const {
+    std::string text = join(name_, ": ", summary_, "\n\nOptions (defaults in brackets):\n");
+    for (const Option& option : options_) {
+      std::string left =
+          join("  --", option.name, option.placeholder.empty() ? "" : " ", option.placeholder);
+      left.resize(std::max<std::size_t>(left.size() + 2, 34), ' ');
+      text += left + option.meaning + "\n";
+    }
+    return text + "  --help, --version\n\nExample:\n  " + example_ + "\n";
+  }
+
+  const std::string& name() const { return name_; }
+
+ private:
+  struct Option {
+    std::string name, alias, placeholder, meaning;
+    std::function<void(std::string_view)> assign;
+    bool given;
+  };
+
+  Option& find(std::string_view word) {
+    if (!word.starts_with("--")) throw UsageError(join("unexpected word \"", word, "\""));
+    word.remove_prefix(2);
+    for (Option& option : options_) {
+      if (!word.empty() && (option.name == word || option.alias == word)) return option;
+    }
+    throw UsageError(join("unknown option --", word));
+  }
+
+  std::string name_, summary_, example_;
+  std::vector<Option> options_;
+};
+
+// Runs a tool: its exit code, or 2 for wrong usage and 1 for a failure, each with one line on
+// stderr.
+template <class Body>
+int run(const char* name, Body&& body) {
+  try {
+    const int code = body();
+    std::cout.flush();
+    require(static_cast<bool>(std::cout), "cannot write to the standard output");
+    return code;
+  } catch (const UsageError& error) {
+    std::cerr << name << ": " << error.what() << "; see " << name << " --help\n";
+    return 2;
+  } catch (const std::bad_alloc&) {
+    std::cerr << name << ": not enough memory\n";
+  } catch (const std::exception& error) {
+    std::cerr << name << ": " << error.what() << "\n";
+  }
+  return 1;
+}
+
+// ---- Text
+// -----------------------------------------------------------------------------------------
+
+inline std::string fixed(double value, int decimals) {
+  char text[64];
+  std::snprintf(text, sizeof text, "%.*f", decimals, value);
+  return text;
+}
+
+inline std::string percent(double share) { return fixed(100 * share, 2) + "%"; }
+
+// 75 -> "1:15", 3700 -> "1:01:40"
+inline std::string duration(double seconds) {
+  const auto whole = static_cast<long long>(seconds + 0.5);
+  char text[64];
+  if (whole < 3600)
+    std::snprintf(text, sizeof text, "%lld:%02lld", whole / 60, whole % 60);
+  else
+    std::snprintf(text, sizeof text, "%lld:%02lld:%02lld", whole / 3600, whole / 60 % 60,
+                  whole % 60);
+  return text;
+}
+
+// 1234567 -> "1,234,567"
+inline std::string grouped(std::uint64_t value) {
+  std::string digits = join(value);
+  for (std::size_t at = digits.size(); at > 3; at -= 3) digits.insert(at - 3, ",");
+  return digits;
+}
+
+// ---- Progress
+// -------------------------------------------------------------------------------------
+
+// A bar on stderr that redraws itself, on a terminal; nothing elsewhere.
+class ProgressBar {
+ public:
+  void show(std::size_t done, std::size_t total, const std::string& before,
+            const std::string& after) {
+    if (!terminal_) return;
+    const auto now = std::chrono::steady_clock::now();
+    if (drawn_ && done < total && now - last_ < std::chrono::milliseconds(100)) return;
+    constexpr std::size_t width = 24;
+    const std::size_t filled = total == 0 ? width : width * done / total;
+    std::cerr << "\r\033[K" << before << " [" << std::string(filled, '#')
+              << std::string(width - filled, '.') << "] " << done << "/" << total << "  " << after
+              << std::flush;
+    last_ = now;
+    drawn_ = true;
+  }
+  // Removes the bar, so that a line can be printed.
+  void clear() {
+    if (drawn_) std::cerr << "\r\033[K" << std::flush;
+    drawn_ = false;
+  }
+  ~ProgressBar() { clear(); }
+
+ private:
+  bool terminal_ = ::isatty(STDERR_FILENO) != 0;
+  bool drawn_ = false;
+  std::chrono::steady_clock::time_point last_{};
+};
+
+// ---- Signals
+// --------------------------------------------------------------------------------------
+
+inline std::atomic<int> received_signal{0};
+static_assert(std::atomic<int>::is_always_lock_free);
+
+// The first SIGINT or SIGTERM only sets received_signal; a second one ends the process at once.
+inline void catch_stop_signals() {
+  struct sigaction action {};
+  action.sa_handler = [](int number) { received_signal = number; };
+  action.sa_flags = static_cast<int>(SA_RESETHAND);
+  for (const int number : {SIGINT, SIGTERM}) ::sigaction(number, &action, nullptr);
+}
+
+// The command line, quoted for a shell.
+inline std::string command_text(int argc, char** argv) {
+  std::string text;
+  for (int i = 0; i < argc; ++i) {
+    const std::string_view word = argv[i];
+    const bool plain =
+        !word.empty() &&
+        word.find_first_not_of(
+            "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_=./,:+@%") ==
+            word.npos;
+    text += i > 0 ? " " : "";
+    if (plain) {
+      text += word;
+      continue;
+    }
+    text += '\'';
+    for (const char c : word) text += c == '\'' ? std::string("'\\''") : std::string(1, c);
+    text += '\'';
+  }
+  return text;
+}
+
+}  // namespace cli
+
+#endif  // BERT4REC_TOOLS_CLI_HPP
