@@ -641,8 +641,10 @@ class Json {
   // A number, or NaN for null: the inverse of how text() writes NaN.
   double number_or_nan() const { return is_null() ? std::nan("") : number(); }
   const std::string& string() const { return get<std::string>("a string"); }
-  const Array& array() const { return get<Array>("an array"); }
-  const Object& object() const { return get<Object>("an object"); }
+  const Array& array() const& { return get<Array>("an array"); }
+  const Object& object() const& { return get<Object>("an object"); }
+  const Array& array() const&& = delete;  // `for (... : make().array())` would dangle
+  const Object& object() const&& = delete;
 
   // The member of that name, or nullptr.
   const Json* find(std::string_view name) const {
@@ -1537,7 +1539,8 @@ struct RowStatistics {
 // AdamW's constants of one step (chapter 14).
 template <class Real>
 struct AdamConstants {
-  Real beta1, beta2, epsilon, step_size, root_correction, decay_factor, gradient_scale;
+  Real rate1, rate2;  // 1 - beta
+  Real epsilon, step_size, root_correction, decay_factor, gradient_scale;
 };
 
 struct RankCounts {
@@ -1726,8 +1729,8 @@ template <class Real>
 void adamw(Real* p, const Real* g, Real* m, Real* v, const AdamConstants<Real>& c, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) {
     const Real gradient = c.gradient_scale * g[i];
-    m[i] = c.beta1 * m[i] + (1 - c.beta1) * gradient;
-    v[i] = c.beta2 * v[i] + (1 - c.beta2) * gradient * gradient;
+    m[i] += c.rate1 * (gradient - m[i]);
+    v[i] += c.rate2 * (gradient * gradient - v[i]);
     p[i] = c.decay_factor * p[i] -
            c.step_size * m[i] / (std::sqrt(v[i]) * c.root_correction + c.epsilon);
   }
@@ -1935,7 +1938,7 @@ void add_columns(Compute<Real>& compute, std::size_t N, std::size_t O, const Rea
   });
 }
 
-// y = x w^T + b:   dw += dy^T x,   db += sum_t dy_t,   dx (+)= dy w   (dx may be null)
+// y = x w^T + b:   dw += dy^T x,   db += sum_t dy_t,   dx (+)= dy w
 template <class Real>
 void linear_backward(Compute<Real>& compute, std::size_t N, std::size_t O, std::size_t I,
                      const Real* x, const Real* w, const Real* dy, Real* dw, Real* db, Real* dx,
@@ -1974,7 +1977,7 @@ void norm_backward(Compute<Real>& compute, std::size_t N, std::size_t H, const R
   });
 }
 
-// ---- Residual and norm: y = LayerNorm(x + dropout(f)), the Post-LN of the paper (eq. 3)
+// ---- Residual and norm: y = LayerNorm(x + dropout(f)), the Post-LN of eq. 5 and 6
 // ----------- f becomes x + dropout(f), which the backward needs.
 
 template <class Real>
@@ -2003,7 +2006,7 @@ void residual_norm_backward(Compute<Real>& compute, std::size_t N, std::size_t H
   });
 }
 
-// ---- Activation: h = dropout(gelu(u)) (eq. 4)
+// ---- Activation: h = dropout(gelu(u)) (inside eq. 3)
 // ----------------------------------------------------
 
 template <class Real>
@@ -2167,7 +2170,7 @@ void embedding_backward(Compute<Real>& compute, std::size_t H, const RowGroup& g
 //   x    = LayerNorm(a + dropout(W2 dropout(gelu(W1 a))))
 // (The inner dropout is PyTorch's; the paper's network has none there.)
 //
-// A step works through its batch in groups of whole rows of about group_tokens tokens and adds
+// A step works through its batch in groups of whole rows of at most group_tokens tokens and adds
 // their gradients up: what a group leaves between forward and backward then stays near the
 // processor, and memory depends on the group, not on the batch. Groups depend on the data alone, so
 // threads cannot change a result. All buffers are made once, by the constructor.
@@ -2350,6 +2353,7 @@ class Encoder {
 // PAD, MASK and UNK are never predicted.
 //   torch:  s = W x + b                                        W: output.weight [V,H]
 //   paper:  s = E LayerNorm(gelu(W_d x + b_d)) + b  (eq. 7)    E: item_embedding.weight [V,H]
+// (Equation 7 has no LayerNorm; the authors' code does.)
 
 inline constexpr std::array<std::size_t, 4> top_k{1, 5, 10, 20};
 
@@ -2772,6 +2776,7 @@ inline Histories Histories::load(const Path& path, const Catalogue& catalogue) {
     JsonReader reader(line, file, number);
     std::optional<std::string> user;
     bool timed = true;
+    std::size_t planned = 0;
     entries.clear();
     reader.object([&](std::string_view name) {
       if (name == "user") {
@@ -2779,7 +2784,7 @@ inline Histories Histories::load(const Path& path, const Catalogue& catalogue) {
       } else if (name == "entries") {
         reader.array([&] {
           const detail::Entry entry = detail::read_entry(reader, catalogue);
-          histories.planned_entries += entry.planned;
+          planned += entry.planned;
           histories.unknown_entries += !entry.planned && entry.item < 0;
           if (entry.planned || entry.item < 0) return;
           timed = timed && entry.at.has_value();
@@ -2791,6 +2796,8 @@ inline Histories Histories::load(const Path& path, const Catalogue& catalogue) {
     });
     reader.end();
     if (!user) reader.error("missing field \"user\"");
+    histories.planned_entries += planned;
+    if (entries.empty() && planned > 0) return;  // somebody who only plans to watch
     require(!entries.empty(), file, ":", number, ": user \"", *user, "\" has no known item");
     const auto earlier = [](const detail::Entry& a, const detail::Entry& b) { return a.at < b.at; };
     if (timed && !std::is_sorted(entries.begin(), entries.end(), earlier)) {
@@ -2874,7 +2881,8 @@ inline ItemSpan newest(ItemSpan items, std::size_t most) {
 }
 
 // A row for the Cloze task (section 3.6): of the newest L items, round(probability n), at least
-// one, are replaced by [MASK]. Which ones: every choice of that many is equally likely.
+// one, are replaced by [MASK]. Which ones: every choice of that many is equally likely. (The authors'
+// code also slides windows over older items, and adds rows in which only the last item is masked.)
 inline void add_cloze_row(Batch& batch, ItemSpan history, const ModelConfig& model,
                           double probability, Key key) {
   const ItemSpan items = newest(history, model.max_length);
@@ -2974,7 +2982,7 @@ class DataSplit {
 // 14  Optimizer
 // ================================================================================================
 // AdamW (Loshchilov and Hutter, ICLR 2019) at step t = 1, 2, ... with gradient g:
-//   m = b1 m + (1 - b1) g          v = b2 v + (1 - b2) g^2
+//   m = m + (1 - b1) (g - m)       v = v + (1 - b2) (g^2 - v)
 //   w = w - lr decay w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + epsilon)
 // Biases and LayerNorms do not decay. With clip_norm c, g is first scaled by min(1, c / |g|).
 
@@ -3017,8 +3025,8 @@ void adamw_step(Compute<Real>& compute, const TensorTable& table, const TrainCon
                 const Real* gradients, Real* first_moment, Real* second_moment) {
   const double step = static_cast<double>(t);
   detail::AdamConstants<Real> decayed{
-      static_cast<Real>(config.adam_beta1),
-      static_cast<Real>(config.adam_beta2),
+      static_cast<Real>(1 - config.adam_beta1),
+      static_cast<Real>(1 - config.adam_beta2),
       static_cast<Real>(config.adam_epsilon),
       static_cast<Real>(learning_rate / (1 - std::pow(config.adam_beta1, step))),
       static_cast<Real>(1 / std::sqrt(1 - std::pow(config.adam_beta2, step))),
@@ -3041,8 +3049,8 @@ void adamw_step(Compute<Real>& compute, const TensorTable& table, const TrainCon
 // ================================================================================================
 // 15  Engine
 // ================================================================================================
-// What training, evaluation and recommendation talk to. A second engine (CUDA) implements the same
-// six functions; nothing outside knows which one it has.
+// What training, evaluation and recommendation talk to. A second engine (CUDA) implements the
+// same functions; nothing outside knows which one it has.
 
 // Which numbers of an engine to read or write, in the order of its tensor table.
 enum class State { parameters, first_moment, second_moment };
@@ -3097,6 +3105,7 @@ class CpuEngine : public Engine {
   std::span<const Real> gradients() const { return gradients_.span(); }
 
   MaskedMetrics train(const Batch& batch, std::uint64_t step, double learning_rate) override {
+    require(!batch.masked.empty(), "step ", step, ": a batch without a masked token");
     const Key step_key = fold_in(stream_key(train_.seed, Stream::dropout), step);
     const MaskedMetrics metrics = loss_and_gradient(batch, DropoutPlan(config_, step_key));
     require(std::isfinite(metrics.loss_sum), "step ", step, ": the loss is ", metrics.loss(),
@@ -3117,7 +3126,7 @@ class CpuEngine : public Engine {
         gradients_.size(), 4096, [&](std::size_t begin, std::size_t end, std::size_t) {
           std::fill(gradients_.data() + begin, gradients_.data() + end, Real(0));
         });
-    const Real scale = Real(1) / static_cast<Real>(std::max<std::size_t>(1, batch.masked.size()));
+    const Real scale = Real(1) / static_cast<Real>(batch.masked.size());
     MaskedMetrics metrics;
     for_each_group(batch, [&](const RowGroup& group, std::size_t first, std::size_t count) {
       const Real* x = encoder_.forward(compute_, group, dropout);
@@ -3183,13 +3192,13 @@ class CpuEngine : public Engine {
   // - 1 of the batch, and group_masked_ holds their places in the group.
   template <class Task>
   void for_each_group(const Batch& batch, Task&& task) {
+    check(batch);
     std::size_t row = 0, first = 0;
     while (row < batch.rows()) {
       const std::size_t begin = batch.offsets[row];
       std::size_t end_row = row + 1;
-      check_row(batch, row);
       while (end_row < batch.rows() && batch.offsets[end_row + 1] - begin <= group_tokens) {
-        check_row(batch, end_row++);
+        ++end_row;
       }
       const std::size_t N = batch.offsets[end_row] - begin;
       const RowGroup group{std::span(batch.tokens).subspan(begin, N),
@@ -3206,10 +3215,33 @@ class CpuEngine : public Engine {
     }
   }
 
-  void check_row(const Batch& batch, std::size_t row) const {
-    const std::size_t length = batch.offsets[row + 1] - batch.offsets[row];
-    require(length >= 1 && length <= config_.max_length, "row ", row, " of a batch has ", length,
-            " tokens, expected 1 ... ", config_.max_length);
+  // Everything that would read or write out of bounds, or be left out in silence.
+  void check(const Batch& batch) const {
+    const std::size_t N = batch.tokens.size(), rows = batch.rows();
+    require(batch.offsets.front() == 0 && batch.offsets.back() == N && batch.positions.size() == N,
+            "a batch whose offsets or positions do not fit its tokens");
+    require(batch.targets.size() == batch.masked.size(), "a batch with ", batch.masked.size(),
+            " masked tokens and ", batch.targets.size(), " targets");
+    for (std::size_t row = 0; row < rows; ++row) {
+      const std::size_t length = batch.offsets[row + 1] - batch.offsets[row];
+      require(batch.offsets[row + 1] <= N && length >= 1 && length <= config_.max_length, "row ",
+              row, " of a batch has ", length, " tokens, expected 1 ... ", config_.max_length);
+    }
+    const auto below = [](std::int32_t value, std::size_t limit) {
+      return value >= 0 && static_cast<std::size_t>(value) < limit;
+    };
+    for (std::size_t t = 0; t < N; ++t) {
+      require(below(batch.tokens[t], config_.vocabulary()) &&
+                  below(batch.positions[t], config_.max_length),
+              "token ", t, " of a batch is ", batch.tokens[t], " at position ", batch.positions[t],
+              ", expected less than ", config_.vocabulary(), " and ", config_.max_length);
+    }
+    for (std::size_t i = 0; i < batch.masked.size(); ++i) {
+      require(batch.masked[i] < N && (i == 0 || batch.masked[i - 1] < batch.masked[i]),
+              "masked places of a batch must ascend and lie below ", N);
+      require(below(batch.targets[i], config_.num_items), "target ", batch.targets[i],
+              " of a batch is no item");
+    }
   }
 
   ModelConfig config_;
@@ -3602,7 +3634,8 @@ class Trainer {
   void finish_epoch(const TrainerCallbacks& callbacks) {
     const MaskedMetrics validation = evaluate_masked(*engine_, split_, train_);
     const std::size_t best = metrics_.best_epoch;
-    const bool improved = best == 0 || validation.loss() < metrics_.val_losses[best - 1];
+    const double lowest = best == 0 ? std::nan("") : metrics_.val_losses[best - 1];
+    const bool improved = std::isnan(lowest) || validation.loss() < lowest;
     const double rate = learning_rate((metrics_.epochs() + 1) * batches_per_epoch() - 1);
     metrics_.train_losses.push_back(epoch_metrics_.loss());
     metrics_.val_losses.push_back(validation.loss());
@@ -3687,7 +3720,8 @@ class Trainer {
 
   void require_same(std::string_view name, const Json& ours, const Safetensors& file) const {
     const Json theirs = Json::parse(file.metadata(name), name);
-    for (const auto& [field, value] : comparable(ours).object()) {
+    const Json wanted = comparable(ours);
+    for (const auto& [field, value] : wanted.object()) {
       if (field == "epochs" && train_.schedule == Schedule::constant) continue;
       const std::string stored = theirs.at(field).text();
       require(stored == value.text(), "made with ", field, " ", stored, ", now ", value.text());
@@ -3865,9 +3899,10 @@ class Recommender {
 // The same functions as in chapter 9, for float, with the vector types of GCC and Clang. Read once
 // for each instruction set, with BERT4REC_WIDTH floats a register.
 //
-// Sums over a row keep 16 partial sums, whatever the width of a register, and fold them in one
-// order; and the product adds up each element in ascending k. So all instruction sets with fused
-// multiply-add give the same bits.
+// The product adds up each element in ascending k, and sums over a row keep 16 partial sums,
+// whatever the width of a register. So instruction sets with fused multiply-add agree to the bit,
+// but for the tail of a row whose length is no multiple of 16, where the compiler may or may not
+// fuse.
 
 #ifdef __clang__
 #define BERT4REC_UNROLL _Pragma("clang loop unroll(full)")
@@ -4353,8 +4388,9 @@ BERT4REC_TARGET inline void adamw(float* p, const float* g, float* m, float* v,
                                   const AdamConstants<float>& c, size_t n) {
   for (size_t i = 0; i < n; i += W) {
     const V gradient = load(g, i, n) * c.gradient_scale;
-    const V mean = load(m, i, n) * c.beta1 + gradient * (1.0f - c.beta1);
-    const V square = load(v, i, n) * c.beta2 + gradient * gradient * (1.0f - c.beta2);
+    const V old_mean = load(m, i, n), old_square = load(v, i, n);
+    const V mean = (gradient - old_mean) * c.rate1 + old_mean;
+    const V square = (gradient * gradient - old_square) * c.rate2 + old_square;
     const V step = mean * c.step_size / (sqrt(square) * c.root_correction + c.epsilon);
     store(m, i, n, mean);
     store(v, i, n, square);

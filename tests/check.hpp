@@ -5,8 +5,8 @@
 //     return finish();
 //   }
 //
-// Tests run in order; a failed check or an unexpected exception fails its test, and finish() returns
-// 1 if any failed, or if none ran.
+// Tests run in order; a failed check or an unexpected exception fails its test, and finish()
+// returns 1 if any failed, or if none ran.
 
 #ifndef BERT4REC_TESTS_CHECK_HPP
 #define BERT4REC_TESTS_CHECK_HPP
@@ -17,18 +17,23 @@
 #include <filesystem>
 #include <functional>
 #include <iostream>
-#include <source_location>
 #include <span>
 #include <string>
 #include <string_view>
 
 #include <unistd.h>
 
+// Where a check stands. (std::source_location is missing from Clang 14.)
+struct Place {
+  const char* file;
+  int line;
+};
+
 namespace check_detail {
 inline int passed = 0, failed = 0, problems = 0;
-inline void problem(const std::source_location& where, const std::string& what) {
+inline void problem(const Place& where, const std::string& what) {
   ++problems;
-  std::cerr << where.file_name() << ":" << where.line() << ": " << what << "\n";
+  std::cerr << where.file << ":" << where.line << ": " << what << "\n";
 }
 }  // namespace check_detail
 
@@ -51,14 +56,14 @@ inline int finish() {
 }
 
 inline bool check(bool condition, std::string_view what,
-                  std::source_location where = std::source_location::current()) {
+                  Place where = {__builtin_FILE(), __builtin_LINE()}) {
   if (!condition) check_detail::problem(where, "does not hold: " + std::string(what));
   return condition;
 }
 
 template <class A, class B>
 void check_equal(const A& found, const B& expected,
-                 std::source_location where = std::source_location::current()) {
+                 Place where = {__builtin_FILE(), __builtin_LINE()}) {
   if (found == expected) return;
   std::cerr << "found    " << found << "\nexpected " << expected << "\n";
   check_detail::problem(where, "not equal");
@@ -68,8 +73,7 @@ void check_equal(const A& found, const B& expected,
 // reported. Returns the error relative to that largest value.
 template <class Found, class Expected>
 double check_close(std::string_view name, std::span<Found> found, std::span<Expected> expected,
-                   double tolerance,
-                   std::source_location where = std::source_location::current()) {
+                   double tolerance, Place where = {__builtin_FILE(), __builtin_LINE()}) {
   double largest = 0, worst = 0;
   std::size_t at = 0;
   if (found.size() != expected.size()) {
@@ -94,15 +98,15 @@ double check_close(std::string_view name, std::span<Found> found, std::span<Expe
 // Expects bert4rec::Error (or any std::exception) whose message contains every one of `parts`.
 template <class Body>
 void check_throws(Body&& body, std::initializer_list<std::string_view> parts,
-                  std::source_location where = std::source_location::current()) {
+                  Place where = {__builtin_FILE(), __builtin_LINE()}) {
   try {
     body();
   } catch (const std::exception& error) {
     const std::string_view message = error.what();
     for (const std::string_view part : parts) {
       if (message.find(part) == message.npos) {
-        check_detail::problem(where, "message \"" + std::string(message) + "\" lacks \"" +
-                                         std::string(part) + "\"");
+        check_detail::problem(
+            where, "message \"" + std::string(message) + "\" lacks \"" + std::string(part) + "\"");
       }
     }
     return;

@@ -27,7 +27,8 @@ SEED = 1
 
 
 class PaperBert4Rec(torch_module.Bert4Rec):
-    """The same encoder, then eq. 7 of the paper: E LayerNorm(gelu(W x + b)) + c, E the items."""
+    """The same encoder, then E LayerNorm(gelu(W x + b)) + c with the item table E: eq. 7 of the
+    paper, and the LayerNorm of its authors' code."""
 
     def __init__(self, **config):
         super().__init__(**config)

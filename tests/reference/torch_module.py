@@ -2,8 +2,8 @@
 
     python torch_module.py output/models/best_model.safetensors 12 7 30
 
-The numbers are items in the order of items.jsonl (from 0), the oldest first. Of the vocabulary, row 0
-is PAD, 1 MASK, 2 UNK, and item i stands at row i + 3.
+The numbers are items in the order of items.jsonl (from 0), the oldest first. In the vocabulary,
+row 0 is PAD, 1 MASK, 2 UNK, and item i stands at row i + 3.
 """
 
 import json

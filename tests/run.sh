@@ -1,0 +1,30 @@
+#!/bin/sh
+# All tests, from a fresh checkout: plain with g++ and clang++, under AddressSanitizer with
+# UndefinedBehaviorSanitizer, and the threaded ones under ThreadSanitizer.
+#
+#   sh tests/run.sh           everything (about ten minutes on two cores)
+#   sh tests/run.sh quick     only the plain build with the default compiler
+set -eu
+cd "$(dirname "$0")/.."
+sh tools/install_dependencies.sh --tests
+jobs=$(getconf _NPROCESSORS_ONLN)
+
+# suite NAME COMPILER SANITIZERS TESTS: builds in build/NAME and runs the tests that match.
+suite() {
+  echo "== $1"
+  cmake -S . -B "build/$1" -DCMAKE_CXX_COMPILER="$2" -DBERT4REC_SANITIZE="$3" >/dev/null
+  cmake --build "build/$1" -j "$jobs" >"build/$1/build.log" 2>&1 || {
+    tail -40 "build/$1/build.log"
+    exit 1
+  }
+  (cd "build/$1" && ctest --output-on-failure -j "$jobs" -R "$4")
+}
+
+if [ "${1:-}" = quick ]; then
+  suite quick "${CXX:-c++}" "" .
+  exit
+fi
+suite g++ g++ "" .
+suite clang++ clang++ "" .
+suite address g++ address,undefined .
+suite thread g++ thread "test_(threads|trainer|gradients)"

@@ -1,0 +1,270 @@
+// Training: same bits on any number of threads and after any interruption; what a run leaves; what
+// it refuses; no memory allocated by a step after the first.
+
+#include <sys/resource.h>
+#include <sys/wait.h>
+
+#include <csignal>
+
+#include "bert4rec.hpp"
+#include "check.hpp"
+#include "small_data.hpp"
+
+using namespace bert4rec;
+
+namespace {
+
+std::atomic<std::size_t> allocations{0};
+
+std::string file_bytes(const Path& path) { return read_file(path); }
+
+// Trains and returns the bytes of the final and the best model.
+std::string trained(const Dataset& data, const ModelConfig& model, const TrainConfig& train,
+                    const Path& output) {
+  Trainer(data, model, train, output).run();
+  return file_bytes(output / "models" / "final_model.safetensors") +
+         file_bytes(output / "models" / "best_model.safetensors");
+}
+
+// The same in pieces: each run is stopped after `steps` steps and resumed by a new Trainer.
+std::string trained_in_pieces(const Dataset& data, const ModelConfig& model,
+                              const TrainConfig& train, const Path& output, std::size_t steps) {
+  for (bool first = true, finished = false; !finished; first = false) {
+    Trainer trainer(data, model, train, output);
+    if (!first) trainer.resume();
+    std::size_t done = 0;
+    TrainerCallbacks callbacks;
+    callbacks.on_batch = [&](const BatchReport&) { ++done; };
+    callbacks.should_stop = [&] { return done >= steps; };
+    finished = trainer.run(callbacks);
+  }
+  return file_bytes(output / "models" / "final_model.safetensors") +
+         file_bytes(output / "models" / "best_model.safetensors");
+}
+
+void test_same_bits() {
+  const Dataset data = ring_data(20, 40);
+  for (const Architecture architecture : {Architecture::torch, Architecture::paper}) {
+    ModelConfig model = small_model();
+    model.architecture = architecture;
+    TrainConfig train = small_train();
+    train.schedule = Schedule::cosine;
+    train.warmup_steps = 3;
+    train.clip_norm = 1.0;
+    const TemporaryFolder folder;
+    const std::string once = trained(data, model, train, folder / "once");
+    for (const std::size_t threads : std::vector<std::size_t>{2, 3}) {
+      train.threads = threads;
+      check(trained(data, model, train, folder / join("t", threads)) == once,
+            join(threads, " threads"));
+    }
+    for (const std::size_t steps : std::vector<std::size_t>{1, 3, 5, 7}) {
+      train.threads = steps % 3 + 1;
+      check(trained_in_pieces(data, model, train, folder / join("p", steps), steps) == once,
+            join("interrupted every ", steps, " steps"));
+    }
+    train.seed = 43;
+    check(trained(data, model, train, folder / "seed") != once, "another seed, another model");
+  }
+}
+
+void test_learns_the_ring() {
+  const Dataset data = ring_data(20, 60);
+  TrainConfig train = small_train();
+  train.epochs = 400;
+  train.mask_probability = 0.3;
+  train.learning_rate = 3e-3;
+  train.split = Split::last;
+  const TemporaryFolder folder;
+  Trainer trainer(data, small_model(), train, folder.path());
+  trainer.run();
+  const auto cases = next_item_cases(trainer.split(), HeldOut::test);
+  const RankMetrics model = rank_metrics(model_ranks(trainer.engine(), cases));
+  const RankMetrics popularity =
+      rank_metrics(popularity_ranks(trainer.split(), 20, cases, HeldOut::test));
+  check(model.hit[1] > 0.8, join("HR@5 ", model.hit[1]));
+  check(popularity.hit[1] < 0.6, join("popularity HR@5 ", popularity.hit[1]));
+  const double first = trainer.metrics().train_losses.front();
+  check(std::abs(first - std::log(20.0)) < 0.3, join("loss of epoch 1: ", first));
+
+  Recommender recommender(folder / "models");
+  const std::vector<std::int32_t> history{3, 4, 5, 6};
+  const auto picks = recommender.recommend(history, 100);
+  check_equal(picks.size(), 16u);  // 20 less the 4 seen
+  check_equal(picks[0].item, 7);
+  check(picks[0].score > picks[1].score && picks[0].score <= 1, "scores fall");
+  check_throws([&] { recommender.recommend(std::vector<std::int32_t>{20}, 1); }, {"item 20"});
+}
+
+void test_files_of_a_run() {
+  const Dataset data = ring_data(15, 30);
+  const TemporaryFolder folder;
+  Trainer(data, small_model(), small_train(), folder.path()).run();
+  for (const char* name :
+       {"models/best_model.safetensors", "models/final_model.safetensors",
+        "models/item_mappings.json", "models/training_config.json",
+        "checkpoints/checkpoint_epoch_2.safetensors", "checkpoints/checkpoint_epoch_4.safetensors",
+        "plots/training_metrics.json", "logs/training.log"}) {
+    check(std::filesystem::exists(folder / name), name);
+  }
+  const auto metrics = TrainingMetrics::from_json(
+      Json::parse(file_bytes(folder / "plots/training_metrics.json")));
+  check_equal(metrics.epochs(), 4u);
+  check_equal(metrics.val_accuracies[3].size(), 4u);
+  const Json config = Json::parse(file_bytes(folder / "models/training_config.json"));
+  check_equal(config.at("model").at("num_items").integer(), 15);
+  const Json mappings = Json::parse(file_bytes(folder / "models/item_mappings.json"));
+  check_equal(mappings.at("items").array()[3].at("token").integer(), 6);
+  check_equal(mappings.at("items").array()[3].at("id").integer(), 103);
+}
+
+// Trains one run in `folder`, then expects resume() of another to be refused with `parts`.
+void check_refused(const Dataset& data, const ModelConfig& model, const TrainConfig& train,
+                   const Path& folder, std::initializer_list<std::string_view> parts) {
+  check_throws([&] { Trainer(data, model, train, folder).resume(); }, parts);
+}
+
+void test_refusals() {
+  const Dataset data = ring_data(15, 30);
+  const TemporaryFolder folder;
+  check_refused(data, small_model(), small_train(), folder.path(), {"no checkpoint"});
+  Trainer(data, small_model(), small_train(), folder.path()).run();
+  ModelConfig other_model = small_model();
+  other_model.num_heads = 4;
+  check_refused(data, other_model, small_train(), folder.path(),
+                {"checkpoint_epoch_4", "num_heads 2, now 4"});
+  TrainConfig other_train = small_train();
+  other_train.seed = 1;
+  check_refused(data, small_model(), other_train, folder.path(), {"seed 42, now 1"});
+  check_refused(ring_data(15, 31), small_model(), small_train(), folder.path(), {"other data"});
+
+  const Path checkpoint = folder / "checkpoints/checkpoint_epoch_4.safetensors";
+  const std::string bytes = file_bytes(checkpoint);
+  write_file(checkpoint, bytes.substr(0, bytes.size() / 2));
+  check_refused(data, small_model(), small_train(), folder.path(),
+                {"checkpoint_epoch_4", "truncated"});
+  std::string damaged = bytes;
+  damaged[damaged.size() - 100] ^= 4;
+  write_file(checkpoint, damaged);
+  check_refused(data, small_model(), small_train(), folder.path(), {"checksum"});
+
+  TrainConfig none = small_train();
+  none.validation_ratio = 0.01;
+  check_throws([&] { Trainer(data, small_model(), none, folder.path()); },
+               {"validation_ratio 0.01", "no validation user"});
+  Trainer holder(data, small_model(), small_train(), folder.path());
+  check_throws([&] { Trainer(data, small_model(), small_train(), folder.path()); },
+               {"another process"});
+}
+
+void test_more_epochs() {
+  const Dataset data = ring_data(15, 30);
+  const TemporaryFolder folder;
+  TrainConfig train = small_train();
+  train.epochs = 6;
+  const std::string once = trained(data, small_model(), train, folder / "six");
+  train.epochs = 4;
+  trained(data, small_model(), train, folder / "four");
+  train.epochs = 6;
+  Trainer trainer(data, small_model(), train, folder / "four");
+  trainer.resume();
+  trainer.run();
+  check(file_bytes(folder / "four/models/final_model.safetensors") +
+                file_bytes(folder / "four/models/best_model.safetensors") ==
+            once,
+        "4 epochs, then 2 more, are 6");
+}
+
+void test_diverging_loss() {
+  const Dataset data = ring_data(15, 30);
+  const TemporaryFolder folder;
+  TrainConfig train = small_train();
+  Trainer(data, small_model(), train, folder.path()).run();
+  const std::string before = file_bytes(folder / "checkpoints/checkpoint_epoch_4.safetensors");
+  train.epochs = 5;
+  Trainer trainer(data, small_model(), train, folder.path());
+  trainer.resume();
+  std::vector<float> w(trainer.engine().table().size());
+  trainer.engine().read(State::parameters, w);
+  w[trainer.engine().table().at("encoder.layers.1.norm2.bias").offset] = std::nanf("");
+  trainer.engine().write(State::parameters, w);
+  check_throws([&] { trainer.run(); }, {"step 16", "nan", "nothing was updated"});
+  check(file_bytes(folder / "checkpoints/checkpoint_epoch_4.safetensors") == before,
+        "the good checkpoint is untouched");
+  std::vector<float> after(w.size());
+  trainer.engine().read(State::parameters, after);
+  check(std::memcmp(after.data(), w.data(), w.size() * sizeof(float)) == 0, "no update");
+}
+
+void test_full_disk() {
+  const Dataset data = ring_data(15, 30);
+  const TemporaryFolder folder;
+  TrainConfig train = small_train();
+  Trainer(data, small_model(), train, folder.path()).run();
+  const Path checkpoint = folder / "checkpoints/checkpoint_epoch_4.safetensors";
+  const std::string before = file_bytes(checkpoint);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    const rlimit limit{before.size() / 2, before.size() / 2};
+    ::setrlimit(RLIMIT_FSIZE, &limit);
+    std::signal(SIGXFSZ, SIG_IGN);
+    try {
+      Trainer(data, small_model(), train, folder.path()).run();
+    } catch (const Error& error) {
+      ::_exit(std::string_view(error.what()).find("cannot write") != std::string::npos ? 7 : 8);
+    }
+    ::_exit(9);
+  }
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  check_equal(WEXITSTATUS(status), 7);
+  check(file_bytes(checkpoint) == before, "the old checkpoint is untouched");
+}
+
+void test_allocations() {
+  const Dataset data = ring_data(30, 64);
+  ModelConfig model = small_model();
+  model.num_items = 30;
+  TrainConfig train = small_train();
+  train.threads = 2;
+  for (const Architecture architecture : {Architecture::torch, Architecture::paper}) {
+    model.architecture = architecture;
+    CpuEngine<float> engine(model, train);
+    Batch batch;
+    batch.reserve(64, model.max_length);
+    const auto step = [&](std::uint64_t number) {
+      batch.clear();
+      for (std::size_t user = 0; user < 64; ++user) {
+        add_cloze_row(batch, data.histories.row(user), model, 0.15, fold_in(make_key(1), number));
+      }
+      engine.train(batch, number, 1e-3);
+    };
+    step(0);
+    const std::size_t before = allocations;
+    for (std::uint64_t i = 1; i < 5; ++i) step(i);
+    check_equal(allocations - before, 0u);
+  }
+}
+
+}  // namespace
+
+// Counts every allocation of this program. (noinline: GCC 12 would warn of malloc paired with delete.)
+[[gnu::noinline]] void* operator new(std::size_t size) {
+  ++allocations;
+  if (void* memory = std::malloc(size)) return memory;
+  throw std::bad_alloc();
+}
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+
+int main() {
+  test("same bits on 1, 2, 3 threads, and interrupted anywhere", test_same_bits);
+  test("learns a ring, beats popularity, recommends the next", test_learns_the_ring);
+  test("a run leaves its files", test_files_of_a_run);
+  test("what resuming refuses", test_refusals);
+  test("a longer run continues a shorter one", test_more_epochs);
+  test("a loss that is not finite stops before the update", test_diverging_loss);
+  test("a full disk loses nothing", test_full_disk);
+  test("a training step allocates no memory after the first", test_allocations);
+  return finish();
+}

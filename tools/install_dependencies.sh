@@ -1,0 +1,37 @@
+#!/bin/sh
+# Installs what is missing of: a C++ compiler, CMake, and the development packages of libcurl and stb
+# (for the tools that fetch and draw). Without the right to install, prints the command to type.
+# With `--tests`, also clang and the sanitizers' runtime, which tests/run.sh uses.
+set -eu
+
+packages=
+need() { packages="$packages $1"; }
+command -v g++ >/dev/null 2>&1 || command -v clang++ >/dev/null 2>&1 || need g++
+command -v cmake >/dev/null 2>&1 || need cmake
+command -v make >/dev/null 2>&1 || command -v ninja >/dev/null 2>&1 || need make
+[ -f /usr/include/stb/stb_image_write.h ] || need libstb-dev
+ls /usr/include/curl/curl.h /usr/include/*/curl/curl.h >/dev/null 2>&1 || need libcurl4-openssl-dev
+if [ "${1:-}" = --tests ]; then
+  command -v g++ >/dev/null 2>&1 || need g++
+  command -v clang++ >/dev/null 2>&1 || need clang
+fi
+[ -n "$packages" ] || exit 0
+
+install="apt-get update && apt-get install -y --no-install-recommends$packages"
+if ! command -v apt-get >/dev/null 2>&1; then
+  echo "please install:$packages (or what your system calls them), and run this again" >&2
+  exit 1
+elif [ "$(id -u)" = 0 ]; then
+  echo "installing:$packages"
+  DEBIAN_FRONTEND=noninteractive sh -c "$install" >/tmp/bert4rec-install.log 2>&1 || {
+    tail -5 /tmp/bert4rec-install.log >&2
+    echo "could not install; the command was: $install" >&2
+    exit 1
+  }
+elif sudo -n true 2>/dev/null; then
+  echo "installing:$packages"
+  sudo DEBIAN_FRONTEND=noninteractive sh -c "$install" >/dev/null
+else
+  echo "please type, and run this again:  sudo sh -c '$install'" >&2
+  exit 1
+fi
