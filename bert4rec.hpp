@@ -162,6 +162,16 @@ void require(bool condition, const Parts&... parts) {
   if (!condition) fail(parts...);
 }
 
+// Runs body(); an Error from it gets `context` in front, where the message lacks it.
+template <class Body>
+auto in_context(const std::string& context, Body&& body) {
+  try {
+    return body();
+  } catch (const Error& error) {
+    fail(context, ": ", error.what());
+  }
+}
+
 // Product of sizes that come from outside; throws where it does not fit a size_t.
 inline std::size_t checked_product(std::span<const std::size_t> factors, std::string_view what) {
   std::size_t product = 1;
@@ -284,6 +294,10 @@ class JsonReader {
   // `file` and `line` (0: no lines) name the text in errors.
   explicit JsonReader(std::string_view text, std::string_view file = "JSON", std::size_t line = 0)
       : text_(text), file_(file), line_(line) {}
+
+  void skip_byte_order_mark() {
+    if (text_.starts_with("\xEF\xBB\xBF")) at_ = 3;
+  }
 
   // First character of the next value: { [ " - 0...9 t f n, or '\0' at the end of the text.
   char peek() {
@@ -551,13 +565,15 @@ inline bool JsonReader::is_tiny(std::string_view number) {
   if (std::from_chars(exponent.data(), end, power).ec == std::errc::result_out_of_range) {
     return exponent.starts_with('-');
   }
-  return power + point - first < 0;
+  constexpr std::int64_t beyond = 1'000'000'000'000'000'000;  // any text; the sum cannot overflow
+  return std::clamp(power, -beyond, beyond) + point - first < 0;
 }
 
 inline bool JsonReader::boolean() {
-  const bool value = peek() == 't';
-  literal(value ? "true" : "false");
-  return value;
+  const char first = peek();
+  if (first != 't' && first != 'f') unexpected("true or false");
+  literal(first == 't' ? "true" : "false");
+  return first == 't';
 }
 
 inline std::string_view JsonReader::skip() {
@@ -609,8 +625,8 @@ class Json {
   Json(const std::vector<Number>& numbers) : value_(Array(numbers.begin(), numbers.end())) {}
 
   static Json parse(std::string_view text, std::string_view file = "JSON", std::size_t line = 0) {
-    if (text.starts_with("\xEF\xBB\xBF")) text.remove_prefix(3);  // a byte order mark
     JsonReader reader(text, file, line);
+    reader.skip_byte_order_mark();
     Json value = read(reader);
     reader.end();
     return value;
@@ -667,7 +683,7 @@ class Json {
   template <class Type>
   const Type& get(std::string_view expected) const {
     const Type* value = std::get_if<Type>(&value_);
-    require(value != nullptr, "expected ", expected, ", found ", text().substr(0, 40));
+    if (value == nullptr) fail("expected ", expected, ", found ", text().substr(0, 40));
     return *value;
   }
   void write(std::string& out, int indent, int depth) const;
@@ -752,6 +768,7 @@ inline void Json::write(std::string& out, int indent, int depth) const {
       out += "null";
     else
       detail::append_number(out, *real);
+    if (*real == 0 && std::signbit(*real)) out += ".0";  // "-0" would be read as an integer
   } else if (const auto* words = std::get_if<std::string>(&value_)) {
     write_string(out, *words);
   } else if (const auto* elements = std::get_if<Array>(&value_)) {
@@ -814,7 +831,9 @@ class FileHandle {
   int number_ = -1;
 };
 
-inline std::string now_suffix() { return join(".tmp.", static_cast<std::int64_t>(::getpid())); }
+inline std::string temporary_suffix() {
+  return join(".tmp.", static_cast<std::int64_t>(::getpid()));
+}
 
 }  // namespace detail
 
@@ -825,7 +844,12 @@ inline std::string read_file(const Path& path) {
   struct stat facts {};
   if (::fstat(file.number(), &facts) != 0) detail::fail_errno(path, "examine");
   require(S_ISREG(facts.st_mode), path, ": not a regular file");
-  std::string bytes(static_cast<std::size_t>(facts.st_size), '\0');
+  std::string bytes;
+  try {
+    bytes.resize(static_cast<std::size_t>(facts.st_size));
+  } catch (const std::exception&) {
+    fail(path, ": too large to read: ", facts.st_size, " bytes");
+  }
   std::size_t done = 0;
   while (done < bytes.size()) {
     const ssize_t count = ::read(file.number(), bytes.data() + done, bytes.size() - done);
@@ -851,7 +875,7 @@ class AtomicFile {
  public:
   explicit AtomicFile(const Path& path)
       : path_(path),
-        temporary_(path.parent_path() / join(".", path.filename(), detail::now_suffix())),
+        temporary_(path.parent_path() / join(".", path.filename(), detail::temporary_suffix())),
         file_(temporary_, O_WRONLY | O_CREAT | O_TRUNC, "create") {}
   AtomicFile(const AtomicFile&) = delete;
   AtomicFile& operator=(const AtomicFile&) = delete;
@@ -897,7 +921,9 @@ inline void remove_stale_temporaries(const Path& folder) {
   std::error_code ignored;
   for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
     const std::string name = entry.path().filename().string();
-    if (name.starts_with('.') && name.find(".tmp.") != name.npos) {
+    const std::size_t at = name.rfind(".tmp.");
+    if (name.starts_with('.') && at != name.npos && at + 5 < name.size() &&
+        name.find_first_not_of("0123456789", at + 5) == name.npos) {
       std::filesystem::remove(entry.path(), ignored);
     }
   }
@@ -949,8 +975,16 @@ struct NamedTensor {
   const float* data;
 };
 
-// Metadata: text by name, stored in the header. A checksum of the numbers is added to it.
+// Metadata: text by name, stored in the header. A checksum of it and of the numbers is added.
 using Metadata = std::map<std::string, std::string, std::less<>>;
+
+inline std::uint64_t checksum(const Metadata& metadata) {
+  std::uint64_t sum = checksum(std::string_view());
+  for (const auto& [name, text] : metadata) {
+    if (name != "checksum") sum = checksum(text, checksum(name, sum));
+  }
+  return sum;
+}
 
 namespace detail {
 
@@ -970,7 +1004,7 @@ inline void write_safetensors(const Path& path, std::span<const NamedTensor> ten
                               Metadata metadata) {
   Json::Object header{{"__metadata__", Json()}};
   std::size_t end = 0;
-  std::uint64_t sum = checksum({});
+  std::uint64_t sum = checksum(metadata);
   for (const NamedTensor& tensor : tensors) {
     const std::string_view bytes = detail::bytes_of(tensor);
     sum = checksum(bytes, sum);
@@ -1006,9 +1040,14 @@ class Safetensors {
             " does not fit a file of ", bytes_.size(),
             " bytes: truncated, or not a safetensors file");
     numbers_ = std::string_view(bytes_).substr(8 + size);
-    read_header(Json::parse(std::string_view(bytes_).substr(8, size), path_.string()));
+    const Json header = Json::parse(std::string_view(bytes_).substr(8, size), path_.string());
+    in_context(join(path_, ": safetensors header"), [&] { read_header(header); });
+    check_layout();
   }
+  Safetensors(const Safetensors&) = delete;  // numbers_ looks into bytes_
+  Safetensors& operator=(const Safetensors&) = delete;
 
+  const Path& path() const { return path_; }
   const Metadata& metadata() const { return metadata_; }
   const std::string& metadata(std::string_view name) const {
     const auto found = metadata_.find(name);
@@ -1039,7 +1078,7 @@ class Safetensors {
     std::size_t begin, end;
   };
 
-  void read_header(const Json& header) try {
+  void read_header(const Json& header) {
     for (const auto& [name, value] : header.object()) {
       if (name == "__metadata__") {
         for (const auto& [key, text] : value.object()) metadata_[key] = text.string();
@@ -1047,11 +1086,6 @@ class Safetensors {
         tensors_.emplace(name, read_entry(name, value));
       }
     }
-    check_layout();
-  } catch (const Error& error) {
-    const std::string_view message = error.what();
-    if (message.starts_with(path_.string())) throw;
-    fail(path_, ": safetensors header: ", message);
   }
 
   static Entry read_entry(const std::string& name, const Json& value) {
@@ -1089,7 +1123,7 @@ class Safetensors {
     const auto stored = metadata_.find("checksum");
     if (stored == metadata_.end()) return;
     // Written tensor by tensor, so it is checked in the order of the file.
-    std::uint64_t sum = checksum({});
+    std::uint64_t sum = checksum(metadata_);
     for (const auto& [begin, stop] : ranges) {
       sum = checksum(numbers_.substr(begin, stop - begin), sum);
     }
@@ -1116,19 +1150,16 @@ class ThreadPool {
   // 0: one thread a core. The caller of parallel_for is one of them.
   explicit ThreadPool(std::size_t threads = 0) {
     if (threads == 0) threads = std::max(1u, std::thread::hardware_concurrency());
-    for (std::size_t worker = 1; worker < threads; ++worker) {
-      workers_.emplace_back([this, worker] { work(worker); });
+    try {
+      for (std::size_t worker = 1; worker < threads; ++worker) {
+        workers_.emplace_back([this, worker] { work(worker); });
+      }
+    } catch (const std::system_error& error) {
+      stop();
+      fail("cannot start ", threads, " threads: ", error.what());
     }
   }
-  ~ThreadPool() {
-    {
-      const std::lock_guard lock(mutex_);
-      job_ = Job{};
-      generation_.fetch_add(1, std::memory_order_release);
-    }
-    wake_.notify_all();
-    for (std::thread& worker : workers_) worker.join();
-  }
+  ~ThreadPool() { stop(); }
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
@@ -1178,6 +1209,16 @@ class ThreadPool {
     void* context = nullptr;
     std::size_t tasks = 0;
   };
+
+  void stop() {
+    {
+      const std::lock_guard lock(mutex_);
+      job_ = Job{};
+      generation_.fetch_add(1, std::memory_order_release);
+    }
+    wake_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
+  }
 
   void run_tasks(const Job& job, std::size_t worker) {
     for (;;) {
@@ -1393,16 +1434,16 @@ Json to_json(const Config& config) {
 template <class Config>
 Config config_from_json(const Json& json) {
   Config config;
-  std::size_t known = 0;
+  std::vector<std::string_view> known;
   Config::fields(config, [&](std::string_view name, auto& value, auto, auto, auto) {
     using Value = std::remove_reference_t<decltype(value)>;
     const Json& field = json.at(name);
-    ++known;
+    known.push_back(name);
     try {
       if constexpr (std::is_enum_v<Value>) {
         value = enum_value<Value>(field.string(), name);
       } else if constexpr (std::is_integral_v<Value>) {
-        require(field.integer() >= 0, "expected no negative number");
+        require(field.integer() >= 0, "is ", field.integer(), ", expected no negative number");
         value = static_cast<Value>(field.integer());
       } else {
         value = field.number();
@@ -1411,7 +1452,10 @@ Config config_from_json(const Json& json) {
       fail("field \"", name, "\": ", error.what());
     }
   });
-  require(known == json.object().size(), "unknown field beside those of the configuration");
+  for (const auto& member : json.object()) {
+    require(std::find(known.begin(), known.end(), member.first) != known.end(), "unknown field \"",
+            member.first, "\"");
+  }
   validate(config);
   return config;
 }
@@ -2649,11 +2693,7 @@ class Catalogue {
       JsonReader reader(line, file, number);
       Item item = detail::read_item(reader);
       reader.end();
-      try {
-        catalogue.add(std::move(item));
-      } catch (const Error& error) {
-        fail(file, ":", number, ": ", error.what());
-      }
+      in_context(join(file, ":", number), [&] { catalogue.add(std::move(item)); });
     });
     require(catalogue.size() > 0, file, ": no items");
     return catalogue;
@@ -2806,11 +2846,7 @@ inline Histories Histories::load(const Path& path, const Catalogue& catalogue) {
     histories.untimed_users += !timed;
     items.clear();
     for (const detail::Entry& entry : entries) items.push_back(entry.item);
-    try {
-      histories.add(std::move(*user), items);
-    } catch (const Error& error) {
-      fail(file, ":", number, ": ", error.what());
-    }
+    in_context(join(file, ":", number), [&] { histories.add(std::move(*user), items); });
   });
   require(histories.size() > 0, file, ": no users");
   return histories;
@@ -2829,7 +2865,7 @@ struct Dataset {
 
   // A number that changes with any id, user name or history: ties a checkpoint to its data.
   std::string fingerprint() const {
-    std::uint64_t hash = checksum({});
+    std::uint64_t hash = checksum(std::string_view());
     for (const Item& item : catalogue) {
       hash = checksum(join(item.id.index() == 0 ? "i" : "s", id_text(item.id)), hash);
     }
@@ -3482,24 +3518,20 @@ inline void load_engine(const Safetensors& file, Engine& engine, bool with_momen
 // A configuration stored in a safetensors file, under "model_config" or "train_config".
 template <class Config>
 Config stored_config(const Safetensors& file, std::string_view name) {
-  return config_from_json<Config>(Json::parse(file.metadata(name), name));
+  const std::string context = join(file.path(), ": ", name);
+  const Json json = Json::parse(file.metadata(name), context);
+  return in_context(context, [&] { return config_from_json<Config>(json); });
 }
 
 // A trained model from its file, ready to score.
 inline std::unique_ptr<Engine> load_model(const Path& path, std::size_t threads = 0) {
   const Safetensors file(path);
-  try {
-    TrainConfig train;
-    train.threads = threads;
-    auto engine =
-        std::make_unique<CpuEngine<float>>(stored_config<ModelConfig>(file, "model_config"), train);
-    load_engine(file, *engine, false);
-    return engine;
-  } catch (const Error& error) {
-    const std::string message = error.what();
-    if (message.starts_with(path.string())) throw;
-    fail(path, ": ", message);
-  }
+  TrainConfig train;
+  train.threads = threads;
+  const auto model = stored_config<ModelConfig>(file, "model_config");
+  auto engine = std::make_unique<CpuEngine<float>>(model, train);
+  load_engine(file, *engine, false);
+  return engine;
 }
 
 struct BatchReport {
@@ -3553,23 +3585,22 @@ class Trainer {
   // Continues from the checkpoint that was written last; returns its path. Throws if there is none,
   // or if it was made with other settings or other data.
   Path resume() {
-    const Path path = newest_checkpoint();
-    const Safetensors file(path);
-    try {
-      require_same("model_config", to_json(model_), file);
-      require_same("train_config", to_json(train_), file);
-      require(file.metadata("data") == fingerprint_,
-              "made from other data (other items, users or histories)");
-      read_progress(Json::parse(file.metadata("progress"), "progress"));
-      metrics_ = TrainingMetrics::from_json(
-          Json::parse(file.metadata("training_metrics"), "training_metrics"));
-      load_engine(file, *engine_, true);
-    } catch (const Error& error) {
-      const std::string message = error.what();
-      if (message.starts_with(path.string())) throw;
-      fail(path, ": ", message);
-    }
-    return path;
+    const Safetensors file(newest_checkpoint());
+    const auto stored = [&](std::string_view name) {
+      return Json::parse(file.metadata(name), join(file.path(), ": ", name));
+    };
+    const Json model = stored("model_config"), train = stored("train_config");
+    const Json progress = stored("progress"), metrics = stored("training_metrics");
+    require(file.metadata("data") == fingerprint_, file.path(),
+            ": made from other data (other items, users or histories)");
+    in_context(file.path().string(), [&] {
+      require_same(to_json(model_), model);
+      require_same(to_json(train_), train);
+      read_progress(progress);
+      metrics_ = TrainingMetrics::from_json(metrics);
+    });
+    load_engine(file, *engine_, true);
+    return file.path();
   }
 
   // Trains to the end: true. Or until should_stop: false, after saving where it was.
@@ -3718,8 +3749,7 @@ class Trainer {
     return kept;
   }
 
-  void require_same(std::string_view name, const Json& ours, const Safetensors& file) const {
-    const Json theirs = Json::parse(file.metadata(name), name);
+  void require_same(const Json& ours, const Json& theirs) const {
     const Json wanted = comparable(ours);
     for (const auto& [field, value] : wanted.object()) {
       if (field == "epochs" && train_.schedule == Schedule::constant) continue;

@@ -392,10 +392,13 @@ void check_written_bytes() {
   const NamedTensor tensor{"a", {2, 1}, numbers};
   write_safetensors(path, {&tensor, 1}, {{"format", "pt"}});
   std::string header =
-      "{\"__metadata__\": {\"checksum\": \"2f63bdaa3a5c5a85\", \"format\": \"pt\"}, "
+      "{\"__metadata__\": {\"checksum\": \"990a7599fbad81a1\", \"format\": \"pt\"}, "
       "\"a\": {\"dtype\": \"F32\", \"shape\": [2, 1], \"data_offsets\": [0, 8]}}";
   header.resize((header.size() + 7) / 8 * 8, ' ');
   check_equal(read_file(path), raw(header, floats(1.5, -2), header.size()));
+  header.replace(header.find("pt"), 2, "pu");  // the checksum covers the metadata too
+  write_file(path, raw(header, floats(1.5, -2), header.size()));
+  check_throws([&] { Safetensors file(path); }, {path.string(), "checksum"});
 }
 
 void check_round_trip() {

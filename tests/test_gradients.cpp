@@ -95,12 +95,10 @@ void broken_softmax_backward(const double* p, double* dp, double scale, std::siz
 int main() {
   const detail::Kernels<double>& plain = detail::plain_kernels<double>();
   test("gradients, architecture torch", [&] {
-    std::cout << "largest relative error "
-              << worst_error(Architecture::torch, plain, 1e-6) << "\n";
+    std::cout << "largest relative error " << worst_error(Architecture::torch, plain, 1e-6) << "\n";
   });
   test("gradients, architecture paper", [&] {
-    std::cout << "largest relative error "
-              << worst_error(Architecture::paper, plain, 1e-6) << "\n";
+    std::cout << "largest relative error " << worst_error(Architecture::paper, plain, 1e-6) << "\n";
   });
   test("a broken backward is caught", [&] {
     detail::Kernels<double> broken = plain;

@@ -41,13 +41,13 @@ struct Shape {
 };
 
 std::vector<Shape> product_shapes() {
-  std::vector<Shape> shapes{{1, 1, 1},   {1, 300, 64},   {300, 1, 64},    {13, 33, 1},
-                            {12, 32, 8}, {47, 129, 257}, {200, 200, 32},  {64, 48, 700},
+  std::vector<Shape> shapes{{1, 1, 1},   {1, 300, 64},   {300, 1, 64},   {13, 33, 1},
+                            {12, 32, 8}, {47, 129, 257}, {200, 200, 32}, {64, 48, 700},
                             {5, 7, 0},   {100, 260, 17}, {257, 513, 300}};
   const Key key = make_key(8);
   for (std::uint64_t i = 0; i < 60; ++i) {
-    shapes.push_back({1 + below(key, 3 * i, 70), 1 + below(key, 3 * i + 1, 70),
-                      below(key, 3 * i + 2, 70)});
+    shapes.push_back(
+        {1 + below(key, 3 * i, 70), 1 + below(key, 3 * i + 1, 70), below(key, 3 * i + 2, 70)});
   }
   return shapes;
 }
@@ -61,8 +61,7 @@ std::vector<float> product(const Kernels<float>& kernels, const Shape& shape, bo
   std::vector<float> c = random_floats(m * (n + 3), 4);
   const Buffer<float> scratch(kernels.scratch_size + 1);
   kernels.multiply(m, n, k, a.data(), a_by_row ? k : 1, a_by_row ? 1 : m, b.data(),
-                   b_by_row ? n : 1, b_by_row ? 1 : k, c.data(), n + 3, accumulate,
-                   scratch.data());
+                   b_by_row ? n : 1, b_by_row ? 1 : k, c.data(), n + 3, accumulate, scratch.data());
   return c;
 }
 
@@ -106,8 +105,8 @@ std::vector<float> everything(const Kernels<float>& k, std::size_t n) {
   y = d, k.normalize_parameters(x.data(), row, d.data(), y.data(), z.data(), n), keep(y), keep(z);
   k.normalize_backward(x.data(), row, g.data(), y.data(), n), keep(y);
   std::vector<float> w = g, m = b;
-  k.adamw(w.data(), d.data(), m.data(), v.data(),
-          {0.1f, 1e-3f, 1e-8f, 1e-3f, 1.2f, 0.99f, 0.5f}, n);
+  k.adamw(w.data(), d.data(), m.data(), v.data(), {0.1f, 1e-3f, 1e-8f, 1e-3f, 1.2f, 0.99f, 0.5f},
+          n);
   keep(w), keep(m), keep(v);
   return out;
 }

@@ -41,8 +41,10 @@ Batch read_batch(const Json& json) {
   Batch batch;
   for (std::size_t row = 0; row + 1 < offsets.size(); ++row) {
     for (std::size_t t = offsets[row]; t < offsets[row + 1]; ++t) {
-      if (tokens[t] == mask_token) batch.push_mask(targets[batch.targets.size()]);
-      else batch.tokens.push_back(tokens[t]);
+      if (tokens[t] == mask_token)
+        batch.push_mask(targets[batch.targets.size()]);
+      else
+        batch.tokens.push_back(tokens[t]);
     }
     batch.end_row();
   }

@@ -107,8 +107,8 @@ void test_files_of_a_run() {
         "plots/training_metrics.json", "logs/training.log"}) {
     check(std::filesystem::exists(folder / name), name);
   }
-  const auto metrics = TrainingMetrics::from_json(
-      Json::parse(file_bytes(folder / "plots/training_metrics.json")));
+  const auto metrics =
+      TrainingMetrics::from_json(Json::parse(file_bytes(folder / "plots/training_metrics.json")));
   check_equal(metrics.epochs(), 4u);
   check_equal(metrics.val_accuracies[3].size(), 4u);
   const Json config = Json::parse(file_bytes(folder / "models/training_config.json"));

@@ -8,9 +8,7 @@
 // random numbers of bert4rec.hpp, all else is integer arithmetic, and no two draws are
 // arguments of one call, since C++ leaves open which of them would come first.
 
-#include <iostream>
-
-#include "bert4rec.hpp"
+#include "cli.hpp"
 
 namespace {
 
@@ -68,14 +66,30 @@ struct Words {
 };
 
 const std::vector<Words> materials = {
-    {"Kohaku", "Amber", "琥珀"}, {"Garasu", "Glass", "硝子"}, {"Asagiri", "Morning Mist", "朝霧"},
-    {"Yuugure", "Dusk", "夕暮れ"}, {"Shio", "Salt", "塩"}, {"Fuyu", "Winter", "冬"},
-    {"Hai", "Ash", "灰"}, {"Suna", "Sand", "砂"}, {"Shinju", "Pearl", "真珠"},
-    {"Tetsu", "Iron", "鉄"}, {"Keito", "Yarn", "毛糸"}, {"Raimei", "Thunder", "雷鳴"},
-    {"Gekkou", "Moonlight", "月光"}, {"Ryuuboku", "Driftwood", "流木"}, {"Jiki", "Porcelain", "磁器"},
-    {"Biroudo", "Velvet", "天鵞絨"}, {"Akagane", "Copper", "銅"}, {"Shimo", "Frost", "霜"},
-    {"Sumi", "Ink", "墨"}, {"Kinu", "Silk", "絹"}, {"Asatsuyu", "Morning Dew", "朝露"},
-    {"Aki", "Autumn", "秋"}, {"Kami", "Paper", "紙"}, {"Hachimitsu", "Honey", "蜂蜜"},
+    {"Kohaku", "Amber", "琥珀"},
+    {"Garasu", "Glass", "硝子"},
+    {"Asagiri", "Morning Mist", "朝霧"},
+    {"Yuugure", "Dusk", "夕暮れ"},
+    {"Shio", "Salt", "塩"},
+    {"Fuyu", "Winter", "冬"},
+    {"Hai", "Ash", "灰"},
+    {"Suna", "Sand", "砂"},
+    {"Shinju", "Pearl", "真珠"},
+    {"Tetsu", "Iron", "鉄"},
+    {"Keito", "Yarn", "毛糸"},
+    {"Raimei", "Thunder", "雷鳴"},
+    {"Gekkou", "Moonlight", "月光"},
+    {"Ryuuboku", "Driftwood", "流木"},
+    {"Jiki", "Porcelain", "磁器"},
+    {"Biroudo", "Velvet", "天鵞絨"},
+    {"Akagane", "Copper", "銅"},
+    {"Shimo", "Frost", "霜"},
+    {"Sumi", "Ink", "墨"},
+    {"Kinu", "Silk", "絹"},
+    {"Asatsuyu", "Morning Dew", "朝露"},
+    {"Aki", "Autumn", "秋"},
+    {"Kami", "Paper", "紙"},
+    {"Hachimitsu", "Honey", "蜂蜜"},
 };
 
 // What one taste is about: things, and genres of which every title has the first.
@@ -86,27 +100,40 @@ struct Cluster {
 
 const std::vector<Cluster> clusters = {
     {{"Fantasy", "Adventure", "Action", "Comedy"},
-     {{"Madoushi", "Sorcerer", "魔導師"}, {"Kishidan", "Knights", "騎士団"},
-      {"Chizu", "Map", "地図"}, {"Ryuu", "Dragon", "竜"}, {"Tobira", "Door", "扉"}}},
+     {{"Madoushi", "Sorcerer", "魔導師"},
+      {"Kishidan", "Knights", "騎士団"},
+      {"Chizu", "Map", "地図"},
+      {"Ryuu", "Dragon", "竜"},
+      {"Tobira", "Door", "扉"}}},
     {{"Romance", "Comedy", "Drama", "Slice of Life"},
-     {{"Koibumi", "Love Letter", "恋文"}, {"Shoutaijou", "Invitation", "招待状"},
-      {"Yakusoku", "Promise", "約束"}, {"Butoukai", "Ball", "舞踏会"},
+     {{"Koibumi", "Love Letter", "恋文"},
+      {"Shoutaijou", "Invitation", "招待状"},
+      {"Yakusoku", "Promise", "約束"},
+      {"Butoukai", "Ball", "舞踏会"},
       {"Hatsukoi", "First Love", "初恋"}}},
     {{"Sci-Fi", "Action", "Drama", "Mystery"},
-     {{"Uchuusen", "Starship", "宇宙船"}, {"Kidou", "Orbit", "軌道"},
-      {"Jidou Ningyou", "Automaton", "自動人形"}, {"Kansokujo", "Observatory", "観測所"},
+     {{"Uchuusen", "Starship", "宇宙船"},
+      {"Kidou", "Orbit", "軌道"},
+      {"Jidou Ningyou", "Automaton", "自動人形"},
+      {"Kansokujo", "Observatory", "観測所"},
       {"Eisei", "Satellite", "衛星"}}},
     {{"Mystery", "Horror", "Drama", "Sci-Fi"},
-     {{"Tantei", "Detective", "探偵"}, {"Chikashitsu", "Cellar", "地下室"},
-      {"Angou", "Cipher", "暗号"}, {"Kage", "Shadow", "影"},
+     {{"Tantei", "Detective", "探偵"},
+      {"Chikashitsu", "Cellar", "地下室"},
+      {"Angou", "Cipher", "暗号"},
+      {"Kage", "Shadow", "影"},
       {"Shougen", "Testimony", "証言"}}},
     {{"Sports", "Drama", "Comedy", "Slice of Life"},
-     {{"Marason", "Marathon", "マラソン"}, {"Senshuken", "Championship", "選手権"},
-      {"Kyuudoubu", "Archery Club", "弓道部"}, {"Takkyuubu", "Table Tennis Club", "卓球部"},
+     {{"Marason", "Marathon", "マラソン"},
+      {"Senshuken", "Championship", "選手権"},
+      {"Kyuudoubu", "Archery Club", "弓道部"},
+      {"Takkyuubu", "Table Tennis Club", "卓球部"},
       {"Kantoku", "Coach", "監督"}}},
     {{"Slice of Life", "Comedy", "Music", "Fantasy"},
-     {{"Kissaten", "Tea Room", "喫茶店"}, {"Panya", "Bakery", "パン屋"},
-      {"Gasshoudan", "Choir", "合唱団"}, {"Shashinkan", "Photo Studio", "写真館"},
+     {{"Kissaten", "Tea Room", "喫茶店"},
+      {"Panya", "Bakery", "パン屋"},
+      {"Gasshoudan", "Choir", "合唱団"},
+      {"Shashinkan", "Photo Studio", "写真館"},
       {"Geshuku", "Boarding House", "下宿"}}},
 };
 constexpr std::size_t things_per_cluster = 5;
@@ -265,7 +292,7 @@ class Viewer {
   std::optional<std::size_t> next(std::int64_t now, Dice& dice) const {
     if (const auto sequel = next_instalment(now, dice)) return sequel;
     const std::size_t cluster = urn_[dice.below(urn_.size())];
-    const bool by_taste = dice.chance(60);
+    const bool by_taste = dice.chance(70);
     const auto title = draw_popular(now, dice, by_taste ? std::optional(cluster) : std::nullopt);
     return title ? title : draw_popular(now, dice, std::nullopt);
   }
@@ -304,7 +331,7 @@ class Viewer {
     for (std::size_t i = 0; i < titles_.size(); ++i) {
       const Title& title = titles_[i];
       if (seen_[i] || title.out >= now || (cluster && title.cluster != *cluster)) continue;
-      weights[i] = *title.item.popularity / (is_sequel(i) && !seen_[i - 1] ? 8 : 1);
+      weights[i] = *title.item.popularity / (is_sequel(i) && !seen_[i - 1] ? 10 : 1);
     }
     return dice.weighted(weights);
   }
@@ -398,65 +425,31 @@ void make_demo_data(const Options& options) {
   write_file(options.output / "histories.jsonl", histories);
 }
 
-constexpr std::string_view help_text =
-    R"(make_demo_data: makes a synthetic anime catalogue and viewing histories
-
-Options (defaults in brackets):
-  --output PATH  folder for items.jsonl and histories.jsonl (data/demo)
-  --seed N       the same seed gives the same bytes on every machine (42)
-  --users N      number of viewers, 1 to 9999 (700)
-  --titles N     number of titles, 100 to 1500 (400)
-  --help         this text
-
-Example:
-  make_demo_data --output /tmp/demo --users 100
-)";
-
-struct UsageError : Error {
-  using Error::Error;
-};
-
-std::uint64_t parse_number(std::string_view flag, std::string_view text, std::uint64_t low,
-                           std::uint64_t high) {
-  std::uint64_t value = 0;
-  const auto end = text.data() + text.size();
-  const auto [stop, problem] = std::from_chars(text.data(), end, value);
-  if (stop == end && problem == std::errc() && value >= low && value <= high) return value;
-  throw UsageError(join(flag, " ", text, ": expected a whole number from ", low, " to ", high));
+void check_range(std::string_view flag, std::uint64_t value, std::uint64_t low,
+                 std::uint64_t high) {
+  if (value >= low && value <= high) return;
+  throw cli::UsageError(join(flag, " ", value, ": expected ", low, " ... ", high));
 }
 
-Options parse(std::span<char* const> words) {
+Options parse(int argc, char** argv) {
   Options options;
-  for (std::size_t i = 0; i < words.size(); ++i) {
-    const std::string_view word = words[i], flag = word.substr(0, word.find('='));
-    if (flag != "--output" && flag != "--seed" && flag != "--users" && flag != "--titles")
-      throw UsageError(join("unknown option ", word));
-    const bool joined = flag.size() < word.size();
-    if (!joined && i + 1 == words.size()) throw UsageError(join(flag, " needs a value"));
-    const std::string_view value = joined ? word.substr(flag.size() + 1) : words[++i];
-    if (value.empty()) throw UsageError(join(flag, ": the value is empty"));
-    if (flag == "--output") options.output = value;
-    if (flag == "--seed") options.seed = parse_number(flag, value, 0, ~std::uint64_t{0});
-    if (flag == "--users") options.users = parse_number(flag, value, 1, 9999);
-    if (flag == "--titles") options.titles = parse_number(flag, value, 100, 1500);
-  }
+  cli::CommandLine line("make_demo_data", "makes a synthetic anime catalogue and viewing histories",
+                        "make_demo_data --output /tmp/demo --users 100");
+  line.option("output", options.output, "folder for items.jsonl and histories.jsonl");
+  line.option("seed", options.seed, "the same seed gives the same bytes on every machine");
+  line.option("users", options.users, "number of viewers, 1 ... 9999");
+  line.option("titles", options.titles, "number of titles, 100 ... 1500");
+  line.parse(argc, argv);
+  check_range("--users", options.users, 1, 9999);
+  check_range("--titles", options.titles, 100, 1500);
   return options;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  const std::span<char* const> words(argv + 1, argv + std::max(argc, 1));
-  try {
-    for (const std::string_view word : words) {
-      if (word == "--help" || word == "-h") return std::cout << help_text, 0;
-    }
-    make_demo_data(parse(words));
-  } catch (const UsageError& error) {
-    std::cerr << "make_demo_data: " << error.what() << " (see --help)\n";
-    return 2;
-  } catch (const std::exception& error) {
-    std::cerr << "make_demo_data: " << error.what() << "\n";
-    return 1;
-  }
+  return cli::run("make_demo_data", [&] {
+    make_demo_data(parse(argc, argv));
+    return 0;
+  });
 }

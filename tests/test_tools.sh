@@ -1,0 +1,232 @@
+#!/bin/sh
+# The command-line tools as a person uses and misuses them: exit codes, one clear line, nothing lost.
+#   sh tests/test_tools.sh FOLDER_OF_THE_BINARIES
+set -u
+here=$(cd "$(dirname "$0")/.." && pwd)
+bin=$1
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work" || exit 1
+passed=0 failed=0
+
+ok() { passed=$((passed + 1)); }
+bad() {
+  failed=$((failed + 1))
+  echo "FAILED: $1"
+  sed 's/^/    /' out err 2>/dev/null | head -20
+}
+
+# expect CODE TEXT COMMAND...: the exit code, and TEXT in what was printed; on failure (code 1 or 2)
+# also that stderr is one line.
+expect() {
+  code=$1 text=$2
+  shift 2
+  "$@" >out 2>err </dev/null
+  found=$?
+  if [ "$found" != "$code" ]; then bad "$* : exit $found, expected $code"; return; fi
+  if [ -n "$text" ] && ! cat out err | grep -qF -- "$text"; then bad "$* : lacks \"$text\""; return; fi
+  case $code in 1 | 2) [ "$(wc -l <err)" = 1 ] || { bad "$* : not one line"; return; } ;; esac
+  ok
+}
+
+train() {
+  data=$1 output=$2
+  shift 2
+  "$bin/train_model" --data "$data" --output "$output" --hidden-size 8 --num-heads 2 \
+    --max-seq-len 16 --epochs 2 --batch-size 4 --threads 1 "$@"
+}
+
+# ---- a small data set: 12 users, 9 items ------------------------------------------------------
+mkdir good
+i=0
+while [ $i -lt 9 ]; do
+  echo "{\"id\": $((10 + i)), \"title\": {\"english\": \"Title $i\"}}"
+  i=$((i + 1))
+done >good/items.jsonl
+u=0
+while [ $u -lt 12 ]; do
+  printf '{"user": "u%s", "entries": [' $u
+  i=0
+  while [ $i -lt 6 ]; do
+    [ $i = 0 ] || printf ', '
+    printf '{"id": %s, "at": %s}' $((10 + (u + i) % 9)) $((1000 + i))
+    i=$((i + 1))
+  done
+  echo ']}'
+  u=$((u + 1))
+done >good/histories.jsonl
+
+# broken NAME FILE LINE TEXT: a copy of the data with one line replaced (or added)
+broken() {
+  rm -rf "$1" && cp -r good "$1"
+  sed "$3c\\
+$4" good/"$2" >"$1/$2"
+}
+
+# ---- usage --------------------------------------------------------------------------------------
+for tool in train_model recommend evaluate_model import_interactions make_demo_data; do
+  expect 0 "Example" "$bin/$tool" --help
+  expect 2 "unknown option --nonsense" "$bin/$tool" --nonsense
+  expect 2 "unexpected word" "$bin/$tool" nonsense
+done
+expect 2 "--epochs needs a value" "$bin/train_model" --epochs
+expect 2 "expected a number" "$bin/train_model" --epochs=ten
+expect 2 "constant|linear|cosine" "$bin/train_model" --schedule step
+expect 2 "--resume takes no value" "$bin/train_model" --resume=yes
+expect 1 "epochs is 0" "$bin/train_model" --data good --output o --epochs 0
+expect 1 "num_heads is 3" "$bin/train_model" --data good --output o --hidden-size 8 --num-heads 3
+expect 1 "no CUDA engine" "$bin/train_model" --data good --gpu
+expect 1 "missing/items.jsonl" "$bin/train_model" --data missing --output o
+
+# ---- the way it should be -----------------------------------------------------------------------
+expect 0 "2,092 parameters" train good run --split=last
+expect 0 "popularity" "$bin/evaluate_model" --data good --model run/models
+expect 0 '"next_item_popularity"' "$bin/evaluate_model" --data good --model run/models --json
+expect 0 "Title" "$bin/recommend" --model run/models --data good --user u3 --count 2
+expect 0 '"recommendations"' "$bin/recommend" --model run/models --items 10,11 --json
+[ "$(grep -c '"score"' out)" = 7 ] && ok || bad "7 items are unseen"
+expect 1 "no user \"nobody\"" "$bin/recommend" --model run/models --data good --user nobody
+expect 1 "no item has the id 99" "$bin/recommend" --model run/models --items 10,99
+expect 2 "either --user or --items" "$bin/recommend" --model run/models
+
+# ---- bad data: nothing of the run before is touched --------------------------------------------
+cp -r run before
+broken d1 histories.jsonl 3 '{"user": "x", "entries": [}'
+expect 1 "d1/histories.jsonl:3: byte 27" train d1 run --split=last
+broken d2 histories.jsonl 2 '{"user": "x", "entries": [{"id": 1.5, "at": 1}]}'
+expect 1 "d2/histories.jsonl:2: byte" train d2 run --split=last
+broken d3 items.jsonl 4 '{"id": 10}'
+expect 1 "d3/items.jsonl:4: item id 10 stands twice" train d3 run --split=last
+broken d4 items.jsonl 1 '{"title": "no id"}'
+expect 1 'd4/items.jsonl:1: byte 19: missing field "id"' train d4 run --split=last
+broken d5 histories.jsonl 5 '{"user": "x", "entries": [{"id": 777, "at": 1}]}'
+expect 1 'd5/histories.jsonl:5: user "x" has no known item' train d5 run --split=last
+broken d6 histories.jsonl 5 '{"user": "u1", "entries": [{"id": 10, "at": 1}]}'
+expect 1 'd6/histories.jsonl:5: user "u1" stands twice' train d6 run --split=last
+cp -r good d7 && : >d7/items.jsonl
+expect 1 "d7/items.jsonl: no items" train d7 run --split=last
+cp -r good d8 && : >d8/histories.jsonl
+expect 1 "d8/histories.jsonl: no users" train d8 run --split=last
+expect 1 "leaves no validation user" train good run --val-ratio=0.01
+expect 1 "leaves no training user" train good run --val-ratio=0.99
+diff -r before run >out && ok || bad "a refused run changed the output"
+
+# ---- checkpoints of another configuration, other data, none, damaged ---------------------------
+expect 1 "made with seed 42, now 7" train good run --split=last --seed=7 --resume
+expect 1 "made with num_heads 2, now 4" train good run --split=last --num-heads=4 --resume
+broken d9 histories.jsonl 5 '{"user": "x", "entries": [{"id": 10, "at": 1}]}'
+expect 1 "made from other data" train d9 run --split=last --resume
+expect 1 "trained on other data" "$bin/evaluate_model" --data d9 --model run/models
+expect 1 "no checkpoint to resume from" train good empty --split=last --resume
+checkpoint=run/checkpoints/checkpoint_epoch_2.safetensors
+cp $checkpoint whole
+head -c 2000 whole >$checkpoint
+expect 1 "$checkpoint" train good run --split=last --resume
+{ head -c -80 whole; printf 'damage!!'; tail -c 72 whole; } >$checkpoint
+expect 1 "checksum" train good run --split=last --resume
+cp whole $checkpoint
+expect 0 "continuing after epoch 2" train good run --split=last --resume
+expect 0 "epoch 3/3" train good run --split=last --epochs=3 --resume
+
+# ---- models that are not models ----------------------------------------------------------------
+model=run/models/best_model.safetensors
+cp $model whole
+head -c 100 whole >$model
+expect 1 "$model" "$bin/recommend" --model run/models --items 10
+printf 'not a model' >$model
+expect 1 "$model: header size" "$bin/recommend" --model run/models --items 10
+cp whole $model
+mv run/models/item_mappings.json kept
+expect 1 "item_mappings.json" "$bin/recommend" --model run/models --items 10
+head -c 200 kept >run/models/item_mappings.json
+expect 1 "item_mappings.json: byte" "$bin/recommend" --model run/models --items 10
+mv kept run/models/item_mappings.json
+
+# ---- two trainers, a folder that cannot be written ---------------------------------------------
+"$bin/train_model" --data good --output busy --hidden-size 8 --num-heads 2 --epochs 100000 \
+  --split last >/dev/null 2>&1 &
+first=$!
+while [ ! -s busy/logs/training.log ]; do sleep 0.05; done
+expect 1 "another process is writing to this folder" train good busy --split=last
+# A signal finishes the step, saves, and prints the command that continues.
+kill -TERM $first
+wait $first
+[ $? = 143 ] && ok || bad "SIGTERM gives 143"
+[ -s busy/checkpoints/checkpoint_interrupted.safetensors ] && ok || bad "no checkpoint after SIGTERM"
+: >file
+expect 1 "file" train good file/below --split=last
+if [ "$(id -u)" != 0 ]; then
+  mkdir sealed && chmod 555 sealed
+  expect 1 "sealed" train good sealed --split=last
+elif command -v unshare >/dev/null && unshare -m true 2>/dev/null; then
+  mkdir sealed
+  expect 1 "Read-only file system" unshare -m sh -c "mount -t tmpfs -o ro none sealed &&
+    exec \"$bin/train_model\" --data good --output sealed"
+fi
+
+# ---- interrupted anywhere and resumed: the same bytes -------------------------------------------
+long() { "$bin/train_model" --data good --output "$1" --hidden-size 8 --num-heads 2 --batch-size 2 \
+  --max-seq-len 16 --epochs 60 --split last --threads "$2" $3; }
+long straight 1 "" >/dev/null
+long pieces 2 "" >/dev/null & pid=$!
+for pause in 0.15 0.1 0.05 0.2; do
+  sleep $pause
+  kill -INT $pid 2>/dev/null
+  wait $pid
+  [ $? = 130 ] || break
+  long pieces 1 --resume >/dev/null & pid=$!
+done
+wait $pid
+for name in best_model final_model; do
+  cmp straight/models/$name.safetensors pieces/models/$name.safetensors >out 2>&1 && ok ||
+    bad "$name differs after SIGINT and --resume"
+done
+
+# ---- importing --------------------------------------------------------------------------------
+printf '1 5\n1 6\n2 5\n' >pairs.txt
+expect 0 "2 users, 2 items (0 with a title), 3 interactions" \
+  "$bin/import_interactions" --input pairs.txt --output pairs
+grep -qF '{"user": "1", "entries": [{"id": 5, "at": null}, {"id": 6, "at": null}]}' \
+  pairs/histories.jsonl && ok || bad "pairs keep the order of the lines"
+printf '1::10::5::300\n1::11::3::100\n2::10::4::50\n' >ratings.dat
+printf '10::L\303\251on (1994)::Crime|Drama\n11::Heat::Crime\n' >movies.dat
+expect 0 "2 users, 2 items (2 with a title)" "$bin/import_interactions" --input ratings.dat \
+  --items movies.dat --output movies
+grep -qF '{"id": 11, "at": 100}, {"id": 10, "at": 300}' movies/histories.jsonl && ok ||
+  bad "histories are sorted by time"
+grep -qF 'Léon (1994)' movies/items.jsonl && grep -qF '["Crime", "Drama"]' movies/items.jsonl &&
+  ok || bad "titles and genres"
+printf '10::L\351on (1994)::Crime\n' >movies.dat
+expect 0 "read as Latin-1" "$bin/import_interactions" --input ratings.dat --items movies.dat \
+  --output movies
+grep -qF 'Léon (1994)' movies/items.jsonl && ok || bad "Latin-1 title"
+printf 'rating,item,user,note\n5,"a ""b"", c",x,\n4,d,x,"1,2"\n3,d,y,\n' >table.csv
+expect 0 "2 users, 2 items" "$bin/import_interactions" --input table.csv --output table
+grep -qF '{"id": "a \"b\", c"' table/items.jsonl && ok || bad "quoted CSV fields"
+expect 0 "1 interactions" "$bin/import_interactions" --input table.csv --output table --min-rating 5
+expect 1 "no column is called when" "$bin/import_interactions" --input table.csv --output t \
+  --time-column when
+printf 'u i\n1 5\n1 6\n1 7\n2 5\n2 6\n3 7\n3 8\n' | sed 1d >pairs.txt
+expect 0 "2 users, 2 items (0 with a title), 4 interactions" "$bin/import_interactions" \
+  --input pairs.txt --output pairs --min-user 2 --min-item 2
+cp -r pairs before_import
+expect 1 "no interaction is left of 7 after the filters" "$bin/import_interactions" \
+  --input pairs.txt --output pairs --min-user 9
+printf '1::10::5::soon\n' >ratings.dat
+expect 1 'ratings.dat:1: the time is "soon", expected a number' "$bin/import_interactions" \
+  --input ratings.dat --output pairs
+printf '1\n' >one.txt
+expect 1 "one.txt:1: no field for the item" "$bin/import_interactions" --input one.txt --output pairs
+: >empty.txt
+expect 1 "empty.txt: empty" "$bin/import_interactions" --input empty.txt --output pairs
+expect 1 "absent.txt: cannot open" "$bin/import_interactions" --input absent.txt --output pairs
+diff -r before_import pairs >out && ok || bad "a refused import changed the output"
+
+# ---- the demonstration data come out byte for byte ---------------------------------------------
+expect 0 "" "$bin/make_demo_data" --output demo
+for name in items histories; do
+  cmp demo/$name.jsonl "$here/data/demo/$name.jsonl" >out 2>&1 && ok || bad "demo $name differ"
+done
+
+echo "$passed passed, $failed failed"
+[ $failed = 0 ]
