@@ -165,18 +165,21 @@ elif command -v unshare >/dev/null && unshare -m true 2>/dev/null; then
 fi
 
 # ---- interrupted anywhere and resumed: the same bytes -------------------------------------------
-long() { "$bin/train_model" --data good --output "$1" --hidden-size 8 --num-heads 2 --batch-size 2 \
-  --max-seq-len 16 --epochs 60 --split last --threads "$2" $3; }
-long straight 1 "" >/dev/null
+long() { exec "$bin/train_model" --data good --output "$1" --hidden-size 8 --num-heads 2 --batch-size 2 \
+  --max-seq-len 16 --epochs 800 --split last --threads "$2" $3; }
+(long straight 1 "") >/dev/null
+stops=0
 long pieces 2 "" >/dev/null & pid=$!
 for pause in 0.15 0.1 0.05 0.2; do
   sleep $pause
   kill -INT $pid 2>/dev/null
   wait $pid
   [ $? = 130 ] || break
+  stops=$((stops + 1))
   long pieces 1 --resume >/dev/null & pid=$!
 done
 wait $pid
+[ $stops -ge 1 ] && ok || bad "the run ended before it could be interrupted"
 for name in best_model final_model; do
   cmp straight/models/$name.safetensors pieces/models/$name.safetensors >out 2>&1 && ok ||
     bad "$name differs after SIGINT and --resume"

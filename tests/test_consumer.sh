@@ -1,0 +1,32 @@
+#!/bin/sh
+# The library in other hands: add_subdirectory, install and find_package, and the README's example,
+# compiled as it stands and run.
+#   sh tests/test_consumer.sh COMPILER
+set -eu
+here=$(cd "$(dirname "$0")/.." && pwd)
+export CXX="$1"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+
+echo "add_subdirectory"
+cmake -S "$here/tests/consumer" -B sub -DBERT4REC_SOURCE="$here" >log
+cmake --build sub >>log || { cat log; exit 1; }
+sub/consumer
+
+echo "install and find_package"
+cmake -S "$here" -B build -DBERT4REC_TESTS=OFF -DCMAKE_INSTALL_PREFIX="$work/prefix" >log
+cmake --install build >>log
+cmake -S "$here/tests/consumer" -B found -DCMAKE_PREFIX_PATH="$work/prefix" >>log
+cmake --build found >>log || { cat log; exit 1; }
+found/consumer
+
+echo "the example of the README, and the same one in the header"
+sed -n '/^```cpp$/,/^```$/p' "$here/README.md" | sed '/^```/d' >example.cpp
+sed -n 's/^\/\/     //p' "$here/bert4rec.hpp" | sed -n '/^#include "bert4rec/,/^}/p' >header.cpp
+diff example.cpp header.cpp
+"$CXX" -std=c++20 -O2 -pthread -I "$here" example.cpp -o example
+cd "$here"
+"$work/example" >"$work/picks" 2>&1 || { cat "$work/picks"; exit 1; }
+[ "$(wc -l <"$work/picks")" = 10 ]
+echo "all passed"
