@@ -530,14 +530,18 @@ inline JsonReader::NumberText JsonReader::number_text() {
 }
 
 inline std::int64_t JsonReader::integer() {
-  const NumberText found = number_text();
+  peek();
+  const char *begin = text_.data() + at_, *end = text_.data() + text_.size();
   std::int64_t value = 0;
-  const auto end = found.text.data() + found.text.size();
-  const auto [stop, problem] = std::from_chars(found.text.data(), end, value);
-  if (!found.is_integer || stop != end || problem != std::errc()) {
-    error("expected an integer of at most 64 bits, found ", found.text.substr(0, 40));
+  const auto [stop, problem] = std::from_chars(begin, end, value);
+  const char* first_digit = begin + (begin != end && *begin == '-');
+  const bool leading_zero = stop - first_digit > 1 && *first_digit == '0';
+  const bool goes_on = stop != end && (*stop == '.' || *stop == 'e' || *stop == 'E');
+  if (problem == std::errc() && !leading_zero && !goes_on) {
+    at_ += static_cast<std::size_t>(stop - begin);
+    return value;
   }
-  return value;
+  error("expected an integer of at most 64 bits, found ", number_text().text.substr(0, 40));
 }
 
 inline double JsonReader::number() {
@@ -2705,7 +2709,13 @@ class Catalogue {
   auto end() const { return items_.end(); }
 
   // The item's number, or -1.
-  std::int32_t find(std::int64_t id) const { return find_in(by_integer_, id); }
+  std::int32_t find(std::int64_t id) const {
+    if (id >= 0 && id < small_id) {
+      const auto at = static_cast<std::size_t>(id);
+      return at < by_small_id_.size() ? by_small_id_[at] : -1;
+    }
+    return find_in(by_integer_, id);
+  }
   std::int32_t find(const std::string& id) const { return find_in(by_text_, id); }
   // By what a person typed: an integer id if there is one, else a string id.
   std::int32_t find_typed(const std::string& text) const {
@@ -2726,7 +2736,12 @@ class Catalogue {
   }
 
  private:
-  bool insert(std::int64_t id, std::int32_t item) { return by_integer_.emplace(id, item).second; }
+  bool insert(std::int64_t id, std::int32_t item) {
+    if (id < 0 || id >= small_id) return by_integer_.emplace(id, item).second;
+    const auto at = static_cast<std::size_t>(id);
+    if (at >= by_small_id_.size()) by_small_id_.resize(at + 1, -1);
+    return std::exchange(by_small_id_[at], item) < 0;
+  }
   bool insert(const std::string& id, std::int32_t item) {
     return by_text_.emplace(id, item).second;
   }
@@ -2736,7 +2751,10 @@ class Catalogue {
     return found == map.end() ? -1 : found->second;
   }
 
+  static constexpr std::int64_t small_id = 1 << 20;  // ids below: a table, quicker than a map
+
   std::vector<Item> items_;
+  std::vector<std::int32_t> by_small_id_;
   std::unordered_map<std::int64_t, std::int32_t> by_integer_;
   std::unordered_map<std::string, std::int32_t> by_text_;
 };

@@ -1,0 +1,233 @@
+// Catalogue, histories, splits, batches, and the metrics, against values worked out by hand.
+
+#include "bert4rec.hpp"
+#include "check.hpp"
+#include "small_data.hpp"
+
+using namespace bert4rec;
+
+namespace {
+
+Dataset load(const TemporaryFolder& folder, std::string_view items, std::string_view histories) {
+  write_file(folder / "items.jsonl", items);
+  write_file(folder / "histories.jsonl", histories);
+  return Dataset::load(folder.path());
+}
+
+std::vector<std::int32_t> list(ItemSpan items) { return {items.begin(), items.end()}; }
+
+void test_catalogue() {
+  const TemporaryFolder folder;
+  const Dataset data =
+      load(folder,
+           "\xEF\xBB\xBF{\"id\": 7, \"title\": {\"romaji\": \"R\", \"native\": \"n\"}}\r\n"
+           "\n"
+           "{\"title\": \"Plain\", \"id\": \"7\", \"genres\": [\"A\", \"B\"], \"x\": [1]}\n"
+           "{\"id\": -5, \"average_score\": null, \"popularity\": 3}\n"
+           "{\"id\": 9000000000}",
+           "{\"user\": \"u\", \"entries\": [{\"id\": 7}]}");
+  const Catalogue& catalogue = data.catalogue;
+  check_equal(catalogue.size(), 4u);
+  check_equal(catalogue.title(0), "R");
+  check_equal(catalogue.title(1), "Plain");
+  check_equal(catalogue.title(2), "-5");
+  check_equal(catalogue.find(7), 0);
+  check_equal(catalogue.find(std::string("7")), 1);
+  check_equal(catalogue.find(-5), 2);
+  check_equal(catalogue.find(9000000000), 3);
+  check_equal(catalogue.find(8), -1);
+  check_equal(catalogue.find_typed("7"), 0);
+  check_equal(catalogue.find_typed("nothing"), -1);
+  check_equal(*catalogue[2].popularity, 3);
+  check(!catalogue[2].average_score, "null score");
+  for (const Item& item : catalogue) {  // what is written is read again
+    const std::string text = to_json(item).text();
+    JsonReader reader(text);
+    check_equal(to_json(detail::read_item(reader)).text(), text);
+  }
+}
+
+void test_histories() {
+  const TemporaryFolder folder;
+  const Dataset data = load(
+      folder, "{\"id\": 1}\n{\"id\": 2}\n{\"id\": \"x\"}\n",
+      "{\"user\": \"timed\", \"entries\": [{\"id\": 2, \"at\": 30}, {\"at\": 10, \"id\": \"x\"},"
+      " {\"id\": 1, \"at\": 10}, {\"id\": 99, \"at\": 5}]}\n"
+      "{\"entries\": [{\"id\": 2, \"at\": 9}, {\"id\": 1, \"at\": null, \"score\": 1e3}],"
+      " \"user\": \"half timed\"}\n"
+      "{\"user\": \"plans\", \"entries\": [{\"id\": 1, \"status\": \"PLANNING\"}]}\n"
+      "{\"user\": \"both\", \"entries\": [{\"id\": 1, \"at\": 1, \"status\": \"PLANNING\"},"
+      " {\"id\": 2, \"at\": 2, \"status\": \"COMPLETED\"}]}\n");
+  const Histories& histories = data.histories;
+  check_equal(histories.size(), 3u);
+  check(list(histories.row(0)) == std::vector<std::int32_t>{2, 0, 1}, "sorted, ties in file order");
+  check(list(histories.row(1)) == std::vector<std::int32_t>{1, 0}, "order of the file");
+  check(list(histories.row(2)) == std::vector<std::int32_t>{1}, "without plans");
+  check_equal(histories.unknown_entries, 1u);
+  check_equal(histories.planned_entries, 2u);
+  check_equal(histories.untimed_users, 1u);
+  check_equal(*histories.find("both"), 2u);
+  check(!histories.find("plans"), "nobody who only plans");
+}
+
+void test_fingerprint() {
+  const Dataset a = ring_data(10, 5), b = ring_data(10, 5), c = ring_data(10, 6),
+                d = ring_data(11, 5);
+  check_equal(a.fingerprint(), b.fingerprint());
+  check(a.fingerprint() != c.fingerprint() && a.fingerprint() != d.fingerprint(), "others differ");
+}
+
+void test_cloze_rows() {
+  ModelConfig model = small_model();
+  model.max_length = 40;
+  std::vector<std::int32_t> history(60);
+  std::iota(history.begin(), history.end(), 0);
+  std::vector<int> hidden(40);
+  for (std::uint64_t draw = 0; draw < 4000; ++draw) {
+    Batch batch;
+    add_cloze_row(batch, history, model, 0.15, make_key(draw));
+    check_equal(batch.tokens.size(), 40u);  // the newest 40: items 20 ... 59
+    check_equal(batch.masked.size(), 6u);
+    for (std::size_t i = 0; i < 6; ++i) {
+      check_equal(batch.tokens[batch.masked[i]], mask_token);
+      check_equal(batch.targets[i], 20 + static_cast<std::int32_t>(batch.masked[i]));
+      ++hidden[batch.masked[i]];
+    }
+    check_equal(batch.positions.back(), 39);
+  }
+  for (const int count : hidden) {  // 600 expected, deviation 22.6
+    check(std::abs(count - 600) < 115, join("a place was hidden ", count, " times of 600"));
+  }
+  Batch one;
+  add_cloze_row(one, ItemSpan(history).first(1), model, 0.15, make_key(1));
+  check_equal(one.masked.size(), 1u);  // at least one
+}
+
+void test_next_item_rows() {
+  ModelConfig model = small_model();
+  model.max_length = 4;
+  const std::vector<std::int32_t> history{5, 6, 7, 8, 9};
+  Batch batch;
+  add_next_item_row(batch, history, model, 2);
+  check(batch.tokens == std::vector<std::int32_t>{10, 11, 12, mask_token}, "newest 3 and [MASK]");
+  check_equal(batch.masked.front(), 3u);
+  check_equal(batch.targets.front(), 2);
+  add_next_item_row(batch, {}, model);  // nothing known: just [MASK]
+  check_equal(batch.rows(), 2u);
+  check_equal(batch.masked.back(), 4u);
+}
+
+void test_splits() {
+  const Dataset data = ring_data(10, 34);
+  TrainConfig config;
+  const DataSplit users(data.histories, config);
+  check_equal(users.validation_users().size(), 3u);  // round(3.4)
+  check_equal(users.train_users().size(), 31u);
+  for (const std::size_t user : users.validation_users()) {
+    check(users.sequence(user).train.empty(), "held out whole");
+    check_equal(users.sequence(user).test, data.histories.row(user).back());
+  }
+  config.split = Split::last;
+  const DataSplit last(data.histories, config);
+  const ItemSpan row = data.histories.row(4);
+  const Sequence s = last.sequence(4);
+  check_equal(s.train.size(), row.size() - 2);
+  check_equal(s.validation, row[row.size() - 2]);
+  check_equal(s.test, row.back());
+  check(s.before_test.size() == row.size() - 1, "the test sees the validation item");
+}
+
+void test_rank_metrics() {
+  check_equal(rank_of(0, 0), 1.0);
+  check_equal(rank_of(3, 2), 5.0);
+  const std::vector<double> ranks{1, 2, 6, 30};
+  const RankMetrics metrics = rank_metrics(ranks);
+  check_equal(metrics.hit[0], 0.25);
+  check_equal(metrics.hit[1], 0.5);
+  check_equal(metrics.hit[2], 0.75);
+  check_equal(metrics.hit[3], 0.75);
+  const double ndcg5 = (1 + 1 / std::log2(3.0)) / 4, ndcg10 = ndcg5 + 1 / std::log2(7.0) / 4;
+  check(std::abs(metrics.ndcg[1] - ndcg5) < 1e-12, "NDCG@5");
+  check(std::abs(metrics.ndcg[2] - ndcg10) < 1e-12, "NDCG@10");
+  check(std::abs(metrics.mrr - (1 + 0.5 + 1.0 / 6 + 1.0 / 30) / 4) < 1e-12, "MRR");
+
+  std::vector<float> scores{5, 4, 4, 3, 9};
+  const std::vector<std::int32_t> seen{4};
+  check_equal(rank_unseen(scores, {seen, 1}), 2.5);  // 4 is seen; 0 is better, 2 ties
+}
+
+void test_popularity() {
+  Dataset data;
+  for (std::int64_t id = 0; id < 4; ++id) {
+    Item item;
+    item.id = id;
+    data.catalogue.add(item);
+  }
+  const auto add = [&](const char* user, std::vector<std::int32_t> items) {
+    data.histories.add(user, items);
+  };
+  add("a", {0, 1, 2}), add("b", {0, 2, 1}), add("c", {0, 3, 1}), add("d", {2, 3});
+  TrainConfig config;
+  config.split = Split::last;
+  const DataSplit split(data.histories, config);
+  const auto cases = next_item_cases(split, HeldOut::test);
+  check_equal(cases.size(), 3u);  // d has two items only, and is trained on
+  // Counts with the validation items: 0: 3, 1: 1, 2: 1 + 1, 3: 1 + 1.
+  const auto ranks = popularity_ranks(split, 4, cases, HeldOut::test);
+  check_equal(ranks[0], 1.5);  // a: 2 and 3 are unseen and tie
+  check_equal(ranks[1], 2.0);  // b: 3 is better than 1
+  check_equal(ranks[2], 2.0);  // c: 2 is better than 1
+}
+
+void test_learning_rates() {
+  TrainConfig config;
+  config.learning_rate = 1;
+  config.warmup_steps = 4;
+  check_equal(learning_rate_at(config, 0, 14), 0.25);
+  check_equal(learning_rate_at(config, 3, 14), 1.0);
+  check_equal(learning_rate_at(config, 13, 14), 1.0);
+  config.schedule = Schedule::linear;
+  check_equal(learning_rate_at(config, 9, 14), 0.5);
+  config.schedule = Schedule::cosine;
+  check(std::abs(learning_rate_at(config, 9, 14) - 0.5) < 1e-12, "cosine, half way");
+  check(learning_rate_at(config, 14, 14) < 1e-12, "cosine, at the end");
+}
+
+void test_bad_batches() {
+  ModelConfig model = small_model();
+  model.num_items = 5;
+  CpuEngine<float> engine(model, small_train());
+  const auto refused = [&](std::initializer_list<std::string_view> parts, auto&& change) {
+    Batch batch;
+    add_cloze_row(batch, std::vector<std::int32_t>{0, 1, 2, 3}, model, 0.5, make_key(1));
+    change(batch);
+    check_throws([&] { engine.train(batch, 0, 1e-3); }, parts);
+  };
+  refused({"token 0", "is 8"}, [](Batch& batch) { batch.tokens[0] = 8; });
+  refused({"-1"}, [](Batch& batch) { batch.positions[0] = -1; });
+  refused({"target 5"}, [](Batch& batch) { batch.targets[0] = 5; });
+  refused({"ascend"}, [](Batch& batch) { batch.masked[1] = batch.masked[0]; });
+  refused({"ascend"}, [](Batch& batch) { batch.masked[1] = 4; });
+  refused({"without a masked token"}, [](Batch& b) { b.masked.clear(), b.targets.clear(); });
+  refused({"targets"}, [](Batch& batch) { batch.targets.pop_back(); });
+  refused({"offsets"}, [](Batch& batch) { batch.offsets.back() = 9; });
+  refused({"13 tokens"}, [](Batch& batch) {
+    batch.tokens.resize(13, 3), batch.positions.resize(13, 0), batch.offsets.back() = 13;
+  });
+}
+
+}  // namespace
+
+int main() {
+  test("catalogue", test_catalogue);
+  test("histories", test_histories);
+  test("fingerprint", test_fingerprint);
+  test("rows of the Cloze task", test_cloze_rows);
+  test("rows that ask for the next item", test_next_item_rows);
+  test("splits", test_splits);
+  test("ranks and their means", test_rank_metrics);
+  test("popularity", test_popularity);
+  test("learning rates", test_learning_rates);
+  test("bad batches are refused", test_bad_batches);
+  return finish();
+}
