@@ -2424,9 +2424,9 @@ struct MaskedMetrics {
 };
 
 // Rank of a target among all candidates: 1 + how many score higher + half of those that tie with
-// it. A model that scores all alike gets the middle rank, never the first.
-inline double rank_of(std::size_t better, std::size_t ties) {
-  return 1.0 + static_cast<double>(better) + 0.5 * static_cast<double>(ties);
+// it, rounded down. A model that scores all alike gets the middle rank, never the first.
+constexpr std::size_t rank_of(std::size_t better, std::size_t ties) {
+  return 1 + better + ties / 2;
 }
 
 template <class Real>
@@ -2474,9 +2474,9 @@ class MaskedItems {
     metrics.count = M;
     for (std::size_t i = 0; i < M; ++i) {
       metrics.loss_sum += losses_[i];
-      const double rank = rank_of(counts_[i].better, counts_[i].ties);
+      const std::size_t rank = rank_of(counts_[i].better, counts_[i].ties);
       for (std::size_t k = 0; k < top_k.size(); ++k) {
-        metrics.hits[k] += rank <= static_cast<double>(top_k[k]);
+        metrics.hits[k] += rank <= top_k[k];
       }
     }
     if (d_x == nullptr) return metrics;
@@ -3326,16 +3326,16 @@ struct RankMetrics {
 };
 
 // The mean over ranks, added in their order.
-inline RankMetrics rank_metrics(std::span<const double> ranks) {
+inline RankMetrics rank_metrics(std::span<const std::size_t> ranks) {
   RankMetrics metrics;
   metrics.users = ranks.size();
   const double share = 1.0 / static_cast<double>(std::max<std::size_t>(1, ranks.size()));
-  for (const double rank : ranks) {
-    metrics.mrr += share / rank;
+  for (const std::size_t rank : ranks) {
+    metrics.mrr += share / static_cast<double>(rank);
     for (std::size_t i = 0; i < top_k.size(); ++i) {
-      if (rank > static_cast<double>(top_k[i])) continue;
+      if (rank > top_k[i]) continue;
       metrics.hit[i] += share;
-      metrics.ndcg[i] += share / std::log2(rank + 1);
+      metrics.ndcg[i] += share / std::log2(static_cast<double>(rank + 1));
     }
   }
   return metrics;
@@ -3362,7 +3362,7 @@ inline std::vector<NextItemCase> next_item_cases(const DataSplit& split, HeldOut
 }
 
 // Rank of the target among the items that are not in `before`. The target stays in even if it is.
-inline double rank_unseen(std::span<float> scores, const NextItemCase& question) {
+inline std::size_t rank_unseen(std::span<float> scores, const NextItemCase& question) {
   const float target_score = scores[static_cast<std::size_t>(question.target)];
   for (const std::int32_t item : question.before) {
     scores[static_cast<std::size_t>(item)] = -std::numeric_limits<float>::infinity();
@@ -3374,11 +3374,11 @@ inline double rank_unseen(std::span<float> scores, const NextItemCase& question)
 }
 
 // Ranks by the model's scores, one for each case.
-inline std::vector<double> model_ranks(Engine& engine, std::span<const NextItemCase> cases) {
+inline std::vector<std::size_t> model_ranks(Engine& engine, std::span<const NextItemCase> cases) {
   const std::size_t I = engine.config().num_items;
   const std::size_t rows = std::clamp<std::size_t>((std::size_t{1} << 22) / I, 1, 256);
   std::vector<float> scores;
-  std::vector<double> ranks;
+  std::vector<std::size_t> ranks;
   Batch batch;
   for (std::size_t begin = 0; begin < cases.size(); begin += rows) {
     const auto some = cases.subspan(begin, std::min(rows, cases.size() - begin));
@@ -3396,8 +3396,9 @@ inline std::vector<double> model_ranks(Engine& engine, std::span<const NextItemC
 }
 
 // The baseline every recommender must beat: rank by how often items occur in the training part.
-inline std::vector<double> popularity_ranks(const DataSplit& split, std::size_t num_items,
-                                            std::span<const NextItemCase> cases, HeldOut held_out) {
+inline std::vector<std::size_t> popularity_ranks(const DataSplit& split, std::size_t num_items,
+                                                 std::span<const NextItemCase> cases,
+                                                 HeldOut held_out) {
   std::vector<float> counts(num_items), scores;
   for (const std::size_t user : split.train_users()) {
     const Sequence s = split.sequence(user);
@@ -3407,7 +3408,7 @@ inline std::vector<double> popularity_ranks(const DataSplit& split, std::size_t 
       counts[static_cast<std::size_t>(s.validation)] += 1;
     }
   }
-  std::vector<double> ranks;
+  std::vector<std::size_t> ranks;
   for (const NextItemCase& question : cases) {
     scores = counts;
     ranks.push_back(rank_unseen(scores, question));

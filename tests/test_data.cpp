@@ -138,9 +138,10 @@ void test_splits() {
 }
 
 void test_rank_metrics() {
-  check_equal(rank_of(0, 0), 1.0);
-  check_equal(rank_of(3, 2), 5.0);
-  const std::vector<double> ranks{1, 2, 6, 30};
+  check_equal(rank_of(0, 0), 1u);
+  check_equal(rank_of(3, 2), 5u);
+  check_equal(rank_of(3, 3), 5u);
+  const std::vector<std::size_t> ranks{1, 2, 6, 30};
   const RankMetrics metrics = rank_metrics(ranks);
   check_equal(metrics.hit[0], 0.25);
   check_equal(metrics.hit[1], 0.5);
@@ -153,7 +154,8 @@ void test_rank_metrics() {
 
   std::vector<float> scores{5, 4, 4, 3, 9};
   const std::vector<std::int32_t> seen{4};
-  check_equal(rank_unseen(scores, {seen, 1}), 2.5);  // 4 is seen; 0 is better, 2 ties
+  check_equal(rank_unseen(scores, {seen, 3}), 4u);  // 4 is seen; 0, 1 and 2 are better
+  check_equal(rank_unseen(scores, {{}, 1}), 2u);    // 0 is better (4 stays out); one tie: half of it
 }
 
 void test_popularity() {
@@ -174,9 +176,9 @@ void test_popularity() {
   check_equal(cases.size(), 3u);  // d has two items only, and is trained on
   // Counts with the validation items: 0: 3, 1: 1, 2: 1 + 1, 3: 1 + 1.
   const auto ranks = popularity_ranks(split, 4, cases, HeldOut::test);
-  check_equal(ranks[0], 1.5);  // a: 2 and 3 are unseen and tie
-  check_equal(ranks[1], 2.0);  // b: 3 is better than 1
-  check_equal(ranks[2], 2.0);  // c: 2 is better than 1
+  check_equal(ranks[0], 1u);  // a: 2 and 3 are unseen and tie
+  check_equal(ranks[1], 2u);  // b: 3 is better than 1
+  check_equal(ranks[2], 2u);  // c: 2 is better than 1
 }
 
 void test_learning_rates() {
