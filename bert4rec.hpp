@@ -1906,10 +1906,11 @@ class Compute {
  public:
   Compute(std::size_t threads, std::size_t scratch_size)
       : Compute(threads, scratch_size, detail::kernels<Real>()) {}
-  Compute(std::size_t threads, std::size_t scratch_size, const detail::Kernels<Real>& kernels)
-      : pool(threads), k(kernels) {
+  Compute(std::size_t threads, std::size_t scratch_size,
+          const detail::Kernels<Real>& kernels_of_this_machine)
+      : pool(threads), kernels(kernels_of_this_machine) {
     for (std::size_t worker = 0; worker < pool.size(); ++worker) {
-      multiply_scratch_.emplace_back(k.scratch_size + 1);
+      multiply_scratch_.emplace_back(kernels.scratch_size + 1);
       scratch_.emplace_back(scratch_size + 1);
     }
   }
@@ -1917,26 +1918,26 @@ class Compute {
   Real* scratch(std::size_t worker) const { return scratch_[worker].data(); }
 
   // C[m,n] = A B, or C += A B: the multiply of chapter 9 on one thread ...
-  void multiply(std::size_t worker, std::size_t m, std::size_t n, std::size_t l, const Real* a,
+  void multiply(std::size_t worker, std::size_t m, std::size_t n, std::size_t k, const Real* a,
                 std::size_t a_row, std::size_t a_col, const Real* b, std::size_t b_row,
                 std::size_t b_col, Real* c, std::size_t c_row, bool accumulate = false) const {
-    k.multiply(m, n, l, a, a_row, a_col, b, b_row, b_col, c, c_row, accumulate,
-               multiply_scratch_[worker].data());
+    kernels.multiply(m, n, k, a, a_row, a_col, b, b_row, b_col, c, c_row, accumulate,
+                     multiply_scratch_[worker].data());
   }
 
   // ... and on all of them, each owning a stripe of C's rows or columns.
-  void parallel_multiply(std::size_t m, std::size_t n, std::size_t l, const Real* a,
+  void parallel_multiply(std::size_t m, std::size_t n, std::size_t k, const Real* a,
                          std::size_t a_row, std::size_t a_col, const Real* b, std::size_t b_row,
                          std::size_t b_col, Real* c, bool accumulate) {
-    const std::size_t grain = 48;  // a multiple of the rows, and near one of the columns, of a tile
+    const std::size_t grain = 48;  // rows: the block of A in the appendix
     if (m >= n || m >= grain * pool.size()) {
       pool.parallel_ranges(m, grain, [&](std::size_t begin, std::size_t end, std::size_t worker) {
-        multiply(worker, end - begin, n, l, a + begin * a_row, a_row, a_col, b, b_row, b_col,
+        multiply(worker, end - begin, n, k, a + begin * a_row, a_row, a_col, b, b_row, b_col,
                  c + begin * n, n, accumulate);
       });
     } else {
       pool.parallel_ranges(n, 64, [&](std::size_t begin, std::size_t end, std::size_t worker) {
-        multiply(worker, m, end - begin, l, a, a_row, a_col, b + begin * b_col, b_row, b_col,
+        multiply(worker, m, end - begin, k, a, a_row, a_col, b + begin * b_col, b_row, b_col,
                  c + begin, n, accumulate);
       });
     }
@@ -1951,7 +1952,7 @@ class Compute {
   }
 
   ThreadPool pool;
-  const detail::Kernels<Real>& k;
+  const detail::Kernels<Real>& kernels;
 
  private:
   std::vector<Buffer<Real>> multiply_scratch_, scratch_;
@@ -1982,7 +1983,8 @@ void linear_forward(Compute<Real>& compute, std::size_t N, std::size_t O, std::s
 template <class Real>
 void add_columns(Compute<Real>& compute, std::size_t N, std::size_t O, const Real* dy, Real* db) {
   compute.pool.parallel_ranges(O, 16, [&](std::size_t begin, std::size_t end, std::size_t) {
-    for (std::size_t t = 0; t < N; ++t) compute.k.add(dy + t * O + begin, db + begin, end - begin);
+    for (std::size_t t = 0; t < N; ++t)
+      compute.kernels.add(dy + t * O + begin, db + begin, end - begin);
   });
 }
 
@@ -2004,7 +2006,7 @@ void norm_forward(Compute<Real>& compute, std::size_t N, std::size_t H, const Re
                   const Real* gain, const Real* bias, Real* y,
                   detail::RowStatistics<Real>* statistics) {
   compute.for_rows(N, [&](std::size_t t) {
-    statistics[t] = compute.k.normalize(x + t * H, gain, bias, y + t * H, H);
+    statistics[t] = compute.kernels.normalize(x + t * H, gain, bias, y + t * H, H);
   });
 }
 
@@ -2016,12 +2018,12 @@ void norm_backward(Compute<Real>& compute, std::size_t N, std::size_t H, const R
   compute.pool.parallel_ranges(H, 16, [&](std::size_t begin, std::size_t end, std::size_t) {
     for (std::size_t t = 0; t < N; ++t) {
       const std::size_t at = t * H + begin;
-      compute.k.normalize_parameters(x + at, statistics[t], dy + at, dgain + begin, dbias + begin,
-                                     end - begin);
+      compute.kernels.normalize_parameters(x + at, statistics[t], dy + at, dgain + begin,
+                                           dbias + begin, end - begin);
     }
   });
   compute.for_rows(N, [&](std::size_t t) {
-    compute.k.normalize_backward(x + t * H, statistics[t], gain, dy + t * H, H);
+    compute.kernels.normalize_backward(x + t * H, statistics[t], gain, dy + t * H, H);
   });
 }
 
@@ -2034,9 +2036,9 @@ void residual_norm_forward(Compute<Real>& compute, std::size_t N, std::size_t H,
                            Real* f, const Real* gain, const Real* bias, Real* y,
                            detail::RowStatistics<Real>* statistics) {
   compute.for_rows(N, [&](std::size_t t) {
-    dropout.apply(compute.k, f + t * H, H, first_token + t);
-    compute.k.add(x + t * H, f + t * H, H);
-    statistics[t] = compute.k.normalize(f + t * H, gain, bias, y + t * H, H);
+    dropout.apply(compute.kernels, f + t * H, H, first_token + t);
+    compute.kernels.add(x + t * H, f + t * H, H);
+    statistics[t] = compute.kernels.normalize(f + t * H, gain, bias, y + t * H, H);
   });
 }
 
@@ -2050,7 +2052,7 @@ void residual_norm_backward(Compute<Real>& compute, std::size_t N, std::size_t H
   norm_backward(compute, N, H, sum, statistics, gain, dy, dgain, dbias);
   compute.for_rows(N, [&](std::size_t t) {
     std::copy(dy + t * H, dy + (t + 1) * H, df + t * H);
-    dropout.apply(compute.k, df + t * H, H, first_token + t);
+    dropout.apply(compute.kernels, df + t * H, H, first_token + t);
   });
 }
 
@@ -2062,8 +2064,8 @@ void activation_forward(Compute<Real>& compute, std::size_t N, std::size_t width
                         std::size_t first_token, const DropoutSite& dropout, const Real* u,
                         Real* h) {
   compute.for_rows(N, [&](std::size_t t) {
-    compute.k.gelu(u + t * width, h + t * width, width);
-    dropout.apply(compute.k, h + t * width, width, first_token + t);
+    compute.kernels.gelu(u + t * width, h + t * width, width);
+    dropout.apply(compute.kernels, h + t * width, width, first_token + t);
   });
 }
 
@@ -2073,8 +2075,8 @@ void activation_backward(Compute<Real>& compute, std::size_t N, std::size_t widt
                          std::size_t first_token, const DropoutSite& dropout, const Real* u,
                          Real* dh) {
   compute.for_rows(N, [&](std::size_t t) {
-    dropout.apply(compute.k, dh + t * width, width, first_token + t);
-    compute.k.gelu_backward(u + t * width, dh + t * width, width);
+    dropout.apply(compute.kernels, dh + t * width, width, first_token + t);
+    compute.kernels.gelu_backward(u + t * width, dh + t * width, width);
   });
 }
 
@@ -2086,6 +2088,8 @@ void activation_backward(Compute<Real>& compute, std::size_t N, std::size_t widt
 struct RowGroup {
   std::span<const std::int32_t> tokens, positions;  // [N]
   std::span<const std::size_t> offsets;             // [rows + 1]
+  std::span<const std::size_t> masked;              // [M] places in the group, ascending
+  std::size_t first_masked;                         // number of the first of them in the batch
 
   std::size_t size() const { return tokens.size(); }
   std::size_t rows() const { return offsets.size() - 1; }
@@ -2135,9 +2139,9 @@ void attention_forward(Compute<Real>& compute, const ModelConfig& config, const 
     Real* dropped = compute.scratch(w);  // [n,n]
     for (std::size_t i = 0; i < n; ++i) {
       Real* row = P + i * at.weights_stride;
-      compute.k.softmax(row, scale, n);
+      compute.kernels.softmax(row, scale, n);
       std::copy(row, row + n, dropped + i * n);
-      dropout.apply(compute.k, dropped + i * n, n, at.dropout_row + i);
+      dropout.apply(compute.kernels, dropped + i * n, n, at.dropout_row + i);
     }
     compute.multiply(w, n, D, n, dropped, n, 1, v, at.qkv_stride, 1, out + at.out_at, H);
   });
@@ -2162,13 +2166,13 @@ void attention_backward(Compute<Real>& compute, const ModelConfig& config, const
     for (std::size_t i = 0; i < n; ++i) {
       const Real* row = P + i * at.weights_stride;
       std::copy(row, row + n, dropped + i * n);
-      dropout.apply(compute.k, dropped + i * n, n, at.dropout_row + i);
+      dropout.apply(compute.kernels, dropped + i * n, n, at.dropout_row + i);
     }
     compute.multiply(w, n, D, n, dropped, 1, n, d_o, H, 1, d_v, stride);
     compute.multiply(w, n, n, D, d_o, H, 1, v, 1, stride, d_S, n);
     for (std::size_t i = 0; i < n; ++i) {
-      dropout.apply(compute.k, d_S + i * n, n, at.dropout_row + i);
-      compute.k.softmax_backward(P + i * at.weights_stride, d_S + i * n, scale, n);
+      dropout.apply(compute.kernels, d_S + i * n, n, at.dropout_row + i);
+      compute.kernels.softmax_backward(P + i * at.weights_stride, d_S + i * n, scale, n);
     }
     compute.multiply(w, n, D, n, d_S, n, 1, k, stride, 1, d_q, stride);
     compute.multiply(w, n, D, n, d_S, 1, n, q, stride, 1, d_k, stride);
@@ -2190,7 +2194,7 @@ void embedding_forward(Compute<Real>& compute, std::size_t H, const RowGroup& gr
   compute.for_rows(group.size(), [&](std::size_t t) {
     const Real* row = item + static_cast<std::size_t>(group.tokens[t]) * H;
     std::copy(row, row + H, e + t * H);
-    compute.k.add(position + static_cast<std::size_t>(group.positions[t]) * H, e + t * H, H);
+    compute.kernels.add(position + static_cast<std::size_t>(group.positions[t]) * H, e + t * H, H);
   });
 }
 
@@ -2204,8 +2208,8 @@ void embedding_backward(Compute<Real>& compute, std::size_t H, const RowGroup& g
       const Real* from = de + t * H + begin;
       const auto token = static_cast<std::size_t>(group.tokens[t]);
       const auto position = static_cast<std::size_t>(group.positions[t]);
-      compute.k.add(from, d_item + token * H + begin, end - begin);
-      compute.k.add(from, d_position + position * H + begin, end - begin);
+      compute.kernels.add(from, d_item + token * H + begin, end - begin);
+      compute.kernels.add(from, d_position + position * H + begin, end - begin);
     }
   });
 }
@@ -2223,7 +2227,7 @@ void embedding_backward(Compute<Real>& compute, std::size_t H, const RowGroup& g
 // processor, and memory depends on the group, not on the batch. Groups depend on the data alone, so
 // threads cannot change a result. All buffers are made once, by the constructor.
 
-inline constexpr std::size_t group_tokens = 1024;
+inline constexpr std::size_t group_tokens = 2048;
 
 // The places of dropout in one training step; by default all are off.
 class DropoutPlan {
@@ -2248,6 +2252,28 @@ class DropoutPlan {
   Key key_;
   std::uint32_t threshold_ = 0, attention_threshold_ = 0, inner_threshold_ = 0;
 };
+
+// to[i] = from[masked[i]], rows of H numbers; `to` may be `from`, for masked[i] >= i.
+template <class Real>
+void gather_rows(std::size_t H, std::span<const std::size_t> masked, const Real* from, Real* to) {
+  for (std::size_t i = 0; i < masked.size(); ++i) {
+    std::memmove(to + i * H, from + masked[i] * H, H * sizeof(Real));
+  }
+}
+
+// The backward of gather_rows, in place: row i moves to masked[i], and the other rows of x[N,H]
+// become 0. From the last row to the first, so that none is overwritten before it has moved.
+template <class Real>
+void scatter_rows(std::size_t H, std::size_t N, std::span<const std::size_t> masked, Real* x) {
+  std::size_t left = masked.size();
+  for (std::size_t t = N; t-- > 0;) {
+    if (left > 0 && masked[left - 1] == t) {
+      std::memmove(x + t * H, x + --left * H, H * sizeof(Real));
+    } else {
+      std::fill(x + t * H, x + (t + 1) * H, Real(0));
+    }
+  }
+}
 
 // Where the tensors of the encoder lie in a flat array of parameters or gradients.
 template <class Real>
@@ -2287,6 +2313,7 @@ class Encoder {
         g_(config, table, gradients),
         embedded_(capacity_ * config.hidden_size),
         x0_(capacity_ * config.hidden_size),
+        masked_x_(capacity_ * config.hidden_size),
         statistics_(capacity_),
         d_narrow_(capacity_ * config.hidden_size),
         d_wide_(capacity_ * config.inner_size()) {
@@ -2299,22 +2326,29 @@ class Encoder {
   Real* item_weight() const { return w_.item; }
   Real* item_gradient() const { return g_.item; }
 
-  // Token vectors [N,H] of the last layer; valid until the next forward.
+  // Vectors [M,H] of the masked tokens; valid until the next forward. Nothing else of the last layer
+  // is read by anybody, so behind its attention only the masked tokens go on.
   const Real* forward(Compute<Real>& compute, const RowGroup& group, const DropoutPlan& dropout) {
-    const std::size_t N = group.size(), H = config_.hidden_size, inner = config_.inner_size();
-    const std::size_t first = group.first_token();
+    const std::size_t H = config_.hidden_size, inner = config_.inner_size();
+    std::size_t N = group.size(), first = group.first_token();
+    const DropoutSite embedding_dropout = dropout.embedding();
     embedding_forward(compute, H, group, w_.item, w_.position, embedded_.data());
     norm_forward(compute, N, H, embedded_.data(), w_.gain, w_.bias, x0_.data(), statistics_.data());
     compute.for_rows(N, [&](std::size_t t) {
-      dropout.embedding().apply(compute.k, x0_.data() + t * H, H, first + t);
+      embedding_dropout.apply(compute.kernels, x0_.data() + t * H, H, first + t);
     });
     const Real* x = x0_.data();
     for (std::size_t i = 0; i < config_.num_layers; ++i) {
       const auto& w = w_.layers[i];
-      const Activations& s = layers_[i];
+      Activations& s = layers_[i];
       linear_forward(compute, N, 3 * H, H, x, w.in_weight, w.in_bias, s.qkv.data());
       attention_forward(compute, config_, group, dropout.attention(i), s.qkv.data(),
                         s.weights.data(), s.context.data());
+      if (i + 1 == config_.num_layers) {
+        gather_rows(H, group.masked, s.context.data(), s.context.data());
+        gather_rows(H, group.masked, x, masked_x_.data());
+        x = masked_x_.data(), N = group.masked.size(), first = group.first_masked;
+      }
       linear_forward(compute, N, H, H, s.context.data(), w.out_weight, w.out_bias, s.sum1.data());
       residual_norm_forward(compute, N, H, first, dropout.attention_output(i), x, s.sum1.data(),
                             w.gain1, w.bias1, s.a.data(), s.statistics1.data());
@@ -2328,17 +2362,16 @@ class Encoder {
     return x;
   }
 
-  // The mirror of forward(), line by line from the bottom. d[N,H]: the gradient of the loss by what
-  // forward() returned; it is overwritten.
+  // The mirror of forward(), line by line from the bottom. d[M,H], in memory for [N,H]: the gradient
+  // of the loss with respect to what forward() returned; it is overwritten.
   void backward(Compute<Real>& compute, const RowGroup& group, const DropoutPlan& dropout,
                 Real* d) {
-    const std::size_t N = group.size(), H = config_.hidden_size, inner = config_.inner_size();
-    const std::size_t first = group.first_token();
+    const std::size_t H = config_.hidden_size, inner = config_.inner_size();
+    std::size_t N = group.masked.size(), first = group.first_masked;
     Real *narrow = d_narrow_.data(), *wide = d_wide_.data();  // [N,H] and [N,4H]
     for (std::size_t i = config_.num_layers; i-- > 0;) {
       const auto &w = w_.layers[i], &g = g_.layers[i];
       const Activations& s = layers_[i];
-      const Real* x = i == 0 ? x0_.data() : layers_[i - 1].x.data();
       // x' = LayerNorm(a + dropout(W2 h)): d becomes the part of da that goes around W2
       residual_norm_backward(compute, N, H, first, dropout.output(i), s.sum2.data(),
                              s.statistics2.data(), w.gain2, d, g.gain2, g.bias2, narrow);
@@ -2348,15 +2381,24 @@ class Encoder {
       // a = LayerNorm(x + dropout(W_out context)): d becomes the part of dx around attention
       residual_norm_backward(compute, N, H, first, dropout.attention_output(i), s.sum1.data(),
                              s.statistics1.data(), w.gain1, d, g.gain1, g.bias1, narrow);
-      Real *d_context = wide, *d_qkv = wide + N * H;  // [N,H] and [N,3H] share the wide buffer
+      Real* d_context = wide;  // [N,H], with d_qkv [N,3H] behind it in the wide buffer
       linear_backward(compute, N, H, H, s.context.data(), w.out_weight, narrow, g.out_weight,
                       g.out_bias, d_context, false);
+      if (i + 1 == config_.num_layers) {
+        N = group.size(), first = group.first_token();
+        scatter_rows(H, N, group.masked, d_context);
+        scatter_rows(H, N, group.masked, d);
+      }
+      const Real* x = i == 0 ? x0_.data() : layers_[i - 1].x.data();
+      Real* d_qkv = wide + N * H;
       attention_backward(compute, config_, group, dropout.attention(i), s.qkv.data(),
                          s.weights.data(), d_context, d_qkv);
       linear_backward(compute, N, 3 * H, H, x, w.in_weight, d_qkv, g.in_weight, g.in_bias, d, true);
     }
-    compute.for_rows(
-        N, [&](std::size_t t) { dropout.embedding().apply(compute.k, d + t * H, H, first + t); });
+    const DropoutSite embedding_dropout = dropout.embedding();
+    compute.for_rows(N, [&](std::size_t t) {
+      embedding_dropout.apply(compute.kernels, d + t * H, H, first + t);
+    });
     norm_backward(compute, N, H, embedded_.data(), statistics_.data(), w_.gain, d, g_.gain,
                   g_.bias);
     embedding_backward(compute, H, group, d, g_.item, g_.position);
@@ -2384,7 +2426,7 @@ class Encoder {
   ModelConfig config_;
   std::size_t capacity_;
   EncoderTensors<Real> w_, g_;
-  Buffer<Real> embedded_, x0_;
+  Buffer<Real> embedded_, x0_, masked_x_;
   Buffer<detail::RowStatistics<Real>> statistics_;
   Buffer<Real> d_narrow_, d_wide_;
   std::vector<Activations> layers_;
@@ -2436,8 +2478,6 @@ class MaskedItems {
               Real* gradients, const Encoder<Real>& encoder)
       : config_(config),
         slab_(std::clamp<std::size_t>(slab_numbers / config.num_items, 16, encoder.capacity())),
-        vectors_(encoder.capacity() * config.hidden_size),
-        d_vectors_(encoder.capacity() * config.hidden_size),
         scores_(slab_ * config.num_items),
         losses_(encoder.capacity()),
         counts_(encoder.capacity()) {
@@ -2454,46 +2494,37 @@ class MaskedItems {
     g_ = transform_at(table, gradients);
     dense_ = Buffer<Real>(encoder.capacity() * config.hidden_size);
     active_ = Buffer<Real>(encoder.capacity() * config.hidden_size);
-    gathered_ = Buffer<Real>(encoder.capacity() * config.hidden_size);
+    vectors_ = Buffer<Real>(encoder.capacity() * config.hidden_size);
     statistics_ = Buffer<detail::RowStatistics<Real>>(encoder.capacity());
   }
 
-  // Loss at the masked tokens of a group: x[N,H] from the encoder, masked[M] places in the group,
-  // targets[M] items. If d_x[N,H] is given it receives the gradient of loss_scale * (sum of
-  // losses), and that of the head's tensors is added to theirs.
-  MaskedMetrics loss(Compute<Real>& compute, std::size_t N, const Real* x,
-                     std::span<const std::size_t> masked, std::span<const std::int32_t> targets,
+  // Loss at the masked tokens: their vectors x[M,H] from the encoder, and targets[M] (items). If
+  // d_x[M,H] is given it receives the gradient of loss_scale * (sum of losses), and that of the
+  // head's tensors is added to theirs.
+  MaskedMetrics loss(Compute<Real>& compute, const Real* x, std::span<const std::int32_t> targets,
                      Real loss_scale, Real* d_x) {
-    const std::size_t M = masked.size(), H = config_.hidden_size;
-    transform_forward(compute, x, masked);
+    const std::size_t M = targets.size();
+    const Real* vectors = transform_forward(compute, M, x);
     for (std::size_t begin = 0; begin < M; begin += slab_) {
       const std::size_t end = std::min(begin + slab_, M);
-      slab_loss(compute, begin, end, targets, loss_scale, d_x != nullptr);
+      slab_loss(compute, begin, end, vectors, targets, loss_scale, d_x);
     }
     MaskedMetrics metrics;
     metrics.count = M;
     for (std::size_t i = 0; i < M; ++i) {
       metrics.loss_sum += losses_[i];
       const std::size_t rank = rank_of(counts_[i].better, counts_[i].ties);
-      for (std::size_t k = 0; k < top_k.size(); ++k) {
-        metrics.hits[k] += rank <= top_k[k];
-      }
+      for (std::size_t k = 0; k < top_k.size(); ++k) metrics.hits[k] += rank <= top_k[k];
     }
-    if (d_x == nullptr) return metrics;
-    transform_backward(compute, M);
-    std::fill(d_x, d_x + N * H, Real(0));
-    for (std::size_t i = 0; i < M; ++i) {
-      compute.k.add(d_vectors_.data() + i * H, d_x + masked[i] * H, H);
-    }
+    if (d_x != nullptr) transform_backward(compute, M, x, d_x);
     return metrics;
   }
 
-  // Scores [M,num_items] at the masked tokens of a group.
-  void score(Compute<Real>& compute, const Real* x, std::span<const std::size_t> masked,
-             Real* scores) {
-    transform_forward(compute, x, masked);
-    linear_forward(compute, masked.size(), config_.num_items, config_.hidden_size, vectors_.data(),
-                   weight_, bias_, scores);
+  // Scores [M,num_items] of the masked tokens, from their vectors x[M,H].
+  void score(Compute<Real>& compute, std::size_t M, const Real* x, Real* scores) {
+    const Real* vectors = transform_forward(compute, M, x);
+    linear_forward(compute, M, config_.num_items, config_.hidden_size, vectors, weight_, bias_,
+                   scores);
   }
 
  private:
@@ -2508,62 +2539,57 @@ class MaskedItems {
             at("head.norm.bias")};
   }
 
-  // vectors_[M,H]: the masked tokens' vectors (torch), or LayerNorm(gelu(W_d x + b_d)) (paper)
-  void transform_forward(Compute<Real>& compute, const Real* x,
-                         std::span<const std::size_t> masked) {
-    const std::size_t M = masked.size(), H = config_.hidden_size;
-    const bool paper = config_.architecture == Architecture::paper;
-    Real* gathered = paper ? gathered_.data() : vectors_.data();
-    compute.for_rows(M, [&](std::size_t i) {
-      std::copy(x + masked[i] * H, x + (masked[i] + 1) * H, gathered + i * H);
-    });
-    if (!paper) return;
-    linear_forward(compute, M, H, H, gathered, w_.weight, w_.bias, dense_.data());
+  // x itself (torch), or LayerNorm(gelu(W_d x + b_d)) (paper): what the items are compared with
+  const Real* transform_forward(Compute<Real>& compute, std::size_t M, const Real* x) {
+    if (config_.architecture == Architecture::torch) return x;
+    const std::size_t H = config_.hidden_size;
+    linear_forward(compute, M, H, H, x, w_.weight, w_.bias, dense_.data());
     activation_forward(compute, M, H, 0, DropoutSite{}, dense_.data(), active_.data());
     norm_forward(compute, M, H, active_.data(), w_.gain, w_.shift, vectors_.data(),
                  statistics_.data());
+    return vectors_.data();
   }
 
-  // vectors = LayerNorm(gelu(W_d x + b_d)): turns d_vectors_ into the gradient by x
-  void transform_backward(Compute<Real>& compute, std::size_t M) {
-    if (config_.architecture != Architecture::paper) return;
+  // vectors = LayerNorm(gelu(W_d x + b_d)): turns d, the gradient with respect to vectors, into that
+  // with respect to x
+  void transform_backward(Compute<Real>& compute, std::size_t M, const Real* x, Real* d) {
+    if (config_.architecture == Architecture::torch) return;
     const std::size_t H = config_.hidden_size;
-    Real* d = d_vectors_.data();
     norm_backward(compute, M, H, active_.data(), statistics_.data(), w_.gain, d, g_.gain, g_.shift);
     activation_backward(compute, M, H, 0, DropoutSite{}, dense_.data(), d);
-    std::copy(d, d + M * H, active_.data());
-    linear_backward(compute, M, H, H, gathered_.data(), w_.weight, active_.data(), g_.weight,
-                    g_.bias, d, false);
+    std::copy(d, d + M * H, active_.data());  // the product below cannot work in place
+    linear_backward(compute, M, H, H, x, w_.weight, active_.data(), g_.weight, g_.bias, d, false);
   }
 
   // Masked tokens begin ... end - 1:  s = vectors W^T + b,  loss = log sum_j exp s_j - s_target,
   // ds_j = softmax(s)_j - [j = target]
-  void slab_loss(Compute<Real>& compute, std::size_t begin, std::size_t end,
-                 std::span<const std::int32_t> targets, Real loss_scale, bool with_gradient) {
+  void slab_loss(Compute<Real>& compute, std::size_t begin, std::size_t end, const Real* vectors,
+                 std::span<const std::int32_t> targets, Real loss_scale, Real* d_vectors) {
     const std::size_t M = end - begin, H = config_.hidden_size, I = config_.num_items;
-    const Real* vectors = vectors_.data() + begin * H;
+    vectors += begin * H;
     linear_forward(compute, M, I, H, vectors, weight_, bias_, scores_.data());
     compute.for_rows(M, [&](std::size_t i) {
       Real* s = scores_.data() + i * I;
       const auto target = static_cast<std::size_t>(targets[begin + i]);
       const Real target_score = s[target];
-      counts_[begin + i] = compute.k.count_above(s, target_score, I);
+      counts_[begin + i] = compute.kernels.count_above(s, target_score, I);
       counts_[begin + i].ties -= 1;  // the target itself (none, and so wrapped, if it is NaN)
-      losses_[begin + i] = static_cast<double>(compute.k.softmax(s, Real(1), I) - target_score);
-      if (!with_gradient) return;
+      const Real log_sum = compute.kernels.softmax(s, Real(1), I);
+      losses_[begin + i] = static_cast<double>(log_sum - target_score);
+      if (d_vectors == nullptr) return;
       s[target] -= 1;
-      compute.k.scale(s, loss_scale, I);
+      compute.kernels.scale(s, loss_scale, I);
     });
-    if (!with_gradient) return;
+    if (d_vectors == nullptr) return;
     linear_backward(compute, M, I, H, vectors, weight_, scores_.data(), d_weight_, d_bias_,
-                    d_vectors_.data() + begin * H, false);
+                    d_vectors + begin * H, false);
   }
 
   ModelConfig config_;
   std::size_t slab_;
   Real *weight_, *d_weight_, *bias_, *d_bias_;  // [I,H] and [I]: the rows of items
   Transform w_{}, g_{};
-  Buffer<Real> vectors_, d_vectors_, scores_, dense_, active_, gathered_;
+  Buffer<Real> scores_, dense_, active_, vectors_;
   Buffer<detail::RowStatistics<Real>> statistics_;
   Buffer<double> losses_;
   Buffer<detail::RankCounts> counts_;
@@ -3066,7 +3092,7 @@ double gradient_norm(Compute<Real>& compute, std::span<const Real> gradient,
   compute.for_rows(block_sums.size(), [&](std::size_t i) {
     const std::size_t begin = std::min(i * block, gradient.size());
     const std::size_t end = std::min(begin + block, gradient.size());
-    const Real sum = compute.k.sum_of_squares(gradient.data() + begin, end - begin);
+    const Real sum = compute.kernels.sum_of_squares(gradient.data() + begin, end - begin);
     block_sums[i] = static_cast<double>(sum);
   });
   return std::sqrt(std::accumulate(block_sums.begin(), block_sums.end(), 0.0));
@@ -3094,8 +3120,8 @@ void adamw_step(Compute<Real>& compute, const TensorTable& table, const TrainCon
           const std::size_t from = std::max(begin, spec.offset);
           const std::size_t to = std::min(end, spec.offset + spec.size);
           if (from >= to) continue;
-          compute.k.adamw(parameters + from, gradients + from, first_moment + from,
-                          second_moment + from, spec.decay ? decayed : kept, to - from);
+          compute.kernels.adamw(parameters + from, gradients + from, first_moment + from,
+                                second_moment + from, spec.decay ? decayed : kept, to - from);
         }
       });
 }
@@ -3182,10 +3208,9 @@ class CpuEngine : public Engine {
         });
     const Real scale = Real(1) / static_cast<Real>(batch.masked.size());
     MaskedMetrics metrics;
-    for_each_group(batch, [&](const RowGroup& group, std::size_t first, std::size_t count) {
+    for_each_group(batch, [&](const RowGroup& group) {
       const Real* x = encoder_.forward(compute_, group, dropout);
-      metrics += head_.loss(compute_, group.size(), x, {group_masked_.data(), count},
-                            std::span(batch.targets).subspan(first, count), scale, d_x_.data());
+      metrics += head_.loss(compute_, x, targets_of(batch, group), scale, d_x_.data());
       encoder_.backward(compute_, group, dropout, d_x_.data());
     });
     return metrics;
@@ -3195,10 +3220,9 @@ class CpuEngine : public Engine {
 
   MaskedMetrics loss(const Batch& batch, const DropoutPlan& dropout) {
     MaskedMetrics metrics;
-    for_each_group(batch, [&](const RowGroup& group, std::size_t first, std::size_t count) {
+    for_each_group(batch, [&](const RowGroup& group) {
       const Real* x = encoder_.forward(compute_, group, dropout);
-      metrics += head_.loss(compute_, group.size(), x, {group_masked_.data(), count},
-                            std::span(batch.targets).subspan(first, count), Real(1), nullptr);
+      metrics += head_.loss(compute_, x, targets_of(batch, group), Real(1), nullptr);
     });
     return metrics;
   }
@@ -3207,15 +3231,16 @@ class CpuEngine : public Engine {
     const std::size_t I = config_.num_items;
     require(scores.size() == batch.masked.size() * I, "score: the output has room for ",
             scores.size(), " numbers, expected ", batch.masked.size() * I);
-    for_each_group(batch, [&](const RowGroup& group, std::size_t first, std::size_t count) {
+    for_each_group(batch, [&](const RowGroup& group) {
       const Real* x = encoder_.forward(compute_, group, DropoutPlan());
-      const std::span<const std::size_t> masked{group_masked_.data(), count};
+      const std::size_t M = group.masked.size();
+      float* out = scores.data() + group.first_masked * I;
       if constexpr (std::is_same_v<Real, float>) {
-        head_.score(compute_, x, masked, scores.data() + first * I);
+        head_.score(compute_, M, x, out);
       } else {
-        const Buffer<Real> wide(count * I);
-        head_.score(compute_, x, masked, wide.data());
-        std::transform(wide.data(), wide.data() + count * I, scores.data() + first * I,
+        const Buffer<Real> wide(M * I);
+        head_.score(compute_, M, x, wide.data());
+        std::transform(wide.data(), wide.data() + M * I, out,
                        [](Real value) { return static_cast<float>(value); });
       }
     });
@@ -3241,13 +3266,15 @@ class CpuEngine : public Engine {
                                           : second_;
   }
 
-  // task(group, first, count) for groups of whole rows: its masked tokens are first ... first +
-  // count
-  // - 1 of the batch, and group_masked_ holds their places in the group.
+  static std::span<const std::int32_t> targets_of(const Batch& batch, const RowGroup& group) {
+    return std::span(batch.targets).subspan(group.first_masked, group.masked.size());
+  }
+
+  // task(group) for groups of whole rows, but those without a masked token: nothing comes of them.
   template <class Task>
   void for_each_group(const Batch& batch, Task&& task) {
     check(batch);
-    std::size_t row = 0, first = 0;
+    std::size_t row = 0, first_masked = 0;
     while (row < batch.rows()) {
       const std::size_t begin = batch.offsets[row];
       std::size_t end_row = row + 1;
@@ -3255,16 +3282,18 @@ class CpuEngine : public Engine {
         ++end_row;
       }
       const std::size_t N = batch.offsets[end_row] - begin;
+      std::size_t M = 0;
+      while (first_masked + M < batch.masked.size() && batch.masked[first_masked + M] < begin + N) {
+        group_masked_[M] = batch.masked[first_masked + M] - begin;
+        ++M;
+      }
       const RowGroup group{std::span(batch.tokens).subspan(begin, N),
                            std::span(batch.positions).subspan(begin, N),
-                           std::span(batch.offsets).subspan(row, end_row - row + 1)};
-      std::size_t count = 0;
-      for (; first + count < batch.masked.size() && batch.masked[first + count] < begin + N;
-           ++count) {
-        group_masked_[count] = batch.masked[first + count] - begin;
-      }
-      task(group, first, count);
-      first += count;
+                           std::span(batch.offsets).subspan(row, end_row - row + 1),
+                           {group_masked_.data(), M},
+                           first_masked};
+      if (M > 0) task(group);
+      first_masked += M;
       row = end_row;
     }
   }
