@@ -1,4 +1,5 @@
-// bert4rec.hpp: BERT4Rec in one C++20 header. Version 0.1.0. MIT licence (text at the end).
+// bert4rec.hpp: BERT4Rec in one C++20 header. Version 0.1.0.
+// Copyright (c) 2026 The bert4rec.hpp authors. SPDX-License-Identifier: MIT (text at the end).
 //
 // BERT4Rec (Sun et al., "BERT4Rec: Sequential Recommendation with Bidirectional Encoder
 // Representations from Transformer", CIKM 2019, arXiv 1904.06690) reads what a person watched, in
@@ -21,7 +22,7 @@
 //         std::cout << pick.score << "  " << data.catalogue.title(pick.item) << "\n";
 //     }
 //
-// Compile with: g++ -std=c++20 -O2 -pthread
+// Compile with: g++ -std=c++20 -O2 -pthread (GCC 11, Clang 14 with libstdc++ 11, or later)
 //
 // Notation. Every array is row-major; shapes stand in brackets.
 //   B  rows (one user's window each)      H  hidden size (width of a token vector)
@@ -39,12 +40,15 @@
 //    4 JSON                       10 Layers                16 Evaluation
 //    5 Flat files                 11 Encoder               17 Training
 //    6 Threads                    12 Heads and losses      18 Recommendation
+//                                                           A The kernels on vectors
 //
 // Options, defined before the include:
-//   BERT4REC_PORTABLE   compile only the plain kernels: slower, standard C++ only (chapter 9)
+//   BERT4REC_PORTABLE   compile only the plain kernels: slower, standard C++ only (chapter 9);
+//                       the same in every source file of a program
 //
 // Errors are exceptions of type bert4rec::Error whose message is one line for a person: what is
-// wrong, where (file, line, byte or field), the bad value, and what was expected.
+// wrong, where (file, line, byte or field), the bad value, and what was expected. (Only memory that
+// runs out is a std::bad_alloc.)
 //
 // The file includes itself (by the name bert4rec.hpp) while chapter 9 is compiled once for each
 // instruction set. Readers may ignore that: the text is meant to be read once, from the top.
@@ -75,6 +79,7 @@
 #include <charconv>
 #include <chrono>
 #include <cmath>
+#include <concepts>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -95,12 +100,18 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <thread>
 #include <tuple>
+#include <type_traits>
 #include <unordered_map>
 #include <utility>
 #include <variant>
 #include <vector>
+
+#ifdef __FAST_MATH__
+#error "bert4rec.hpp needs IEEE arithmetic (NaN, infinity, exact order): no -ffast-math, no -Ofast"
+#endif
 
 static_assert(std::endian::native == std::endian::little,
               "bert4rec.hpp writes its files in the byte order of the machine: little-endian");
@@ -162,7 +173,7 @@ void require(bool condition, const Parts&... parts) {
   if (!condition) fail(parts...);
 }
 
-// Runs body(); an Error from it gets `context` in front, where the message lacks it.
+// Runs body(); puts `context: ` in front of the message of an Error from it.
 template <class Body>
 auto in_context(const std::string& context, Body&& body) {
   try {
@@ -291,7 +302,7 @@ void shuffle(std::vector<Element>& elements, Key key) {
 
 class JsonReader {
  public:
-  // `file` and `line` (0: no lines) name the text in errors.
+  // `file` and `line` (0: no lines) name the text in errors. Both texts must outlive the reader.
   explicit JsonReader(std::string_view text, std::string_view file = "JSON", std::size_t line = 0)
       : text_(text), file_(file), line_(line) {}
 
@@ -385,11 +396,7 @@ class JsonReader {
     at_ += word.size();
   }
 
-  struct NumberText {
-    std::string_view text;
-    bool is_integer;
-  };
-  NumberText number_text();
+  std::string_view number_text();
   void digits();
   static bool is_tiny(std::string_view number);
   std::string_view decode_string(std::size_t start);
@@ -501,7 +508,7 @@ inline void JsonReader::digits() {
 }
 
 // -? (0 | [1-9] digits) (. digits)? ([eE] [+-]? digits)?
-inline JsonReader::NumberText JsonReader::number_text() {
+inline std::string_view JsonReader::number_text() {
   const char first = peek();
   if (first != '-' && !is_digit(first)) unexpected("a number");
   const std::size_t start = at_;
@@ -514,19 +521,16 @@ inline JsonReader::NumberText JsonReader::number_text() {
   } else {
     digits();
   }
-  bool is_integer = true;
   if (next_is('.', '.')) {
-    is_integer = false;
     ++at_;
     digits();
   }
   if (next_is('e', 'E')) {
-    is_integer = false;
     ++at_;
     if (next_is('+', '-')) ++at_;
     digits();
   }
-  return {text_.substr(start, at_ - start), is_integer};
+  return text_.substr(start, at_ - start);
 }
 
 inline std::int64_t JsonReader::integer() {
@@ -541,11 +545,11 @@ inline std::int64_t JsonReader::integer() {
     at_ += static_cast<std::size_t>(stop - begin);
     return value;
   }
-  error("expected an integer of at most 64 bits, found ", number_text().text.substr(0, 40));
+  error("expected an integer of at most 64 bits, found ", number_text().substr(0, 40));
 }
 
 inline double JsonReader::number() {
-  const std::string_view found = number_text().text;
+  const std::string_view found = number_text();
   double value = 0;
   const auto problem = std::from_chars(found.data(), found.data() + found.size(), value).ec;
   if (problem == std::errc::result_out_of_range) {
@@ -678,8 +682,10 @@ class Json {
     require(member != nullptr, "missing field \"", name, "\"");
     return *member;
   }
+  // Appends a member, whose name must be new, to an object (or to null, which becomes one).
   void set(std::string_view name, Json value) {
     if (is_null()) value_ = Object{};
+    if (find(name) != nullptr) fail("the object has a member \"", name, "\" already");
     std::get<Object>(value_).emplace_back(name, std::move(value));
   }
 
@@ -941,7 +947,7 @@ class FolderLock {
       : file_(folder / ".lock", O_RDWR | O_CREAT, "create the lock file") {
     if (::flock(file_.number(), LOCK_EX | LOCK_NB) == 0) return;
     if (errno != EWOULDBLOCK) detail::fail_errno(folder, "lock");
-    fail(folder, ": another process is writing to this folder");
+    fail(folder, ": another process or Trainer is writing to this folder");
   }
 
  private:
@@ -1154,6 +1160,7 @@ class ThreadPool {
   // 0: one thread a core. The caller of parallel_for is one of them.
   explicit ThreadPool(std::size_t threads = 0) {
     if (threads == 0) threads = std::max(1u, std::thread::hardware_concurrency());
+    workers_.reserve(threads - 1);
     try {
       for (std::size_t worker = 1; worker < threads; ++worker) {
         workers_.emplace_back([this, worker] { work(worker); });
@@ -1161,6 +1168,9 @@ class ThreadPool {
     } catch (const std::system_error& error) {
       stop();
       fail("cannot start ", threads, " threads: ", error.what());
+    } catch (...) {
+      stop();
+      throw;
     }
   }
   ~ThreadPool() { stop(); }
@@ -1434,15 +1444,17 @@ Json to_json(const Config& config) {
   return json;
 }
 
-// Reads every field; a missing, unknown or wrong one is an error that names it.
+// Reads the fields; a missing one has its default, an unknown or wrong one is an error by name.
 template <class Config>
 Config config_from_json(const Json& json) {
   Config config;
   std::vector<std::string_view> known;
   Config::fields(config, [&](std::string_view name, auto& value, auto, auto, auto) {
     using Value = std::remove_reference_t<decltype(value)>;
-    const Json& field = json.at(name);
     known.push_back(name);
+    const Json* found = json.find(name);
+    if (found == nullptr) return;
+    const Json& field = *found;
     try {
       if constexpr (std::is_enum_v<Value>) {
         value = enum_value<Value>(field.string(), name);
@@ -1556,15 +1568,18 @@ inline TensorTable bert4rec_tensors(const ModelConfig& config) {
   return table;
 }
 
-// Initial parameters: a function of the seed and the place of each number alone.
-inline std::vector<float> initial_parameters(const TensorTable& table, std::uint64_t seed) {
+// Initial values of the parameters: a function of the seed and the place of each number alone.
+inline std::vector<float> initial_parameters(const TensorTable& table, std::uint64_t seed,
+                                             ThreadPool& pool) {
   std::vector<float> values(table.size());
   const Key key = stream_key(seed, Stream::weights);
   for (const TensorSpec& spec : table) {
-    for (std::size_t i = spec.offset; i < spec.offset + spec.size; ++i) {
-      values[i] = spec.init == Init::normal ? static_cast<float>(0.02 * truncated_normal(key, i))
-                                            : (spec.init == Init::ones ? 1.0f : 0.0f);
-    }
+    pool.parallel_ranges(spec.size, 4096, [&](std::size_t begin, std::size_t end, std::size_t) {
+      for (std::size_t i = spec.offset + begin; i < spec.offset + end; ++i) {
+        values[i] = spec.init == Init::normal ? static_cast<float>(0.02 * truncated_normal(key, i))
+                                              : (spec.init == Init::ones ? 1.0f : 0.0f);
+      }
+    });
   }
   return values;
 }
@@ -1600,7 +1615,7 @@ struct Kernels {
   const char* name;
   // C[m,n] = A[m,k] B[k,n], added to C if `accumulate`. A(i,k) = a[i * a_row + k * a_col] and so
   // on, so that one function serves A B, A B^T and A^T B. Additions run in ascending k for each
-  // element of C. `scratch` holds scratch_size numbers.
+  // element of C. One stride of A and one of B must be 1. `scratch` holds scratch_size numbers.
   void (*multiply)(std::size_t m, std::size_t n, std::size_t k, const Real* a, std::size_t a_row,
                    std::size_t a_col, const Real* b, std::size_t b_row, std::size_t b_col, Real* c,
                    std::size_t c_row, bool accumulate, Real* scratch);
@@ -1624,7 +1639,7 @@ struct Kernels {
                 std::size_t n);
 };
 
-inline constexpr double layer_norm_epsilon = 1e-5;
+inline constexpr double layer_norm_epsilon = 1e-5;  // PyTorch's; the authors' code has 1e-12
 
 // Dropout decides from 16 random bits: an element falls if they are below `threshold`, so that the
 // probability is threshold / 65536; those that stay are scaled by 65536 / (65536 - threshold).
@@ -1886,10 +1901,12 @@ class Buffer {
     const auto address = reinterpret_cast<std::uintptr_t>(memory_.get());
     data_ = reinterpret_cast<Real*>((address + alignment - 1) / alignment * alignment);
   }
-  Real* data() const { return data_; }
+  Real* data() { return data_; }
+  const Real* data() const { return data_; }
   std::size_t size() const { return size_; }
-  std::span<Real> span() const { return {data_, size_}; }
-  Real& operator[](std::size_t i) const { return data_[i]; }
+  std::span<Real> span() { return {data_, size_}; }
+  std::span<const Real> span() const { return {data_, size_}; }
+  Real& operator[](std::size_t i) { return data_[i]; }
 
  private:
   struct Release {
@@ -1915,12 +1932,12 @@ class Compute {
     }
   }
 
-  Real* scratch(std::size_t worker) const { return scratch_[worker].data(); }
+  Real* scratch(std::size_t worker) { return scratch_[worker].data(); }
 
   // C[m,n] = A B, or C += A B: the multiply of chapter 9 on one thread ...
   void multiply(std::size_t worker, std::size_t m, std::size_t n, std::size_t k, const Real* a,
                 std::size_t a_row, std::size_t a_col, const Real* b, std::size_t b_row,
-                std::size_t b_col, Real* c, std::size_t c_row, bool accumulate = false) const {
+                std::size_t b_col, Real* c, std::size_t c_row, bool accumulate = false) {
     kernels.multiply(m, n, k, a, a_row, a_col, b, b_row, b_col, c, c_row, accumulate,
                      multiply_scratch_[worker].data());
   }
@@ -1970,7 +1987,7 @@ struct DropoutSite {
   }
 };
 
-// ---- Linear: y[N,O] = x[N,I] w[O,I]^T + b[O] ----------------------------------------------------
+// ---- Linear: y[N,O] = x[N,I] w[O,I]^T + b[O] ---------------------------------------------------
 
 template <class Real>
 void linear_forward(Compute<Real>& compute, std::size_t N, std::size_t O, std::size_t I,
@@ -1998,8 +2015,7 @@ void linear_backward(Compute<Real>& compute, std::size_t N, std::size_t O, std::
   compute.parallel_multiply(N, I, O, dy, O, 1, w, I, 1, dx, accumulate_dx);
 }
 
-// ---- LayerNorm: y_t = gain (x_t - mean_t) / deviation_t + bias, over the H numbers of a token
-// -----
+// ---- LayerNorm: y_t = gain (x_t - mean_t) / deviation_t + bias, over the H numbers of a token --
 
 template <class Real>
 void norm_forward(Compute<Real>& compute, std::size_t N, std::size_t H, const Real* x,
@@ -2027,8 +2043,8 @@ void norm_backward(Compute<Real>& compute, std::size_t N, std::size_t H, const R
   });
 }
 
-// ---- Residual and norm: y = LayerNorm(x + dropout(f)), the Post-LN of eq. 5 and 6
-// ----------- f becomes x + dropout(f), which the backward needs.
+// ---- Residual and norm: y = LayerNorm(x + dropout(f)), the Post-LN of eq. 5 and 6 --------------
+// f becomes x + dropout(f), which the backward needs.
 
 template <class Real>
 void residual_norm_forward(Compute<Real>& compute, std::size_t N, std::size_t H,
@@ -2056,8 +2072,7 @@ void residual_norm_backward(Compute<Real>& compute, std::size_t N, std::size_t H
   });
 }
 
-// ---- Activation: h = dropout(gelu(u)) (inside eq. 3)
-// ----------------------------------------------------
+// ---- Activation: h = dropout(gelu(u)) (inside eq. 3) -------------------------------------------
 
 template <class Real>
 void activation_forward(Compute<Real>& compute, std::size_t N, std::size_t width,
@@ -2080,10 +2095,9 @@ void activation_backward(Compute<Real>& compute, std::size_t N, std::size_t widt
   });
 }
 
-// ---- Rows that are computed together
-// -------------------------------------------------------------- A group of whole rows of a batch;
-// offsets are places in the batch, so row r of the group has the tokens offsets[r] - offsets[0] ...
-// of the group.
+// ---- Rows that are computed together -----------------------------------------------------------
+// A group of whole rows of a batch; offsets are places in the batch, so row r of the group begins
+// at its token offsets[r] - offsets[0].
 
 struct RowGroup {
   std::span<const std::int32_t> tokens, positions;  // [N]
@@ -2098,15 +2112,13 @@ struct RowGroup {
   std::size_t length(std::size_t row) const { return offsets[row + 1] - offsets[row]; }
 };
 
-// ---- Attention: bidirectional, A heads of D = H / A, inside each row (eq. 1 and 2)
-// -----------------
+// ---- Attention: bidirectional, A heads of D = H / A, inside each row (eq. 1 and 2) -------------
 //   S = q k^T / sqrt D      [n,n] for one row of n tokens and one head
 //   P = softmax(S)          over keys
 //   o = dropout(P) v        [n,D]
 // q, k, v stand side by side in qkv[N,3H], head h at columns h D. weights[N,A,L] keeps P: those of
 // token t and head h are the n numbers from (t A + h) L.
 
-template <class Real>
 struct AttentionTask {
   std::size_t n, D, qkv_stride, weights_stride;
   std::size_t qkv_at, out_at, weights_at, dropout_row;
@@ -2131,7 +2143,7 @@ void attention_forward(Compute<Real>& compute, const ModelConfig& config, const 
   const std::size_t H = config.hidden_size;
   const Real scale = 1 / std::sqrt(static_cast<Real>(config.head_size()));
   compute.pool.parallel_for(group.rows() * config.num_heads, [&](std::size_t task, std::size_t w) {
-    const AttentionTask<Real> at(config, group, task);
+    const AttentionTask at(config, group, task);
     const std::size_t n = at.n, D = at.D;
     const Real *q = qkv + at.qkv_at, *k = q + H, *v = k + H;
     Real* P = weights + at.weights_at;
@@ -2148,7 +2160,7 @@ void attention_forward(Compute<Real>& compute, const ModelConfig& config, const 
 }
 
 // o = dropout(P) v:         dv = dropout(P)^T do,   dP = dropout(do v^T)
-// P = softmax(S):           dS_ij = P_ij (dP_ij - sum_j P_ij dP_ij)
+// P = softmax(S):           dS_ij = P_ij (dP_ij - sum_k P_ik dP_ik)
 // S = q k^T / sqrt D:       dq = dS k / sqrt D,     dk = dS^T q / sqrt D
 template <class Real>
 void attention_backward(Compute<Real>& compute, const ModelConfig& config, const RowGroup& group,
@@ -2157,7 +2169,7 @@ void attention_backward(Compute<Real>& compute, const ModelConfig& config, const
   const std::size_t H = config.hidden_size;
   const Real scale = 1 / std::sqrt(static_cast<Real>(config.head_size()));
   compute.pool.parallel_for(group.rows() * config.num_heads, [&](std::size_t task, std::size_t w) {
-    const AttentionTask<Real> at(config, group, task);
+    const AttentionTask at(config, group, task);
     const std::size_t n = at.n, D = at.D, stride = at.qkv_stride;
     const Real *q = qkv + at.qkv_at, *k = q + H, *v = k + H, *d_o = d_out + at.out_at;
     Real *d_q = d_qkv + at.qkv_at, *d_k = d_q + H, *d_v = d_k + H;
@@ -2185,8 +2197,7 @@ inline std::size_t attention_scratch(const ModelConfig& config) {
   return 2 * L * L;
 }
 
-// ---- Embedding: e_t = item[tokens_t] + position[positions_t] (section 3.4)
-// -----------------------
+// ---- Embedding: e_t = item[tokens_t] + position[positions_t] (section 3.4) ---------------------
 
 template <class Real>
 void embedding_forward(Compute<Real>& compute, std::size_t H, const RowGroup& group,
@@ -2220,7 +2231,8 @@ void embedding_backward(Compute<Real>& compute, std::size_t H, const RowGroup& g
 //   x    = dropout(LayerNorm(item + position))
 //   a    = LayerNorm(x + dropout(attention(x)))                    for each layer
 //   x    = LayerNorm(a + dropout(W2 dropout(gelu(W1 a))))
-// (The inner dropout is PyTorch's; the paper's network has none there.)
+// Section 3.4 has only the sum of the two; LayerNorm and dropout on it are in the authors' code, as
+// in BERT. Eq. 3 has no dropout between W1 and W2; PyTorch has (Architecture::torch).
 //
 // A step works through its batch in groups of whole rows of at most group_tokens tokens and adds
 // their gradients up: what a group leaves between forward and backward then stays near the
@@ -2326,8 +2338,8 @@ class Encoder {
   Real* item_weight() const { return w_.item; }
   Real* item_gradient() const { return g_.item; }
 
-  // Vectors [M,H] of the masked tokens; valid until the next forward. Nothing else of the last layer
-  // is read by anybody, so behind its attention only the masked tokens go on.
+  // Vectors [M,H] of the masked tokens; valid until the next forward. Nobody reads anything else of
+  // the last layer, so behind its attention only the masked tokens go on.
   const Real* forward(Compute<Real>& compute, const RowGroup& group, const DropoutPlan& dropout) {
     const std::size_t H = config_.hidden_size, inner = config_.inner_size();
     std::size_t N = group.size(), first = group.first_token();
@@ -2362,8 +2374,8 @@ class Encoder {
     return x;
   }
 
-  // The mirror of forward(), line by line from the bottom. d[M,H], in memory for [N,H]: the gradient
-  // of the loss with respect to what forward() returned; it is overwritten.
+  // The mirror of forward(), line by line from the bottom. d[M,H], with room for [N,H], is the
+  // gradient of the loss with respect to what forward() returned; it is overwritten.
   void backward(Compute<Real>& compute, const RowGroup& group, const DropoutPlan& dropout,
                 Real* d) {
     const std::size_t H = config_.hidden_size, inner = config_.inner_size();
@@ -2438,9 +2450,9 @@ class Encoder {
 // A head turns token vectors into scores and a loss at chosen tokens. It owns its tensors, its loss
 // and its gradient; the engine gives it vectors and takes their gradient back.
 //
-// MaskedItems is the Cloze task (section 3.6, eq. 8): at each masked token a softmax over all
-// items, and the mean of -log p(true item). Only masked tokens are scored, and only items compete:
-// PAD, MASK and UNK are never predicted.
+// MaskedItems is the Cloze task (section 3.6): at each masked token a softmax over all items, and
+// the mean of -log p(true item) over the batch (eq. 8 averages inside each sequence first). Only
+// items compete: PAD, MASK and UNK are never predicted.
 //   torch:  s = W x + b                                        W: output.weight [V,H]
 //   paper:  s = E LayerNorm(gelu(W_d x + b_d)) + b  (eq. 7)    E: item_embedding.weight [V,H]
 // (Equation 7 has no LayerNorm; the authors' code does.)
@@ -2466,7 +2478,7 @@ struct MaskedMetrics {
 };
 
 // Rank of a target among all candidates: 1 + how many score higher + half of those that tie with
-// it, rounded down. A model that scores all alike gets the middle rank, never the first.
+// it, rounded down. A model that scores all alike gets the middle rank.
 constexpr std::size_t rank_of(std::size_t better, std::size_t ties) {
   return 1 + better + ties / 2;
 }
@@ -2550,8 +2562,8 @@ class MaskedItems {
     return vectors_.data();
   }
 
-  // vectors = LayerNorm(gelu(W_d x + b_d)): turns d, the gradient with respect to vectors, into that
-  // with respect to x
+  // vectors = LayerNorm(gelu(W_d x + b_d)): turns d, the gradient with respect to the vectors, into
+  // that with respect to x
   void transform_backward(Compute<Real>& compute, std::size_t M, const Real* x, Real* d) {
     if (config_.architecture == Architecture::torch) return;
     const std::size_t H = config_.hidden_size;
@@ -2600,14 +2612,15 @@ class MaskedItems {
 // ================================================================================================
 // data/<name>/items.jsonl: one item a line,
 //   {"id": 16498, "title": {"romaji": "...", "english": "...", "native": "..."}, "genres": ["..."],
-//    "format": "TV", "status": "FINISHED", "average_score": 84, "popularity": 1, "start_date":
-//    "..."}
+//    "format": "TV", "status": "FINISHED", "average_score": 84, "popularity": 1,
+//    "start_date": "2013-04-07"}
 // of which only id is required, and title may be one string.
 // data/<name>/histories.jsonl: one user a line, entries from the oldest to the newest,
 //   {"user": "name", "entries": [{"id": 16498, "at": 1700000000, "status": "COMPLETED", ...}, ...]}
 // `at` is in Unix seconds or null. A history whose entries all have times is sorted by them; any
 // other keeps the order of the file. Entries with status PLANNING were not watched and are left
-// out; so are ids that are not in the catalogue (and both are counted).
+// out; so are ids that are not in the catalogue (and both are counted). A user of whom nothing but
+// unknown ids is left is an error; one who only plans is not.
 
 // An integer or a string, as it stands in the file.
 using ItemId = std::variant<std::int64_t, std::string>;
@@ -2766,7 +2779,9 @@ class Catalogue {
     if (id < 0 || id >= small_id) return by_integer_.emplace(id, item).second;
     const auto at = static_cast<std::size_t>(id);
     if (at >= by_small_id_.size()) by_small_id_.resize(at + 1, -1);
-    return std::exchange(by_small_id_[at], item) < 0;
+    if (by_small_id_[at] >= 0) return false;
+    by_small_id_[at] = item;
+    return true;
   }
   bool insert(const std::string& id, std::int32_t item) {
     return by_text_.emplace(id, item).second;
@@ -2787,9 +2802,21 @@ class Catalogue {
 
 using ItemSpan = std::span<const std::int32_t>;
 
+namespace detail {
+
+inline void require_items(ItemSpan items, std::size_t num_items) {
+  for (const std::int32_t item : items) {
+    require(item >= 0 && static_cast<std::size_t>(item) < num_items, "item ", item,
+            " of a history is not among the ", num_items, " there are");
+  }
+}
+
+}  // namespace detail
+
 // Who watched what, from the oldest to the newest.
 class Histories {
  public:
+  // `items` must not be a row of this very object; row() is valid until the next add().
   void add(std::string user, ItemSpan items) {
     require(by_name_.emplace(user, size()).second, "user \"", user, "\" stands twice");
     users_.push_back(std::move(user));
@@ -2923,7 +2950,7 @@ struct Dataset {
   }
 };
 
-// ---- Batches ------------------------------------------------------------------------------------
+// ---- Batches -----------------------------------------------------------------------------------
 
 // Ragged rows of tokens, and the masked places with the items that belong there.
 struct Batch {
@@ -2961,8 +2988,8 @@ inline ItemSpan newest(ItemSpan items, std::size_t most) {
 }
 
 // A row for the Cloze task (section 3.6): of the newest L items, round(probability n), at least
-// one, are replaced by [MASK]. Which ones: every choice of that many is equally likely. (The authors'
-// code also slides windows over older items, and adds rows in which only the last item is masked.)
+// one, are replaced by [MASK]. Which ones: every choice of that many is equally likely. (The
+// authors' code also slides windows over older items, and adds rows with only the last one masked.)
 inline void add_cloze_row(Batch& batch, ItemSpan history, const ModelConfig& model,
                           double probability, Key key) {
   const ItemSpan items = newest(history, model.max_length);
@@ -2990,7 +3017,10 @@ inline void add_next_item_row(Batch& batch, ItemSpan history, const ModelConfig&
   batch.end_row();
 }
 
-// ---- Splits -------------------------------------------------------------------------------------
+// ---- Splits ------------------------------------------------------------------------------------
+
+// With Split::users the validation users choose the best epoch, and the test asks for their last
+// item: slightly optimistic. Numbers to publish come from Split::last.
 
 // What one history gives to each part. An empty span or a target of -1: nothing.
 struct Sequence {
@@ -3028,6 +3058,8 @@ class DataSplit {
     std::sort(train_users_.begin(), train_users_.end());
     for (const std::size_t user : validation_users_) held_out_[user] = true;
   }
+
+  DataSplit(const Histories&&, const TrainConfig&) = delete;  // the histories would be gone
 
   Split kind() const { return kind_; }
   const std::vector<std::size_t>& train_users() const { return train_users_; }
@@ -3130,7 +3162,8 @@ void adamw_step(Compute<Real>& compute, const TensorTable& table, const TrainCon
 // 15  Engine
 // ================================================================================================
 // What training, evaluation and recommendation talk to. A second engine (CUDA) implements the
-// same functions; nothing outside knows which one it has.
+// same functions. Evaluation and recommendation know only this interface; Trainer and load_model
+// make a CpuEngine.
 
 // Which numbers of an engine to read or write, in the order of its tensor table.
 enum class State { parameters, first_moment, second_moment };
@@ -3155,8 +3188,9 @@ class Engine {
   virtual void write(State state, std::span<const float> in) = 0;
 };
 
-// On the processor. Real is float, or double to check gradients. Head is what stands on the
-// encoder.
+// On the processor. Real is float, or double to check gradients; Head stands on the encoder.
+// Not for two threads at once: a server makes one for each of its threads (with threads = 1), or
+// holds a lock.
 template <class Real = float, template <class> class Head = MaskedItems>
 class CpuEngine : public Engine {
  public:
@@ -3176,12 +3210,12 @@ class CpuEngine : public Engine {
         head_(config_, table_, parameters_.data(), gradients_.data(), encoder_),
         d_x_(encoder_.capacity() * model.hidden_size),
         group_masked_(encoder_.capacity()) {
-    write(State::parameters, initial_parameters(table_, train.seed));
+    write(State::parameters, initial_parameters(table_, train.seed, compute_.pool));
   }
 
   const ModelConfig& config() const override { return config_; }
   const TensorTable& table() const override { return table_; }
-  std::span<Real> parameters() const { return parameters_.span(); }
+  std::span<Real> parameters() { return parameters_.span(); }
   std::span<const Real> gradients() const { return gradients_.span(); }
 
   MaskedMetrics train(const Batch& batch, std::uint64_t step, double learning_rate) override {
@@ -3238,7 +3272,7 @@ class CpuEngine : public Engine {
       if constexpr (std::is_same_v<Real, float>) {
         head_.score(compute_, M, x, out);
       } else {
-        const Buffer<Real> wide(M * I);
+        Buffer<Real> wide(M * I);
         head_.score(compute_, M, x, wide.data());
         std::transform(wide.data(), wide.data() + M * I, out,
                        [](Real value) { return static_cast<float>(value); });
@@ -3254,16 +3288,18 @@ class CpuEngine : public Engine {
   }
 
   void write(State state, std::span<const float> in) override {
-    const Buffer<Real>& to = buffer(state);
+    Buffer<Real>& to = buffer(state);
     require(in.size() == to.size(), "write: expected ", to.size(), " numbers");
     std::copy(in.begin(), in.end(), to.data());
   }
 
  private:
   const Buffer<Real>& buffer(State state) const {
-    return state == State::parameters     ? parameters_
-           : state == State::first_moment ? first_
-                                          : second_;
+    if (state == State::parameters) return parameters_;
+    return state == State::first_moment ? first_ : second_;
+  }
+  Buffer<Real>& buffer(State state) {
+    return const_cast<Buffer<Real>&>(std::as_const(*this).buffer(state));
   }
 
   static std::span<const std::int32_t> targets_of(const Batch& batch, const RowGroup& group) {
@@ -3300,6 +3336,7 @@ class CpuEngine : public Engine {
 
   // Everything that would read or write out of bounds, or be left out in silence.
   void check(const Batch& batch) const {
+    require(!batch.offsets.empty(), "a batch without offsets");
     const std::size_t N = batch.tokens.size(), rows = batch.rows();
     require(batch.offsets.front() == 0 && batch.offsets.back() == N && batch.positions.size() == N,
             "a batch whose offsets or positions do not fit its tokens");
@@ -3358,15 +3395,19 @@ struct RankMetrics {
 inline RankMetrics rank_metrics(std::span<const std::size_t> ranks) {
   RankMetrics metrics;
   metrics.users = ranks.size();
-  const double share = 1.0 / static_cast<double>(std::max<std::size_t>(1, ranks.size()));
   for (const std::size_t rank : ranks) {
-    metrics.mrr += share / static_cast<double>(rank);
+    metrics.mrr += 1 / static_cast<double>(rank);
     for (std::size_t i = 0; i < top_k.size(); ++i) {
       if (rank > top_k[i]) continue;
-      metrics.hit[i] += share;
-      metrics.ndcg[i] += share / std::log2(static_cast<double>(rank + 1));
+      metrics.hit[i] += 1;
+      metrics.ndcg[i] += 1 / std::log2(static_cast<double>(rank + 1));
     }
   }
+  const auto count = static_cast<double>(std::max<std::size_t>(1, ranks.size()));
+  for (double* sum : {metrics.hit.data(), metrics.ndcg.data()}) {
+    for (std::size_t i = 0; i < top_k.size(); ++i) sum[i] /= count;
+  }
+  metrics.mrr /= count;
   return metrics;
 }
 
@@ -3392,6 +3433,8 @@ inline std::vector<NextItemCase> next_item_cases(const DataSplit& split, HeldOut
 
 // Rank of the target among the items that are not in `before`. The target stays in even if it is.
 inline std::size_t rank_unseen(std::span<float> scores, const NextItemCase& question) {
+  detail::require_items(question.before, scores.size());
+  detail::require_items({&question.target, 1}, scores.size());
   const float target_score = scores[static_cast<std::size_t>(question.target)];
   for (const std::int32_t item : question.before) {
     scores[static_cast<std::size_t>(item)] = -std::numeric_limits<float>::infinity();
@@ -3521,10 +3564,14 @@ struct TrainingMetrics {
       metrics.val_accuracies[i] = curve(json.at("val_accuracies").at(join(top_k[i])));
     }
     metrics.best_epoch = static_cast<std::size_t>(json.at("best_epoch").integer());
-    for (const auto* values :
-         {&metrics.val_losses, &metrics.learning_rates, &metrics.epoch_seconds}) {
-      require(values->size() == metrics.epochs(), "curves of different lengths");
-    }
+    bool same = true;
+    const auto compare = [&](const std::vector<double>& values) {
+      same = same && values.size() == metrics.epochs();
+    };
+    compare(metrics.val_losses), compare(metrics.learning_rates), compare(metrics.epoch_seconds);
+    for (const auto& accuracy : metrics.train_accuracies) compare(accuracy);
+    for (const auto& accuracy : metrics.val_accuracies) compare(accuracy);
+    require(same, "curves of different lengths");
     require(metrics.best_epoch <= metrics.epochs(), "best_epoch is ", metrics.best_epoch, " of ",
             metrics.epochs());
     return metrics;
@@ -3572,8 +3619,7 @@ Config stored_config(const Safetensors& file, std::string_view name) {
 }
 
 // A trained model from its file, ready to score.
-inline std::unique_ptr<Engine> load_model(const Path& path, std::size_t threads = 0) {
-  const Safetensors file(path);
+inline std::unique_ptr<Engine> load_model(const Safetensors& file, std::size_t threads = 0) {
   TrainConfig train;
   train.threads = threads;
   const auto model = stored_config<ModelConfig>(file, "model_config");
@@ -3623,6 +3669,8 @@ class Trainer {
     batch_.reserve(train_.batch_size, model_.max_length);
   }
 
+  Trainer(const Dataset&&, ModelConfig, TrainConfig, Path) = delete;  // data would be gone
+
   const DataSplit& split() const { return split_; }
   Engine& engine() { return *engine_; }
   const TrainingMetrics& metrics() const { return metrics_; }
@@ -3631,7 +3679,7 @@ class Trainer {
   }
 
   // Continues from the checkpoint that was written last; returns its path. Throws if there is none,
-  // or if it was made with other settings or other data.
+  // or if it was made with other settings or other data; the trainer is of no use then.
   Path resume() {
     const Safetensors file(newest_checkpoint());
     const auto stored = [&](std::string_view name) {
@@ -3641,17 +3689,18 @@ class Trainer {
     const Json progress = stored("progress"), metrics = stored("training_metrics");
     require(file.metadata("data") == fingerprint_, file.path(),
             ": made from other data (other items, users or histories)");
+    load_engine(file, *engine_, true);
     in_context(file.path().string(), [&] {
       require_same(to_json(model_), model);
       require_same(to_json(train_), train);
       read_progress(progress);
       metrics_ = TrainingMetrics::from_json(metrics);
     });
-    load_engine(file, *engine_, true);
     return file.path();
   }
 
-  // Trains to the end: true. Or until should_stop: false, after saving where it was.
+  // Trains to the end: true. Or until should_stop: false, after saving where it was. Without
+  // resume() before it, it begins anew, and the files of an older run are replaced one by one.
   bool run(const TrainerCallbacks& callbacks = {}) {
     write_descriptions();
     const auto stopping = [&] { return callbacks.should_stop && callbacks.should_stop(); };
@@ -3786,17 +3835,17 @@ class Trainer {
     epoch_seconds_ = json.at("seconds").number();
   }
 
-  // Of a training configuration, what must agree between a checkpoint and the run that resumes it:
-  // not the threads, not how often to save, and not the length if the learning rate ignores it.
-  Json comparable(const Json& config) const {
+  // The training configuration without what must not change the bytes of a run: threads, and how
+  // often to save.
+  static Json comparable(const Json& config) {
     Json kept;
     for (const auto& [name, value] : config.object()) {
-      const bool free = name == "threads" || name == "save_every";
-      kept.set(name, free ? Json(name == "threads" ? 0 : 10) : value);
+      if (name != "threads" && name != "save_every") kept.set(name, value);
     }
     return kept;
   }
 
+  // A checkpoint of a shorter run serves a longer one, if the learning rate ignores the length.
   void require_same(const Json& ours, const Json& theirs) const {
     const Json wanted = comparable(ours);
     for (const auto& [field, value] : wanted.object()) {
@@ -3806,14 +3855,16 @@ class Trainer {
     }
   }
 
-  // The file written last; where two are as new, the one of the later epoch.
+  // The file written last; where two are as new, the longer name (a later epoch). Whoever copies a
+  // run must keep its times (cp -a).
   Path newest_checkpoint() const {
     const Path folder = output_ / "checkpoints";
+    std::error_code ignored;
     std::vector<std::tuple<std::filesystem::file_time_type, std::size_t, Path>> found;
-    for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
       const std::string name = entry.path().filename().string();
       if (!name.starts_with("checkpoint_") || !name.ends_with(".safetensors")) continue;
-      found.emplace_back(entry.last_write_time(), name.size(), entry.path());
+      found.emplace_back(entry.last_write_time(ignored), name.size(), entry.path());
     }
     require(!found.empty(), folder, ": no checkpoint to resume from");
     return std::get<2>(*std::max_element(found.begin(), found.end()));
@@ -3834,9 +3885,9 @@ class Trainer {
     write_file(output_ / "models" / "item_mappings.json", mappings_text());
   }
 
-  // {"items": [{"index": 0, "token": 3, "id": ..., "title": ...}, ...]}, an item a line.
+  // {"data": fingerprint, "items": [{"index": 0, "token": 3, "id": ..., "title": ...}, ...]}
   std::string mappings_text() const {
-    std::string text = "{\"items\": [";
+    std::string text = join("{\"data\": \"", fingerprint_, "\", \"items\": [");
     for (std::size_t i = 0; i < data_.catalogue.size(); ++i) {
       const auto number = static_cast<std::int32_t>(i);
       Json entry;
@@ -3902,6 +3953,7 @@ inline std::vector<Recommendation> top_unseen(std::span<const float> scores, Ite
   for (const std::int32_t item : seen) hidden[static_cast<std::size_t>(item)] = true;
   std::vector<std::int32_t> order;
   for (std::size_t i = 0; i < scores.size(); ++i) {
+    require(!std::isnan(scores[i]), "the score of item ", i, " is NaN");
     if (!hidden[i]) order.push_back(static_cast<std::int32_t>(i));
   }
   const auto score = [&](std::int32_t item) { return scores[static_cast<std::size_t>(item)]; };
@@ -3920,14 +3972,18 @@ inline std::vector<Recommendation> top_unseen(std::span<const float> scores, Ite
   return best;
 }
 
-// A trained model with the catalogue it was trained on: all that is needed to serve.
+// A trained model with the catalogue it was trained on: all that is needed to serve. Not for two
+// threads at once.
 class Recommender {
  public:
   // `models`: the folder that a Trainer wrote.
   explicit Recommender(const Path& models, std::string_view name = "best_model",
-                       std::size_t threads = 0)
-      : engine_(load_model(models / join(name, ".safetensors"), threads)),
-        catalogue_(load_mappings(models / "item_mappings.json")) {
+                       std::size_t threads = 0) {
+    const Safetensors file(models / join(name, ".safetensors"));
+    engine_ = load_model(file, threads);
+    const std::string data = load_mappings(models / "item_mappings.json");
+    require(data == file.metadata("data"), models,
+            ": item_mappings.json and the model are of different runs");
     require(catalogue_.size() == engine_->config().num_items, models, ": item_mappings.json has ",
             catalogue_.size(), " items, the model ", engine_->config().num_items);
   }
@@ -3937,11 +3993,8 @@ class Recommender {
 
   // The best `count` items that are not in the history (items of catalogue()).
   std::vector<Recommendation> recommend(ItemSpan history, std::size_t count) {
+    detail::require_items(history, catalogue_.size());
     Batch batch;
-    for (const std::int32_t item : history) {
-      require(item >= 0 && static_cast<std::size_t>(item) < catalogue_.size(), "item ", item,
-              " of a history is not among the ", catalogue_.size(), " of the catalogue");
-    }
     add_next_item_row(batch, history, engine_->config());
     std::vector<float> scores(catalogue_.size());
     engine_->score(batch, scores);
@@ -3949,18 +4002,25 @@ class Recommender {
   }
 
  private:
-  static Catalogue load_mappings(const Path& path) {
+  // Fills the catalogue; returns the fingerprint of the data it belongs to.
+  std::string load_mappings(const Path& path) {
     const std::string text = read_file(path), file = path.string();
-    Catalogue catalogue;
+    std::string data;
     JsonReader reader(text, file);
     reader.object([&](std::string_view name) {
-      if (name == "items")
-        reader.array([&] { catalogue.add(detail::read_item(reader)); });
-      else
+      if (name == "data") {
+        data = reader.string();
+      } else if (name == "items") {
+        reader.array([&] {
+          Item item = detail::read_item(reader);
+          in_context(file, [&] { catalogue_.add(std::move(item)); });
+        });
+      } else {
         reader.skip();
+      }
     });
     reader.end();
-    return catalogue;
+    return data;
   }
 
   std::unique_ptr<Engine> engine_;
@@ -3972,7 +4032,7 @@ class Recommender {
 #elif defined(BERT4REC_ISA)
 
 // ================================================================================================
-// Appendix to chapter 9: the kernels on vectors
+// A  Appendix to chapter 9: the kernels on vectors
 // ================================================================================================
 // The same functions as in chapter 9, for float, with the vector types of GCC and Clang. Read once
 // for each instruction set, with BERT4REC_WIDTH floats a register.
@@ -3998,7 +4058,7 @@ typedef float V __attribute__((vector_size(4 * W), aligned(4), may_alias));
 typedef std::int32_t VI __attribute__((vector_size(4 * W), aligned(4), may_alias));
 typedef std::uint32_t VU __attribute__((vector_size(4 * W), aligned(4), may_alias));
 
-// ---- Product ------------------------------------------------------------------------------------
+// ---- Product -----------------------------------------------------------------------------------
 
 // Blocks of the product. A block of B, block_k x block_n floats (256 KiB), is packed once and
 // stays in the second-level cache while all rows of A pass by, at most block_m of them at a time.
@@ -4195,7 +4255,7 @@ BERT4REC_TARGET inline void multiply(size_t m, size_t n, size_t k, const float* 
   }
 }
 
-// ---- Functions of vectors -----------------------------------------------------------------------
+// ---- Functions of vectors ----------------------------------------------------------------------
 
 // Elements i ... i + W - 1 of x[n]; `fill` where there is none.
 BERT4REC_INLINE V load(const float* x, size_t i, size_t n, float fill = 0.0f) {
@@ -4276,7 +4336,7 @@ BERT4REC_INLINE V sqrt(V x) {
   return x * r;
 }
 
-// ---- The kernels of chapter 9 -------------------------------------------------------------------
+// ---- The kernels of chapter 9 ------------------------------------------------------------------
 
 BERT4REC_TARGET inline void add(const float* x, float* y, size_t n) {
   for (size_t i = 0; i < n; i += W) store(y, i, n, load(y, i, n) + load(x, i, n));
@@ -4510,3 +4570,21 @@ inline const Kernels<float>& vector_kernels() {
 #undef BERT4REC_WIDTH
 
 #endif  // BERT4REC_HPP
+
+// Permission is hereby granted, free of charge, to any person obtaining a copy
+// of this software and associated documentation files (the "Software"), to deal
+// in the Software without restriction, including without limitation the rights
+// to use, copy, modify, merge, publish, distribute, sublicense, and/or sell
+// copies of the Software, and to permit persons to whom the Software is
+// furnished to do so, subject to the following conditions:
+//
+// The above copyright notice and this permission notice shall be included in all
+// copies or substantial portions of the Software.
+//
+// THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
+// IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
+// FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
+// AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER
+// LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+// OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
+// SOFTWARE.

@@ -59,7 +59,7 @@ std::vector<float> product(const Kernels<float>& kernels, const Shape& shape, bo
   const auto [m, n, k] = shape;
   const std::vector<float> a = random_floats(m * k, 1), b = random_floats(k * n, 2);
   std::vector<float> c = random_floats(m * (n + 3), 4);
-  const Buffer<float> scratch(kernels.scratch_size + 1);
+  Buffer<float> scratch(kernels.scratch_size + 1);
   kernels.multiply(m, n, k, a.data(), a_by_row ? k : 1, a_by_row ? 1 : m, b.data(),
                    b_by_row ? n : 1, b_by_row ? 1 : k, c.data(), n + 3, accumulate, scratch.data());
   return c;

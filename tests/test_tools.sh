@@ -147,7 +147,7 @@ mv kept run/models/item_mappings.json
   --split last >/dev/null 2>&1 &
 first=$!
 while [ ! -s busy/logs/training.log ]; do sleep 0.05; done
-expect 1 "another process is writing to this folder" train good busy --split=last
+expect 1 "another process or Trainer is writing to this folder" train good busy --split=last
 # A signal finishes the step, saves, and prints the command that continues.
 kill -TERM $first
 wait $first

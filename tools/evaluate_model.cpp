@@ -60,7 +60,7 @@ int evaluate(int argc, char** argv) {
   const Dataset data = Dataset::load(options.data);
   require(file.metadata("data") == data.fingerprint(), path, ": trained on other data than ",
           options.data);
-  const std::unique_ptr<Engine> engine = load_model(path, options.threads);
+  const std::unique_ptr<Engine> engine = load_model(file, options.threads);
   const DataSplit split(data.histories, train);
   const MaskedMetrics masked = evaluate_masked(*engine, split, train);
   const auto cases = next_item_cases(split, HeldOut::test);

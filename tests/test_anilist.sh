@@ -1,0 +1,325 @@
+#!/bin/sh
+# prepare_dataset and load_users against a server of our own on 127.0.0.1 that knows every fault.
+#   sh tests/test_anilist.sh FOLDER_OF_THE_BINARIES
+set -u
+bin=$(cd "$1" && pwd)
+work=$(mktemp -d)
+server=
+stop_server() {
+  [ -z "$server" ] || { kill "$server" && wait "$server"; } 2>/dev/null
+  server=
+}
+trap 'stop_server; rm -rf "$work"' EXIT
+cd "$work" || exit 1
+export no_proxy=127.0.0.1
+unset ANILIST_TOKEN
+passed=0 failed=0
+
+ok() { passed=$((passed + 1)); }
+bad() {
+  failed=$((failed + 1))
+  echo "FAILED: $1"
+  sed 's/^/    /' out err 2>/dev/null | head -20
+}
+check() { if "$@" >out 2>err; then ok; else bad "$*"; fi; }
+
+# expect CODE TEXT COMMAND...: the exit code, TEXT in what was printed, and for a failure one line on
+# stderr without control characters.
+expect() {
+  code=$1 text=$2
+  shift 2
+  "$@" >out 2>err </dev/null
+  found=$?
+  if [ "$found" != "$code" ]; then bad "$* : exit $found, expected $code"; return; fi
+  if [ -n "$text" ] && ! cat out err | grep -qF -- "$text"; then bad "$* : lacks \"$text\""; return; fi
+  case $code in
+    1 | 2) [ "$(wc -l <err)" = 1 ] && ! LC_ALL=C grep -q "$(printf '[\001-\010\013-\037]')" err ||
+      { bad "$* : not one plain line"; return; } ;;
+  esac
+  ok
+}
+
+# serve OPTIONS...: a fresh server with a fresh log
+serve() {
+  stop_server
+  rm -f port log
+  "$bin/anilist_server" --lifetime 100 --log log "$@" >port &
+  server=$!
+  while [ ! -s port ]; do sleep 0.01; done
+  url=http://127.0.0.1:$(cat port)
+}
+own="--requests-per-minute 0 --retry-pause 0.02 --timeout 0.5"
+prepare() { "$bin/prepare_dataset" --endpoint "$url" $own --count 230 --output "$@"; }
+load() { "$bin/load_users" --endpoint "$url" $own --data "$@"; }
+same() { cmp "$1" "$2" >out 2>&1 && ok || bad "$3"; }
+requests() { wc -l <log; }
+# Milliseconds between the closest two answers.
+least_gap() { awk 'NR > 1 && (least == "" || $1 - last < least) { least = $1 - last }
+  { last = $1 } END { print int(least) }' log; }
+# Every log must say so: never two connections, nothing before a Retry-After has run out.
+polite() { grep -qE 'OVERLAP|EARLY|BADHEAD' log && bad "$1: impolite: $(grep -E 'O|E' log)" || ok; }
+
+"$bin/anilist_server" --titles 260 --print-items 230 >items
+"$bin/anilist_server" --titles 260 --adult --print-items 230 >items_adult
+
+# ---- help, usage --------------------------------------------------------------------------------
+for tool in prepare_dataset load_users; do
+  expect 0 "forbid hoarding and mass" "$bin/$tool" --help
+  expect 0 "Keep fetched lists out of commits" "$bin/$tool" --help
+  expect 0 "made for AniList, not by AniList" "$bin/$tool" --help
+  expect 2 "unknown option" "$bin/$tool" --nonsense
+done
+expect 2 "refuses pages beyond its first 5,000" "$bin/prepare_dataset" --count 5001
+expect 2 "expected a name like" "$bin/prepare_dataset" --sort 'ID"}'
+expect 2 "at least 1" "$bin/load_users" --min-anime 0
+expect 1 "AniList allows 90 at most" "$bin/prepare_dataset" --requests-per-minute 0 --output a
+expect 1 "expected http:// or https://" "$bin/prepare_dataset" --endpoint file:///etc/passwd --output a
+expect 1 "plain ASCII" "$bin/prepare_dataset" --referer "$(printf 'a\nX-More: b')" --output a
+expect 1 "in the open" env ANILIST_TOKEN=t "$bin/prepare_dataset" --endpoint http://10.0.0.1 --output a
+
+# ---- the catalogue ------------------------------------------------------------------------------
+serve --titles 260 --gzip
+expect 0 "230 titles written" prepare a
+same items a/items.jsonl "items.jsonl is what the server holds, in order"
+[ "$(requests)" = 5 ] && ok || bad "5 pages, $(requests) requests"
+expect 0 "is complete" prepare a
+[ "$(requests)" = 5 ] && ok || bad "a complete catalogue was fetched again"
+expect 0 "230 titles" prepare a --refresh
+[ "$(requests)" = 10 ] && ok || bad "--refresh fetches all pages"
+expect 0 "230 titles" prepare b --adult
+same items_adult b/items.jsonl "--adult"
+expect 0 "the server has no more" prepare c --count 1000
+[ "$(ls -A c | tr '\n' ' ')" = ".lock items.jsonl items_source.json " ] && ok || bad "left: $(ls -A c)"
+expect 0 "230 titles" prepare c
+same items c/items.jsonl "another count is fetched"
+mkdir foreign && echo '{"id": 1}' >foreign/items.jsonl
+expect 1 "was not made by prepare_dataset" prepare foreign
+expect 1 "HTTP 400: Variable" prepare d --sort NONSENSE
+env ANILIST_TOKEN=t "$bin/prepare_dataset" --endpoint "$url" $own --count 1 --output e \
+  --referer https://example.org/ >out && grep -q 'REFERER TOKEN' log && ok || bad "Referer and token"
+polite "catalogue"
+serve --titles 260 --shift
+expect 0 "230 titles" prepare f
+same items f/items.jsonl "titles that move between pages stand once"
+serve --titles 5400
+expect 0 "5,000 titles" prepare g --count 5000
+[ "$(requests)" = 100 ] && ok || bad "5,000 titles in 100 requests"
+
+# ---- users --------------------------------------------------------------------------------------
+serve --titles 260
+printf '\357\273\277Alice\r\n\r\n# a comment\r\n  Bob  # a friend\nalice\nALICE\nBig\nFew\nHidden\n' >names
+printf 'Hidden200\nGhost\nNobody0\nCustom\nZero\nPlanner\nEndless\nNull\nBroken\nUser5' >>names
+histories() { "$bin/anilist_server" --titles 260 --print-histories "$@"; }
+histories 230,20 Alice Big Custom Zero Endless User5 >expected
+expect 0 "6 of 15 users kept; 14 lists fetched, 0 from the cache" load a --file names
+same expected a/histories.jsonl "histories.jsonl is what the server holds, in order"
+load a --file names >table
+for line in 'Alice .* kept$' 'Bob .* 19 .* left out: too few$' 'Hidden .*left out: Private User$' \
+  'Hidden200 .*left out: Private User$' 'Ghost .*left out: User not found$' \
+  'Nobody0 .*left out: empty list$' 'Planner .* 0 .* 0 .* 30 .*too few$' 'Broken .*failed: .*HTTP 500'; do
+  grep -qE "^$line" table && ok || bad "the table lacks $line: $(cat table)"
+done
+[ "$(grep -c 'user=Big' log)" = 3 ] && ok || bad "1,200 entries come in three chunks, once"
+[ "$(grep -c 'user=Endless' log)" = 2 ] && ok || bad "endless chunks end"
+[ "$(grep -c 'user=Ghost' log)" = 2 ] && ok || bad "who is unknown is asked for again in the next run"
+[ "$(grep -c 'user=Alice' log)" = 1 ] && ok || bad "known lists are not fetched again"
+histories 230,19 Alice Bob Big Custom Zero Endless User5 >expected
+expect 0 "7 of 15" load a --file names --min-anime 19
+same expected a/histories.jsonl "--min-anime 19"
+echo Few >few
+cp a/histories.jsonl before
+expect 1 "no user is left with 20 titles" load a --file few
+same before a/histories.jsonl "a run without users leaves the file of the run before"
+printf 'Al\351ce\n' >latin
+expect 1 "latin:1: byte 4: invalid UTF-8" load a --file latin
+printf '# nobody\n' >none
+expect 1 "none: no user names" load a --file none
+expect 1 "absent: cannot open" load a --file absent
+expect 1 "missing/items.jsonl" load missing --file names
+printf 'Broken\nBroken2\n../../x\n' >broken
+expect 0 "left out: User not found" load a --file names
+polite "users"
+if [ -x "$bin/train_model" ]; then
+  expect 0 "230 items, 6 users" "$bin/train_model" --data a --output run --hidden-size 8 \
+    --num-heads 2 --epochs 1 --threads 1 --split last
+fi
+serve --titles 260 --fault 500
+expect 1 "tried 5 times" load a --file names --refresh
+[ "$(requests)" = 10 ] && ok || bad "two users that fail in a row end the run"
+for kind in badentry badscore baddate; do
+  serve --titles 260 --fault $kind
+  expect 1 "list of Alice: the answer: byte" load a --file names --refresh
+  [ -z "$(ls a/.cache/users)" ] && ok || bad "$kind was stored"
+done
+
+# ---- pace ---------------------------------------------------------------------------------------
+serve --titles 260
+expect 0 "" prepare p1 --requests-per-minute 300
+[ "$(least_gap)" -ge 195 ] && ok || bad "300 a minute: $(least_gap) ms apart"
+serve --titles 260 --limit 150 --window 60
+expect 0 "" prepare p2 --requests-per-minute 600
+[ "$(least_gap)" -ge 395 ] && ok || bad "X-RateLimit-Limit 150: $(least_gap) ms apart"
+serve --titles 260 --limit 3 --window 1
+expect 0 "" prepare p3
+grep -q 429 log && bad "Remaining: 0 is waited for" || ok
+polite "limit"
+serve --titles 260 --limit 3 --window 1 --no-reset
+expect 0 "" prepare p4
+grep -q 429 log && ok || bad "no refusal"
+polite "Retry-After"
+serve --titles 260 --limit 3 --window 1 --no-reset --no-retry-after
+expect 0 "" prepare p5 --rate-pause 1.2
+polite "429 that names no time"
+for kind in 429after 429reset 429date 429negative 429huge; do
+  serve --titles 260 --fault $kind --from 2 --times 1
+  expect 0 "" prepare p_$kind --rate-pause 0.3
+  same items p_$kind/items.jsonl "$kind"
+  polite $kind
+done
+serve --titles 260 --fault 429date
+expect 1 "6 times; try again later" prepare p6 --rate-pause 0.05
+[ "$(requests)" = 6 ] && ok || bad "$(requests) requests for ever refused"
+
+# ---- faults: they pass, or end in one line, and memory stays small -------------------------------
+measured() {
+  if [ -x /usr/bin/time ]; then /usr/bin/time -q -o rss -f %M "$@"; else "$@"; fi
+}
+measured_prepare() { measured "$bin/prepare_dataset" --endpoint "$url" $own --count 230 --output "$@"; }
+largest=0
+small() {
+  [ -s rss ] || return 0
+  [ "$(cat rss)" -le "$largest" ] || largest=$(cat rss)
+  [ "$(cat rss)" -lt 60000 ] && ok || bad "$1 needs $(cat rss) kB"
+}
+for kind in 500 502 503 errors500 reset cut short slow truncated html empty nodata utf8 surrogate \
+  deep inf; do
+  serve --titles 260 --fault $kind --from 2 --times 2
+  expect 0 "" measured_prepare r_$kind
+  same items r_$kind/items.jsonl "$kind passes"
+  small $kind
+  polite $kind
+  serve --titles 260 --fault $kind --from 2
+  expect 1 "tried 5 times" prepare r_$kind --refresh
+  [ "$(requests)" = 6 ] && ok || bad "$kind for ever: $(requests) requests"
+  same items r_$kind/items.jsonl "$kind: the old catalogue stays"
+done
+
+# last KIND WORDS: ends at once, keeps the page before, stores nothing of its own
+last() {
+  kind=$1
+  serve --titles 260 --fault $kind --from 2
+  expect 1 "$2" measured_prepare l_$kind
+  small $kind
+  [ "$(requests)" = 2 ] || [ $kind = drip ] || [ $kind = headers ] && ok ||
+    bad "$kind: $(requests) requests"
+  [ "$(ls l_$kind/.cache/*)" = 1.json ] && ok || bad "$kind: stored $(ls l_$kind/.cache/*)"
+  [ ! -e l_$kind/items.jsonl ] && ok || bad "$kind: items.jsonl was written"
+}
+last 400 'HTTP 400: Cannot query field "x".'
+last 403 "HTTP 403: The AniList API has been temporarily disabled."
+last 403html "HTTP 403: <html><title>Just a moment..."
+last 404html "HTTP 404: <html>nothing here"
+last file "HTTP 302 to file:///etc/passwd: redirects are not followed"
+last elsewhere "HTTP 302 to http://127.0.0.1:1/elsewhere: redirects are not followed"
+last null "page 2: the answer: byte 9: expected an object"
+last types "page 2: the answer: byte"
+last textid "expected a number"
+last noid 'a title without the field "id"'
+last negative "-5 is not in 1 ..."
+last hugeid "at most 64 bits"
+last fraction "expected an integer"
+last nomedia 'missing field "media"'
+last bomb "the answer is larger than 8000000 bytes"
+last huge "the answer is larger than 8000000 bytes"
+last headers "tried 5 times"
+last drip "tried 5 times"
+serve --titles 260
+expect 0 "" prepare l_types
+same items l_types/items.jsonl "after the fault"
+[ "$(requests)" = 4 ] && ok || bad "the page before the fault was fetched again"
+serve --titles 260 --fault endless
+expect 1 "page 2 brings no new title" prepare endless
+stop_server
+expect 1 "tried 5 times" prepare nobody_there
+for seed in 1 2 3; do
+  serve --titles 260 --random 0.3 --seed $seed
+  expect 0 "" prepare random_$seed
+  same items random_$seed/items.jsonl "random faults, seed $seed"
+  polite random_$seed
+done
+
+# ---- signals ------------------------------------------------------------------------------------
+# interrupted SIGNAL CODE FAULT: soon, while waiting or while an answer is due
+interrupted() {
+  serve --titles 260 --fault $3 --from 2
+  rm -rf s
+  "$bin/prepare_dataset" --endpoint "$url" --requests-per-minute 0 --count 230 --output s --refresh \
+    >out 2>err &
+  pid=$!
+  while [ ! -s log ] || [ "$(ls s/.cache/*/ 2>/dev/null)" != 1.json ]; do sleep 0.02; done
+  sleep 0.2
+  before=$(date +%s%N)
+  kill -$1 $pid
+  wait $pid
+  code=$?
+  took=$((($(date +%s%N) - before) / 1000000))
+  [ $code = $2 ] && [ $took -lt 1500 ] && ok || bad "$1: exit $code after $took ms"
+  grep -q "Continue with" out && ! grep -q refresh out && ok || bad "$1: how to go on"
+  serve --titles 260
+  expect 0 "" prepare s
+  same items s/items.jsonl "continued after $1"
+}
+interrupted TERM 143 429date
+interrupted INT 130 500
+interrupted INT 130 slow
+serve --titles 260 --delay 500
+"$bin/prepare_dataset" --endpoint "$url" --output lock --count 230 >out 2>err &
+pid=$!
+while [ ! -s log ]; do sleep 0.02; done
+expect 1 "another process is writing to this folder" prepare lock
+kill -KILL $pid
+wait $pid 2>/dev/null
+
+# ---- kill -9 at 20 random moments: the same files, nothing fetched twice but what was in flight --
+# killed LOW HIGH COMMAND...: kills it 20 times after LOW ... HIGH ms, and lets it end then
+killed() {
+  low=$1 high=$2
+  shift 2
+  kills=0
+  for pause in $(awk -v a="$low" -v b="$high" 'BEGIN { srand(); for (i = 0; i < 20; ++i)
+      printf "%.3f ", (a + (b - a) * rand()) / 1000 }'); do
+    "$@" >/dev/null 2>&1 &
+    pid=$!
+    sleep "$pause"
+    kill -KILL $pid 2>/dev/null && kills=$((kills + 1))
+    wait $pid 2>/dev/null
+  done
+  expect 0 "" "$@"
+}
+serve --titles 5400 --delay 30
+killed 20 160 "$bin/prepare_dataset" --endpoint "$url" $own --count 5000 --output k
+same g/items.jsonl k/items.jsonl "killed $kills times"
+[ $kills -ge 15 ] && ok || bad "only $kills kills"
+awk '{ n = substr($2, 6) + 0; if (n != last && n != last + 1) exit 1; last = n }' log && ok ||
+  bad "a page was fetched again: $(cut -d' ' -f2 log | uniq -c | head -40)"
+[ "$(requests)" -le $((100 + kills)) ] && ok || bad "$(requests) requests for 100 pages"
+[ "$(ls -A k | tr '\n' ' ')" = ".lock items.jsonl items_source.json " ] && ok || bad "left: $(ls -A k)"
+first_requests=$(requests) first_kills=$kills
+i=0
+while [ $i -lt 60 ]; do
+  echo User$i
+  i=$((i + 1))
+done >names
+serve --titles 5400 --delay 30
+killed 20 90 "$bin/load_users" --endpoint "$url" $own --data k --file names
+"$bin/anilist_server" --titles 5400 --print-histories 5000,20 $(cat names) >expected
+same expected k/histories.jsonl "users, killed $kills times"
+cut -d' ' -f2 log | uniq | sort | uniq -d >again
+[ ! -s again ] && ok || bad "lists fetched again: $(cat again)"
+[ "$(requests)" -le $((60 + kills)) ] && ok || bad "$(requests) requests for 60 users"
+[ -z "$(find k -name '*.tmp.*')" ] && ok || bad "temporary files are left: $(find k -name '*.tmp.*')"
+
+echo "killed $first_kills times: $first_requests requests for 100 pages; killed $kills times:" \
+  "$(requests) requests for 60 users; most memory $largest kB"
+echo "$passed passed, $failed failed"
+[ $failed = 0 ]
