@@ -2486,6 +2486,9 @@ constexpr std::size_t rank_of(std::size_t better, std::size_t ties) {
 template <class Real>
 class MaskedItems {
  public:
+  // The tensors of the encoder and of this head.
+  static TensorTable tensors(const ModelConfig& config) { return bert4rec_tensors(config); }
+
   MaskedItems(const ModelConfig& config, const TensorTable& table, Real* parameters,
               Real* gradients, const Encoder<Real>& encoder)
       : config_(config),
@@ -3200,7 +3203,7 @@ class CpuEngine : public Engine {
             const detail::Kernels<Real>& kernels)
       : config_(model),
         train_(train),
-        table_(bert4rec_tensors(model)),
+        table_(Head<Real>::tensors(model)),
         compute_(train.threads, attention_scratch(model), kernels),
         parameters_(table_.size()),
         gradients_(table_.size()),

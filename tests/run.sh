@@ -12,7 +12,8 @@ jobs=$(getconf _NPROCESSORS_ONLN)
 # suite NAME COMPILER SANITIZERS TESTS: builds in build/NAME and runs the tests that match.
 suite() {
   echo "== $1"
-  cmake -S . -B "build/$1" -DCMAKE_CXX_COMPILER="$2" -DBERT4REC_SANITIZE="$3" >/dev/null
+  cmake -S . -B "build/$1" -DBERT4REC_TESTS=ON -DCMAKE_CXX_COMPILER="$2" \
+    -DBERT4REC_SANITIZE="$3" >/dev/null
   cmake --build "build/$1" -j "$jobs" >"build/$1/build.log" 2>&1 || {
     tail -40 "build/$1/build.log"
     exit 1

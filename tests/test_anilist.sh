@@ -53,11 +53,20 @@ prepare() { "$bin/prepare_dataset" --endpoint "$url" $own --count 230 --output "
 load() { "$bin/load_users" --endpoint "$url" $own --data "$@"; }
 same() { cmp "$1" "$2" >out 2>&1 && ok || bad "$3"; }
 requests() { wc -l <log; }
+# requests_are N WHAT: the server may still be writing its log
+requests_are() {
+  tries=0
+  while [ "$(requests)" -lt "$1" ] && [ $tries -lt 20 ]; do
+    tries=$((tries + 1))
+    sleep 0.05
+  done
+  [ "$(requests)" = "$1" ] && ok || bad "$2: $(requests) requests, expected $1"
+}
 # Milliseconds between the closest two answers.
 least_gap() { awk 'NR > 1 && (least == "" || $1 - last < least) { least = $1 - last }
   { last = $1 } END { print int(least) }' log; }
 # Every log must say so: never two connections, nothing before a Retry-After has run out.
-polite() { grep -qE 'OVERLAP|EARLY|BADHEAD' log && bad "$1: impolite: $(grep -E 'O|E' log)" || ok; }
+polite() { grep -qE 'OVERLAP|EARLY|BADHEAD' log && bad "$1: impolite: $(grep -E 'OVERLAP|EARLY|BADHEAD' log)" || ok; }
 
 "$bin/anilist_server" --titles 260 --print-items 230 >items
 "$bin/anilist_server" --titles 260 --adult --print-items 230 >items_adult
@@ -81,11 +90,11 @@ expect 1 "in the open" env ANILIST_TOKEN=t "$bin/prepare_dataset" --endpoint htt
 serve --titles 260 --gzip
 expect 0 "230 titles written" prepare a
 same items a/items.jsonl "items.jsonl is what the server holds, in order"
-[ "$(requests)" = 5 ] && ok || bad "5 pages, $(requests) requests"
+requests_are 5 "5 pages"
 expect 0 "is complete" prepare a
-[ "$(requests)" = 5 ] && ok || bad "a complete catalogue was fetched again"
+requests_are 5 "a complete catalogue"
 expect 0 "230 titles" prepare a --refresh
-[ "$(requests)" = 10 ] && ok || bad "--refresh fetches all pages"
+requests_are 10 "--refresh"
 expect 0 "230 titles" prepare b --adult
 same items_adult b/items.jsonl "--adult"
 expect 0 "the server has no more" prepare c --count 1000
@@ -103,18 +112,18 @@ expect 0 "230 titles" prepare f
 same items f/items.jsonl "titles that move between pages stand once"
 serve --titles 5400
 expect 0 "5,000 titles" prepare g --count 5000
-[ "$(requests)" = 100 ] && ok || bad "5,000 titles in 100 requests"
+requests_are 100 "5,000 titles"
 
 # ---- users --------------------------------------------------------------------------------------
 serve --titles 260
 printf '\357\273\277Alice\r\n\r\n# a comment\r\n  Bob  # a friend\nalice\nALICE\nBig\nFew\nHidden\n' >names
 printf 'Hidden200\nGhost\nNobody0\nCustom\nZero\nPlanner\nEndless\nNull\nBroken\nUser5' >>names
 histories() { "$bin/anilist_server" --titles 260 --print-histories "$@"; }
-histories 230,20 Alice Big Custom Zero Endless User5 >expected
-expect 0 "6 of 15 users kept; 14 lists fetched, 0 from the cache" load a --file names
+histories 230,20 Alice Bob Big Custom Zero Endless User5 >expected
+expect 0 "7 of 15 users kept; 14 lists fetched, 0 from the cache" load a --file names
 same expected a/histories.jsonl "histories.jsonl is what the server holds, in order"
 load a --file names >table
-for line in 'Alice .* kept$' 'Bob .* 19 .* left out: too few$' 'Hidden .*left out: Private User$' \
+for line in 'Alice .* kept$' 'Bob .* 20 .* kept$' 'Few .* 5 .* left out: too few$' 'Hidden .*left out: Private User$' \
   'Hidden200 .*left out: Private User$' 'Ghost .*left out: User not found$' \
   'Nobody0 .*left out: empty list$' 'Planner .* 0 .* 0 .* 30 .*too few$' 'Broken .*failed: .*HTTP 500'; do
   grep -qE "^$line" table && ok || bad "the table lacks $line: $(cat table)"
@@ -123,9 +132,9 @@ done
 [ "$(grep -c 'user=Endless' log)" = 2 ] && ok || bad "endless chunks end"
 [ "$(grep -c 'user=Ghost' log)" = 2 ] && ok || bad "who is unknown is asked for again in the next run"
 [ "$(grep -c 'user=Alice' log)" = 1 ] && ok || bad "known lists are not fetched again"
-histories 230,19 Alice Bob Big Custom Zero Endless User5 >expected
-expect 0 "7 of 15" load a --file names --min-anime 19
-same expected a/histories.jsonl "--min-anime 19"
+histories 230,21 Alice Bob Big Custom Zero Endless User5 >expected
+expect 0 "6 of 15" load a --file names --min-anime 21
+same expected a/histories.jsonl "--min-anime 21"
 echo Few >few
 cp a/histories.jsonl before
 expect 1 "no user is left with 20 titles" load a --file few
@@ -136,16 +145,20 @@ printf '# nobody\n' >none
 expect 1 "none: no user names" load a --file none
 expect 1 "absent: cannot open" load a --file absent
 expect 1 "missing/items.jsonl" load missing --file names
-printf 'Broken\nBroken2\n../../x\n' >broken
-expect 0 "left out: User not found" load a --file names
+printf '../../x y"\\\n' >odd
+expect 1 "no user is left" load a --file odd
+grep -q 'left out: User not found' out && ok || bad "an odd name is only unknown"
+histories 230,20 Alice Bob Big Custom Zero Endless User5 >expected
+expect 0 "7 of 15" load a --file names
+same expected a/histories.jsonl "back to --min-anime 20"
 polite "users"
 if [ -x "$bin/train_model" ]; then
-  expect 0 "230 items, 6 users" "$bin/train_model" --data a --output run --hidden-size 8 \
+  expect 0 "230 items, 7 users" "$bin/train_model" --data a --output run --hidden-size 8 \
     --num-heads 2 --epochs 1 --threads 1 --split last
 fi
 serve --titles 260 --fault 500
 expect 1 "tried 5 times" load a --file names --refresh
-[ "$(requests)" = 10 ] && ok || bad "two users that fail in a row end the run"
+requests_are 10 "two users that fail in a row end the run"
 for kind in badentry badscore baddate; do
   serve --titles 260 --fault $kind
   expect 1 "list of Alice: the answer: byte" load a --file names --refresh
@@ -178,7 +191,7 @@ for kind in 429after 429reset 429date 429negative 429huge; do
 done
 serve --titles 260 --fault 429date
 expect 1 "6 times; try again later" prepare p6 --rate-pause 0.05
-[ "$(requests)" = 6 ] && ok || bad "$(requests) requests for ever refused"
+requests_are 6 "refused for ever"
 
 # ---- faults: they pass, or end in one line, and memory stays small -------------------------------
 measured() {
@@ -200,7 +213,8 @@ for kind in 500 502 503 errors500 reset cut short slow truncated html empty noda
   polite $kind
   serve --titles 260 --fault $kind --from 2
   expect 1 "tried 5 times" prepare r_$kind --refresh
-  [ "$(requests)" = 6 ] && ok || bad "$kind for ever: $(requests) requests"
+  # libcurl itself asks once more where a connection that it had kept turns out to be closed.
+  [ $kind = reset ] && requests_are 7 "$kind for ever" || requests_are 6 "$kind for ever"
   same items r_$kind/items.jsonl "$kind: the old catalogue stays"
 done
 
@@ -210,8 +224,7 @@ last() {
   serve --titles 260 --fault $kind --from 2
   expect 1 "$2" measured_prepare l_$kind
   small $kind
-  [ "$(requests)" = 2 ] || [ $kind = drip ] || [ $kind = headers ] && ok ||
-    bad "$kind: $(requests) requests"
+  case $kind in drip | headers) requests_are 6 $kind ;; *) requests_are 2 $kind ;; esac
   [ "$(ls l_$kind/.cache/*)" = 1.json ] && ok || bad "$kind: stored $(ls l_$kind/.cache/*)"
   [ ! -e l_$kind/items.jsonl ] && ok || bad "$kind: items.jsonl was written"
 }
@@ -236,7 +249,7 @@ last drip "tried 5 times"
 serve --titles 260
 expect 0 "" prepare l_types
 same items l_types/items.jsonl "after the fault"
-[ "$(requests)" = 4 ] && ok || bad "the page before the fault was fetched again"
+requests_are 4 "the page before the fault was kept"
 serve --titles 260 --fault endless
 expect 1 "page 2 brings no new title" prepare endless
 stop_server

@@ -12,7 +12,7 @@ step "looking for compiler and libraries"
 sh tools/install_dependencies.sh
 
 step "building (build/)"
-cmake -S . -B build -DBERT4REC_TESTS=OFF >/dev/null
+cmake -S . -B build >/dev/null
 cmake --build build -j "$(getconf _NPROCESSORS_ONLN)"
 
 step "training on data/demo"
