@@ -45,6 +45,8 @@
 // Options, defined before the include:
 //   BERT4REC_PORTABLE   compile only the plain kernels: slower, standard C++ only (chapter 9);
 //                       the same in every source file of a program
+//   BERT4REC_EXTERN     for programs of many source files: do not compile the float engine here ...
+//   BERT4REC_INSTANTIATE  ... but in the one source file that defines this
 //
 // Errors are exceptions of type bert4rec::Error whose message is one line for a person: what is
 // wrong, where (file, line, byte or field), the bad value, and what was expected. (Only memory that
@@ -1877,6 +1879,14 @@ const Kernels<Real>& kernels() {
   return widest;
 }
 
+#if defined(BERT4REC_EXTERN)
+extern template std::vector<const Kernels<float>*> available_kernels<float>();
+extern template const Kernels<float>& kernels<float>();
+#elif defined(BERT4REC_INSTANTIATE)
+template std::vector<const Kernels<float>*> available_kernels<float>();
+template const Kernels<float>& kernels<float>();
+#endif
+
 }  // namespace bert4rec::detail
 
 namespace bert4rec {
@@ -3378,6 +3388,12 @@ class CpuEngine : public Engine {
   Buffer<std::size_t> group_masked_;
   std::array<double, 64> block_sums_{};
 };
+
+#if defined(BERT4REC_EXTERN)
+extern template class CpuEngine<float>;
+#elif defined(BERT4REC_INSTANTIATE)
+template class CpuEngine<float>;
+#endif
 
 // ================================================================================================
 // 16  Evaluation

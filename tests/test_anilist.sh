@@ -23,15 +23,18 @@ bad() {
 }
 check() { if "$@" >out 2>err; then ok; else bad "$*"; fi; }
 
-# expect CODE TEXT COMMAND...: the exit code, TEXT in what was printed, and for a failure one line on
-# stderr without control characters.
+# expect CODE TEXT COMMAND...: the exit code, TEXT in what was printed, and for a failure one line
+# on stderr without control characters.
 expect() {
   code=$1 text=$2
   shift 2
   "$@" >out 2>err </dev/null
   found=$?
   if [ "$found" != "$code" ]; then bad "$* : exit $found, expected $code"; return; fi
-  if [ -n "$text" ] && ! cat out err | grep -qF -- "$text"; then bad "$* : lacks \"$text\""; return; fi
+  if [ -n "$text" ] && ! cat out err | grep -qF -- "$text"; then
+    bad "$* : lacks \"$text\""
+    return
+  fi
   case $code in
     1 | 2) [ "$(wc -l <err)" = 1 ] && ! LC_ALL=C grep -q "$(printf '[\001-\010\013-\037]')" err ||
       { bad "$* : not one plain line"; return; } ;;
@@ -48,7 +51,9 @@ serve() {
   while [ ! -s port ]; do sleep 0.01; done
   url=http://127.0.0.1:$(cat port)
 }
-own="--requests-per-minute 0 --retry-pause 0.02 --timeout 0.5"
+own="--requests-per-minute 0 --retry-pause 0.02 --timeout 10"
+slow="slow drip"  # faults that only a time-out ends
+timeout_for() { case " $slow " in *" $1 "*) echo "--timeout 0.5" ;; esac; }
 prepare() { "$bin/prepare_dataset" --endpoint "$url" $own --count 230 --output "$@"; }
 load() { "$bin/load_users" --endpoint "$url" $own --data "$@"; }
 same() { cmp "$1" "$2" >out 2>&1 && ok || bad "$3"; }
@@ -62,11 +67,12 @@ requests_are() {
   done
   [ "$(requests)" = "$1" ] && ok || bad "$2: $(requests) requests, expected $1"
 }
-# Milliseconds between the closest two answers.
-least_gap() { awk 'NR > 1 && (least == "" || $1 - last < least) { least = $1 - last }
-  { last = $1 } END { print int(least) }' log; }
+# Milliseconds from the first answer to the last. Bounds on it leave room for a busy machine.
+span() { awk 'NR == 1 { first = $1 } { last = $1 } END { print int(last - first) }' log; }
 # Every log must say so: never two connections, nothing before a Retry-After has run out.
-polite() { grep -qE 'OVERLAP|EARLY|BADHEAD' log && bad "$1: impolite: $(grep -E 'OVERLAP|EARLY|BADHEAD' log)" || ok; }
+polite() {
+  grep -E 'OVERLAP|EARLY|BADHEAD' log >out 2>&1 && bad "$1: impolite" || ok
+}
 
 "$bin/anilist_server" --titles 260 --print-items 230 >items
 "$bin/anilist_server" --titles 260 --adult --print-items 230 >items_adult
@@ -82,9 +88,11 @@ expect 2 "refuses pages beyond its first 5,000" "$bin/prepare_dataset" --count 5
 expect 2 "expected a name like" "$bin/prepare_dataset" --sort 'ID"}'
 expect 2 "at least 1" "$bin/load_users" --min-anime 0
 expect 1 "AniList allows 90 at most" "$bin/prepare_dataset" --requests-per-minute 0 --output a
-expect 1 "expected http:// or https://" "$bin/prepare_dataset" --endpoint file:///etc/passwd --output a
+expect 1 "expected http:// or https://" "$bin/prepare_dataset" --output a \
+  --endpoint file:///etc/passwd
 expect 1 "plain ASCII" "$bin/prepare_dataset" --referer "$(printf 'a\nX-More: b')" --output a
-expect 1 "in the open" env ANILIST_TOKEN=t "$bin/prepare_dataset" --endpoint http://10.0.0.1 --output a
+expect 1 "in the open" env ANILIST_TOKEN=t "$bin/prepare_dataset" --output a \
+  --endpoint http://10.0.0.1
 
 # ---- the catalogue ------------------------------------------------------------------------------
 serve --titles 260 --gzip
@@ -98,7 +106,11 @@ requests_are 10 "--refresh"
 expect 0 "230 titles" prepare b --adult
 same items_adult b/items.jsonl "--adult"
 expect 0 "the server has no more" prepare c --count 1000
-[ "$(ls -A c | tr '\n' ' ')" = ".lock items.jsonl items_source.json " ] && ok || bad "left: $(ls -A c)"
+only_items() {
+  [ "$(ls -A "$1" | tr '\n' ' ')" = ".lock items.jsonl items_source.json " ] && ok ||
+    bad "left: $(ls -A "$1")"
+}
+only_items c
 expect 0 "230 titles" prepare c
 same items c/items.jsonl "another count is fetched"
 mkdir foreign && echo '{"id": 1}' >foreign/items.jsonl
@@ -116,15 +128,15 @@ requests_are 100 "5,000 titles"
 
 # ---- users --------------------------------------------------------------------------------------
 serve --titles 260
-printf '\357\273\277Alice\r\n\r\n# a comment\r\n  Bob  # a friend\nalice\nALICE\nBig\nFew\nHidden\n' >names
-printf 'Hidden200\nGhost\nNobody0\nCustom\nZero\nPlanner\nEndless\nNull\nBroken\nUser5' >>names
+printf '\357\273\277Alice\r\n\r\n# a comment\r\n  Bob  # a friend\nalice\nALICE\n' >names
+printf 'Big\nFew\nHidden\nHidden200\nGhost\nNobody0\nCustom\nZero\nPlanner\nEndless\nNull\nBroken\nUser5' >>names
 histories() { "$bin/anilist_server" --titles 260 --print-histories "$@"; }
 histories 230,20 Alice Bob Big Custom Zero Endless User5 >expected
 expect 0 "7 of 15 users kept; 14 lists fetched, 0 from the cache" load a --file names
 same expected a/histories.jsonl "histories.jsonl is what the server holds, in order"
 load a --file names >table
-for line in 'Alice .* kept$' 'Bob .* 20 .* kept$' 'Few .* 5 .* left out: too few$' 'Hidden .*left out: Private User$' \
-  'Hidden200 .*left out: Private User$' 'Ghost .*left out: User not found$' \
+for line in 'Alice .* kept$' 'Bob .* 20 .* kept$' 'Few .* 5 .* left out: too few$' \
+  'Hidden .*left out: Private User$' 'Hidden200 .*left out: Private User$' 'Ghost .*left out: User not found$' \
   'Nobody0 .*left out: empty list$' 'Planner .* 0 .* 0 .* 30 .*too few$' 'Broken .*failed: .*HTTP 500'; do
   grep -qE "^$line" table && ok || bad "the table lacks $line: $(cat table)"
 done
@@ -168,10 +180,10 @@ done
 # ---- pace ---------------------------------------------------------------------------------------
 serve --titles 260
 expect 0 "" prepare p1 --requests-per-minute 300
-[ "$(least_gap)" -ge 195 ] && ok || bad "300 a minute: $(least_gap) ms apart"
+[ "$(span)" -ge 600 ] && ok || bad "300 a minute: 5 requests in $(span) ms"
 serve --titles 260 --limit 150 --window 60
 expect 0 "" prepare p2 --requests-per-minute 600
-[ "$(least_gap)" -ge 395 ] && ok || bad "X-RateLimit-Limit 150: $(least_gap) ms apart"
+[ "$(span)" -ge 1200 ] && ok || bad "X-RateLimit-Limit 150: 5 requests in $(span) ms"
 serve --titles 260 --limit 3 --window 1
 expect 0 "" prepare p3
 grep -q 429 log && bad "Remaining: 0 is waited for" || ok
@@ -202,17 +214,17 @@ largest=0
 small() {
   [ -s rss ] || return 0
   [ "$(cat rss)" -le "$largest" ] || largest=$(cat rss)
-  [ "$(cat rss)" -lt 60000 ] && ok || bad "$1 needs $(cat rss) kB"
+  [ "$(cat rss)" -lt "${MEMORY_LIMIT:-60000}" ] && ok || bad "$1 needs $(cat rss) kB"
 }
 for kind in 500 502 503 errors500 reset cut short slow truncated html empty nodata utf8 surrogate \
   deep inf; do
   serve --titles 260 --fault $kind --from 2 --times 2
-  expect 0 "" measured_prepare r_$kind
+  expect 0 "" measured_prepare r_$kind $(timeout_for $kind)
   same items r_$kind/items.jsonl "$kind passes"
   small $kind
   polite $kind
   serve --titles 260 --fault $kind --from 2
-  expect 1 "tried 5 times" prepare r_$kind --refresh
+  expect 1 "tried 5 times" prepare r_$kind --refresh $(timeout_for $kind)
   # libcurl itself asks once more where a connection that it had kept turns out to be closed.
   [ $kind = reset ] && requests_are 7 "$kind for ever" || requests_are 6 "$kind for ever"
   same items r_$kind/items.jsonl "$kind: the old catalogue stays"
@@ -222,7 +234,7 @@ done
 last() {
   kind=$1
   serve --titles 260 --fault $kind --from 2
-  expect 1 "$2" measured_prepare l_$kind
+  expect 1 "$2" measured_prepare l_$kind $(timeout_for $kind)
   small $kind
   case $kind in drip | headers) requests_are 6 $kind ;; *) requests_are 2 $kind ;; esac
   [ "$(ls l_$kind/.cache/*)" = 1.json ] && ok || bad "$kind: stored $(ls l_$kind/.cache/*)"
@@ -289,7 +301,7 @@ serve --titles 260 --delay 500
 "$bin/prepare_dataset" --endpoint "$url" --output lock --count 230 >out 2>err &
 pid=$!
 while [ ! -s log ]; do sleep 0.02; done
-expect 1 "another process is writing to this folder" prepare lock
+expect 1 "is writing to this folder" prepare lock
 kill -KILL $pid
 wait $pid 2>/dev/null
 
@@ -316,7 +328,7 @@ same g/items.jsonl k/items.jsonl "killed $kills times"
 awk '{ n = substr($2, 6) + 0; if (n != last && n != last + 1) exit 1; last = n }' log && ok ||
   bad "a page was fetched again: $(cut -d' ' -f2 log | uniq -c | head -40)"
 [ "$(requests)" -le $((100 + kills)) ] && ok || bad "$(requests) requests for 100 pages"
-[ "$(ls -A k | tr '\n' ' ')" = ".lock items.jsonl items_source.json " ] && ok || bad "left: $(ls -A k)"
+only_items k
 first_requests=$(requests) first_kills=$kills
 i=0
 while [ $i -lt 60 ]; do

@@ -288,7 +288,7 @@ void check_lock() {
         const FolderLock lock(folder.path());
       } catch (const Error& error) {
         return std::string_view(error.what()) ==
-                       join(folder.path(), ": another process is writing to this folder")
+                       join(folder.path(), ": another process or Trainer is writing to this folder")
                    ? 0
                    : 2;
       }

@@ -87,7 +87,7 @@ expect 0 '"recommendations"' "$bin/recommend" --model run/models --items 10,11 -
 [ "$(grep -c '"score"' out)" = 7 ] && ok || bad "7 items are unseen"
 expect 1 "no user \"nobody\"" "$bin/recommend" --model run/models --data good --user nobody
 expect 1 "no item has the id 99" "$bin/recommend" --model run/models --items 10,99
-expect 2 "either --user or --items" "$bin/recommend" --model run/models
+expect 2 "one of --user, --items and --anilist" "$bin/recommend" --model run/models
 
 # ---- bad data: nothing of the run before is touched --------------------------------------------
 cp -r run before

@@ -1,6 +1,6 @@
-// Recommends unseen items for a user of the data, or for a list of ids.
+// Recommends unseen items for a user of the data, a list of ids, or somebody's list on AniList.
 
-#include "cli.hpp"
+#include "anilist.hpp"
 
 namespace {
 
@@ -8,7 +8,8 @@ using namespace bert4rec;
 
 struct Options {
   Path model = "output/models", data = "data/demo";
-  std::string name = "best_model", user, items;
+  std::string name = "best_model", user, items, anilist_name, language = "english";
+  anilist::Options anilist;
   std::size_t count = 10, threads = 0;
   bool json = false;
 };
@@ -17,18 +18,26 @@ Options parse(int argc, char** argv) {
   Options options;
   cli::CommandLine line("recommend", "the items a trained model expects next, without those seen",
                         "recommend --user demo_0001 --count 5\n"
-                        "  recommend --items 101,205,33 --json");
+                        "  recommend --items 101,205,33 --json\n"
+                        "  recommend --anilist NAME --titles romaji");
   line.option("model", options.model, "models folder that train_model wrote");
   line.option("name", options.name, "which model in it: best_model or final_model");
   line.option("user", options.user, "a user of the data");
   line.option("data", options.data, "folder with histories.jsonl, for --user");
   line.option("items", options.items, "ids watched, oldest first, separated by commas");
+  line.option("anilist", options.anilist_name, "a user of AniList, whose list is fetched");
+  line.option("titles", options.language, "english, romaji or native, where there is one");
   line.option("count", options.count, "how many to recommend");
   line.option("threads", options.threads, "threads; 0: one a core");
   line.flag("json", options.json, "print JSON");
+  anilist::add_options(line, options.anilist);
   line.parse(argc, argv);
-  if (options.user.empty() == options.items.empty()) {
-    throw cli::UsageError("give either --user or --items");
+  const int sources =
+      !options.user.empty() + !options.items.empty() + !options.anilist_name.empty();
+  if (sources != 1) throw cli::UsageError("give one of --user, --items and --anilist");
+  if (options.language != "english" && options.language != "romaji" &&
+      options.language != "native") {
+    throw cli::UsageError(join("--titles ", options.language, ": english, romaji or native"));
   }
   return options;
 }
@@ -57,21 +66,50 @@ std::vector<std::int32_t> typed_items(const Options& options, const Catalogue& c
   return items;
 }
 
-Json item_json(const Catalogue& catalogue, std::int32_t item) {
+// What somebody watched, of the titles the model knows; the others are counted on stderr.
+std::vector<std::int32_t> items_on_anilist(const Options& options, const Catalogue& catalogue) {
+  anilist::Client client(options.anilist, [](const std::string& what) {
+    if (::isatty(STDERR_FILENO)) std::cerr << what << "\n";
+  });
+  std::vector<std::int32_t> items;
+  std::size_t unknown = 0;
+  for (const anilist::Entry& entry : anilist::fetch_list(client, options.anilist_name)) {
+    if (entry.status == "PLANNING") continue;
+    const std::int32_t item = catalogue.find(entry.id);
+    if (item >= 0)
+      items.push_back(item);
+    else
+      ++unknown;
+  }
+  if (unknown > 0) std::cerr << unknown << " titles of the list are not in the catalogue\n";
+  require(!items.empty(), "the list of ", options.anilist_name, " has no title of the catalogue");
+  return items;
+}
+
+std::string title_of(const Options& options, const Catalogue& catalogue, std::int32_t item) {
+  const std::string& wanted = options.language == "romaji"   ? catalogue[item].romaji
+                              : options.language == "native" ? catalogue[item].native
+                                                             : catalogue[item].english;
+  return wanted.empty() ? catalogue.title(item) : wanted;
+}
+
+Json item_json(const Options& options, const Catalogue& catalogue, std::int32_t item) {
   Json json;
   json.set("id", to_json(catalogue[item]).at("id"));
-  json.set("title", catalogue.title(item));
+  json.set("title", title_of(options, catalogue, item));
   return json;
 }
 
-void print_json(const Catalogue& catalogue, ItemSpan history,
+void print_json(const Options& options, const Catalogue& catalogue, ItemSpan history,
                 const std::vector<Recommendation>& picks) {
   Json::Array seen, list;
-  for (const std::int32_t item : history) seen.push_back(item_json(catalogue, item));
+  for (const std::int32_t item : history) seen.push_back(item_json(options, catalogue, item));
   for (const Recommendation& pick : picks) {
-    Json entry = item_json(catalogue, pick.item);
+    Json entry = item_json(options, catalogue, pick.item);
     entry.set("score", pick.score);
     entry.set("genres", catalogue[pick.item].genres);
+    const std::optional<double> opinion = catalogue[pick.item].average_score;
+    entry.set("average_score", opinion ? Json(*opinion) : Json());
     list.push_back(std::move(entry));
   }
   Json json;
@@ -80,17 +118,17 @@ void print_json(const Catalogue& catalogue, ItemSpan history,
   std::cout << json.text(2) << "\n";
 }
 
-void print_text(const Catalogue& catalogue, ItemSpan history,
+void print_text(const Options& options, const Catalogue& catalogue, ItemSpan history,
                 const std::vector<Recommendation>& picks) {
   std::cout << "after " << history.size() << " items, the newest:\n";
   for (const std::int32_t item : newest(history, 5)) {
-    std::cout << "          " << catalogue.title(item) << "\n";
+    std::cout << "          " << title_of(options, catalogue, item) << "\n";
   }
   std::cout << "expected next, with probability:\n";
   for (const Recommendation& pick : picks) {
     std::string share = cli::percent(pick.score);
     share.insert(0, 8 - std::min<std::size_t>(8, share.size()), ' ');
-    std::cout << share << "  " << catalogue.title(pick.item);
+    std::cout << share << "  " << title_of(options, catalogue, pick.item);
     const std::vector<std::string>& genres = catalogue[pick.item].genres;
     for (std::size_t i = 0; i < genres.size(); ++i)
       std::cout << (i == 0 ? "  (" : ", ") << genres[i];
@@ -103,17 +141,21 @@ int recommend(int argc, char** argv) {
   Recommender recommender(options.model, options.name, options.threads);
   const Catalogue& catalogue = recommender.catalogue();
   const std::vector<std::int32_t> history =
-      options.user.empty() ? typed_items(options, catalogue) : items_of_user(options, catalogue);
+      !options.user.empty()    ? items_of_user(options, catalogue)
+      : !options.items.empty() ? typed_items(options, catalogue)
+                               : items_on_anilist(options, catalogue);
   const auto picks = recommender.recommend(history, options.count);
   if (options.json)
-    print_json(catalogue, history, picks);
+    print_json(options, catalogue, history, picks);
   else
-    print_text(catalogue, history, picks);
+    print_text(options, catalogue, history, picks);
   return 0;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  return cli::run("recommend", [&] { return recommend(argc, argv); });
+  return cli::run("recommend", [&] {
+    return anilist::until_interrupted(argc, argv, [&] { return recommend(argc, argv); });
+  });
 }

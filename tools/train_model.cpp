@@ -1,6 +1,7 @@
 // Trains BERT4Rec on a folder of items.jsonl and histories.jsonl.
 
 #include "cli.hpp"
+#include "plots/plots.hpp"
 
 namespace {
 
@@ -108,6 +109,9 @@ int train(int argc, char** argv) {
   callbacks.should_stop = [] { return cli::received_signal != 0; };
   const bool finished = trainer.run(callbacks);
   bar.clear();
+  if (trainer.metrics().epochs() > 0) {
+    plots::draw_plots(trainer.metrics(), options.output / "plots");
+  }
   if (!finished) return stopped(options, cli::command_text(argc, argv));
   const TrainingMetrics& metrics = trainer.metrics();
   std::cout << "best epoch " << metrics.best_epoch << ", validation loss "

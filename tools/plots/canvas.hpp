@@ -35,9 +35,9 @@ inline constexpr Color white{255, 255, 255}, ink{38, 38, 38}, gray{110, 110, 110
     light{228, 228, 228};
 
 struct TextStyle {
-  double size = 24;     // of the em; capitals are 0.7 of it high
-  double align = 0;     // share of the width left of the point: 0 left, 0.5 centred, 1 right
-  double weight = 0.09; // width of a stroke / size
+  double size = 24;      // of the em; capitals are 0.7 of it high
+  double align = 0;      // share of the width left of the point: 0 left, 0.5 centred, 1 right
+  double weight = 0.09;  // width of a stroke / size
   Color color = ink;
   bool vertical = false;  // upwards instead of to the right
 };

@@ -56,7 +56,9 @@ std::vector<double> round_ticks(double low, double high, std::size_t most) {
     const double power = std::pow(10.0, std::abs(exponent));
     for (const double digit : {1, 2, 5}) {
       // Dividing by 10^n rounds once; multiplying by an inexact 10^-n would show: 3 * 0.1 > 0.3.
-      const auto tick = [&](double i) { return exponent < 0 ? i * digit / power : i * digit * power; };
+      const auto tick = [&](double i) {
+        return exponent < 0 ? i * digit / power : i * digit * power;
+      };
       const double first = std::floor(low / tick(1)), last = std::ceil(high / tick(1));
       if (last - first >= count) continue;
       std::vector<double> ticks;
@@ -99,9 +101,10 @@ std::vector<double> moving_average(std::span<const double> values, std::size_t r
   std::vector<double> means(values.begin(), values.end());
   for (std::size_t i = 0; i < values.size(); ++i) {
     if (!drawable(values[i])) continue;
-    const std::size_t side = std::min({reach, i, values.size() - 1 - i});
+    const std::size_t side = std::max(std::min({reach, i, values.size() - 1 - i}), reach / 8);
+    const std::size_t begin = i - std::min(i, side), end = std::min(i + side + 1, values.size());
     double sum = 0, count = 0;
-    for (const double value : values.subspan(i - side, 2 * side + 1)) {
+    for (const double value : values.subspan(begin, end - begin)) {
       if (drawable(value)) sum += value, ++count;
     }
     means[i] = sum / count;
@@ -150,7 +153,8 @@ struct Frame {
 };
 
 Ticks labelled_ticks(Range range, double pixels, double spacing, double least_step) {
-  const auto most = static_cast<std::size_t>(std::max(3.0, pixels / spacing));
+  // Two more than fit, since one or two of them lie outside.
+  const auto most = static_cast<std::size_t>(std::min(14.0, 2 + pixels / spacing));
   std::vector<double> values = round_ticks(range.low, range.high, most);
   const double step = std::max(least_step, values[1] - values[0]);
   Ticks ticks;
@@ -165,8 +169,9 @@ Ticks labelled_ticks(Range range, double pixels, double spacing, double least_st
 void draw_legend(Canvas& canvas, Point at, const std::vector<Curve>& curves) {
   for (const Curve& curve : curves) {
     if (curve.name.empty()) continue;
-    const Polyline sample{{at.x + 4, at.y - 8}, {at.x + 36, at.y - 8}};
-    canvas.stroke({&sample, 1}, std::max(5.0, curve.width), curve.color, curve.alpha);
+    const double thick = std::max(5.0, curve.width), y = at.y - 0.35 * label_size;
+    const Polyline sample{{at.x + thick / 2, y}, {at.x + 38 - thick / 2, y}};
+    canvas.stroke({&sample, 1}, thick, curve.color, curve.alpha);
     canvas.text({at.x + 50, at.y}, curve.name, {.size = label_size});
     at.x += 50 + text_width(curve.name, label_size) + 36;
   }
@@ -200,11 +205,11 @@ Frame draw_frame(Canvas& canvas, const Panel& panel, Range x, Range y,
   const double top = outer.top + (panel.title.empty() ? 12 : 2.1 * panel.title_size);
   Box box{0, top + (legend ? 52 : 0), outer.right - 40,
           outer.bottom - (panel.x_label.empty() ? 50 : 92)};
-  const Ticks y_ticks = labelled_ticks(y, box.height(), 75, 0);
-  double widest = 64;
+  const Ticks y_ticks = labelled_ticks(y, box.height(), 50, 0);
+  double widest = 48;
   for (const auto& tick : y_ticks) widest = std::max(widest, text_width(tick.second, tick_size));
-  box.left = std::round(outer.left + 76 + widest);
-  const Ticks x_ticks = given_x_ticks ? *given_x_ticks : labelled_ticks(x, box.width(), 130, 1);
+  box.left = std::round(outer.left + 76 + std::max(84.0, widest));
+  const Ticks x_ticks = given_x_ticks ? *given_x_ticks : labelled_ticks(x, box.width(), 100, 1);
   const Frame frame{box, x, y};
   draw_grid(canvas, frame, x_ticks, y_ticks, !given_x_ticks);
   canvas.text({box.left, outer.top + 1.5 * panel.title_size}, panel.title,
@@ -212,7 +217,7 @@ Frame draw_frame(Canvas& canvas, const Panel& panel, Range x, Range y,
   if (legend) draw_legend(canvas, {box.left, top + 26}, panel.curves);
   canvas.text({(box.left + box.right) / 2, outer.bottom - 22}, panel.x_label,
               {.size = label_size, .align = 0.5});
-  canvas.text({outer.left + 42, (box.top + box.bottom) / 2}, panel.y_label,
+  canvas.text({box.left - 34 - widest, (box.top + box.bottom) / 2}, panel.y_label,
               {.size = label_size, .align = 0.5, .vertical = true});
   return frame;
 }
@@ -254,10 +259,7 @@ Range epoch_range(std::size_t epochs) {
 
 Frame draw_panel(Canvas& canvas, const Panel& panel, Range y) {
   const Frame frame = draw_frame(canvas, panel, epoch_range(panel.curves[0].values.size()), y);
-  // The first curve is drawn last, on top.
-  for (auto curve = panel.curves.rbegin(); curve != panel.curves.rend(); ++curve) {
-    draw_curve(canvas, frame, *curve);
-  }
+  for (const Curve& curve : panel.curves) draw_curve(canvas, frame, curve);
   return frame;
 }
 
@@ -267,7 +269,8 @@ Frame draw_panel(Canvas& canvas, const Panel& panel, Range y) {
 std::size_t curve_pixels(const Canvas& canvas, const Box& box) {
   std::size_t count = 0;
   for (auto y = static_cast<std::size_t>(box.top); y < static_cast<std::size_t>(box.bottom); ++y) {
-    for (auto x = static_cast<std::size_t>(box.left); x < static_cast<std::size_t>(box.right); ++x) {
+    for (auto x = static_cast<std::size_t>(box.left); x < static_cast<std::size_t>(box.right);
+         ++x) {
       const auto [red, green, blue] = canvas.pixel(x, y);
       count += std::max({red, green, blue}) - std::min({red, green, blue}) > 20;
     }
@@ -302,11 +305,12 @@ void mark_lowest(Canvas& canvas, const Frame& frame, const Curve& curve) {
   if (!epoch) return;
   const double value = curve.values[*epoch];
   const Point at = frame.at(static_cast<double>(*epoch + 1), value);
-  const std::string label = join("lowest: ", short_number(value), " at epoch ", *epoch + 1);
+  const std::string label = join("lowest: ", formatted("%.*g", 4, value), " at epoch ", *epoch + 1);
   const double width = text_width(label, label_size);
   const Box place = free_place(canvas, frame.box, at, width);
-  const Polyline disc{at}, leader{{at.x, at.y}, {std::clamp(at.x, place.left + 6, place.right - 6),
-                                                 at.y < place.top ? place.top : place.bottom}};
+  const Point end{std::clamp(at.x, place.left + 6, place.right - 6),
+                  at.y < place.top ? place.top : place.bottom};
+  const Polyline disc{at}, leader{at, end};
   if (std::abs((place.top + place.bottom) / 2 - at.y) > 40) {
     canvas.stroke({&leader, 1}, 2, gray);
   }
@@ -318,12 +322,13 @@ void mark_lowest(Canvas& canvas, const Frame& frame, const Curve& curve) {
 
 // ---- Panels -------------------------------------------------------------------------------------
 
-std::vector<Curve> loss_curves(const TrainingMetrics& metrics) {
-  return {{"validation", metrics.val_losses, validation_color},
-          {"train", metrics.train_losses, train_color}};
+void draw_losses(Canvas& canvas, const TrainingMetrics& metrics, const Box& outer,
+                 double title_size) {
+  const std::vector<Curve> curves{{"train", metrics.train_losses, train_color},
+                                  {"validation", metrics.val_losses, validation_color}};
+  const Panel panel{outer, "Training and validation loss", "Epoch", "Loss", curves, title_size};
+  mark_lowest(canvas, draw_panel(canvas, panel, range_of(curves)), curves[1]);
 }
-
-void draw_losses(Canvas& canvas, const Box& outer, double title_size) {}
 
 std::vector<double> percent(std::vector<double> shares) {
   for (double& share : shares) share *= 100;
@@ -343,7 +348,7 @@ std::vector<Curve> top_curves(const TopCurves& accuracies) {
 // From 0 to a little above the highest value.
 Range share_range(const std::vector<Curve>& curves) {
   const double high = range_of(curves).high;
-  return {0, high > 90 && high < 110 ? 103 : high};
+  return {0, high > 90 && high < 110 ? 103 : high > 0 ? high : 1};
 }
 
 // Both accuracies have the same scale, so that they can be compared, unless one would be flattened
@@ -353,12 +358,118 @@ void draw_accuracies(Canvas& canvas, const TrainingMetrics& metrics, const Box& 
   const std::vector<Curve> train = top_curves(metrics.train_accuracies);
   const std::vector<Curve> validation = top_curves(metrics.val_accuracies);
   Range a = share_range(train), b = share_range(validation);
-  if (std::min(a.high, b.high) > std::max(a.high, b.high) / 3) a = b = {0, std::max(a.high, b.high)};
+  const double high = std::max(a.high, b.high);
+  if (std::min(a.high, b.high) > high / 3) a = b = {0, high};
   draw_panel(canvas, {left, "Accuracy in training", "Epoch", "Accuracy (%)", train, title_size}, a);
-  draw_panel(
-      canvas, {right, "Accuracy in validation", "Epoch", "Accuracy (%)", validation, title_size}, b);
+  draw_panel(canvas,
+             {right, "Accuracy in validation", "Epoch", "Accuracy (%)", validation, title_size}, b);
+}
+
+// The Top-K of the last epoch as pairs of bars, with their values.
+void draw_bars(Canvas& canvas, const TrainingMetrics& metrics, const Box& outer,
+               double title_size) {
+  std::vector<Curve> pair{{"train", {}, train_color, 16}, {"validation", {}, validation_color, 16}};
+  Ticks names;
+  for (std::size_t i = 0; i < top_k.size(); ++i) {
+    names.emplace_back(static_cast<double>(i), join("Top-", top_k[i]));
+    pair[0].values.push_back(100 * metrics.train_accuracies[i].back());
+    pair[1].values.push_back(100 * metrics.val_accuracies[i].back());
+  }
+  const Range y{0, 1.06 * share_range(pair).high};
+  const std::string after = join("After epoch ", metrics.epochs());
+  const Panel panel{outer, "Accuracy at the end", after, "Accuracy (%)", pair, title_size};
+  const Frame frame = draw_frame(canvas, panel, {-0.5, 3.5}, y, names);
+  for (std::size_t side = 0; side < 2; ++side) {
+    for (std::size_t i = 0; i < top_k.size(); ++i) {
+      const double value = pair[side].values[i];
+      const double left = static_cast<double>(i) - 0.38 + 0.39 * static_cast<double>(side);
+      const Point foot = frame.at(left, 0);
+      const Point head = frame.at(left + 0.37, drawable(value) ? value : 0);
+      canvas.fill({foot.x, head.y, head.x, foot.y - 1}, pair[side].color);
+      canvas.text({(foot.x + head.x) / 2, head.y - 10},
+                  drawable(value) ? formatted("%.*f", 2, value) : "none",
+                  {.size = 21, .align = 0.5});
+    }
+  }
 }
 
 }  // namespace
+
+// ---- Figures ------------------------------------------------------------------------------------
+
+void check_curves(const TrainingMetrics& metrics) {
+  require(metrics.epochs() > 0, "no epochs to draw");
+  const auto check = [&](std::string_view name, const std::vector<double>& values) {
+    require(values.size() == metrics.epochs(), name, " has ", values.size(), " values, expected ",
+            metrics.epochs());
+  };
+  check("val_losses", metrics.val_losses);
+  check("learning_rates", metrics.learning_rates);
+  for (std::size_t i = 0; i < top_k.size(); ++i) {
+    check(join("train_accuracies ", top_k[i]), metrics.train_accuracies[i]);
+    check(join("val_accuracies ", top_k[i]), metrics.val_accuracies[i]);
+  }
+}
+
+Canvas loss_figure(const TrainingMetrics& metrics) {
+  check_curves(metrics);
+  Canvas canvas(1800, 1100);
+  draw_losses(canvas, metrics, {0, 0, 1800, 1100}, 34);
+  return canvas;
+}
+
+Canvas accuracy_figure(const TrainingMetrics& metrics) {
+  check_curves(metrics);
+  Canvas canvas(2000, 1000);
+  draw_accuracies(canvas, metrics, {0, 0, 1000, 1000}, {1000, 0, 2000, 1000}, 34);
+  return canvas;
+}
+
+Canvas combined_figure(const TrainingMetrics& metrics) {
+  check_curves(metrics);
+  Canvas canvas(2000, 1500);
+  draw_losses(canvas, metrics, {0, 0, 1000, 750}, 30);
+  draw_accuracies(canvas, metrics, {1000, 0, 2000, 750}, {0, 750, 1000, 1500}, 30);
+  draw_bars(canvas, metrics, {1000, 750, 2000, 1500}, 30);
+  return canvas;
+}
+
+Canvas learning_figure(const TrainingMetrics& metrics) {
+  check_curves(metrics);
+  const std::size_t reach = std::clamp<std::size_t>(metrics.epochs() / 40, 1, 500);
+  const std::string means = join("mean over ", 2 * reach + 1, " epochs");
+  const std::vector<double>& rates = metrics.learning_rates;
+  const auto least = lowest(rates);
+  const bool rate_varies = std::any_of(rates.begin(), rates.end(), [&](double rate) {
+    return drawable(rate) && rate != rates[*least];
+  });
+  Canvas canvas(1800, 1200);
+  const double height = rate_varies ? 860 : 1200;
+  const std::vector<Curve> curves{
+      {"train", metrics.train_losses, train_color, 2.5, 0.45},
+      {"validation", metrics.val_losses, validation_color, 2.5, 0.45},
+      {"train, " + means, moving_average(metrics.train_losses, reach), train_color},
+      {"validation, " + means, moving_average(metrics.val_losses, reach), validation_color}};
+  const Panel losses{
+      {0, 0, 1800, height}, "Learning curve", rate_varies ? "" : "Epoch", "Loss", curves, 34};
+  draw_panel(canvas, losses, range_of(curves));
+  if (rate_varies) {
+    const Panel panel{{0, height, 1800, 1200}, "", "Epoch", "Learning rate", {{"", rates, ink}}};
+    draw_panel(canvas, panel, range_of(panel.curves));
+  }
+  return canvas;
+}
+
+void draw_plots(const TrainingMetrics& metrics, const bert4rec::Path& folder) {
+  check_curves(metrics);
+  bert4rec::make_folder(folder);
+  const auto write = [&](const char* name, const Canvas& picture) {
+    bert4rec::write_file(folder / name, picture.png());
+  };
+  write("loss_curve.png", loss_figure(metrics));
+  write("accuracy_curve.png", accuracy_figure(metrics));
+  write("combined_metrics.png", combined_figure(metrics));
+  write("learning_curve.png", learning_figure(metrics));
+}
 
 }  // namespace plots

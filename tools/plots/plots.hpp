@@ -3,8 +3,8 @@
 //   accuracy_curve.png    Top-1, 5, 10, 20; train left, validation right
 //   combined_metrics.png  loss, both accuracies, and bars of the last epoch's Top-K
 //   learning_curve.png    losses and their moving averages; the learning rate if it varies
-// Colours are those of Okabe and Ito, which colour-blind readers can tell apart. Values that are not
-// finite leave gaps.
+// Colours are those of Okabe and Ito, which colour-blind readers can tell apart. Values that are
+// not finite leave gaps.
 
 #ifndef BERT4REC_TOOLS_PLOTS_PLOTS_HPP
 #define BERT4REC_TOOLS_PLOTS_PLOTS_HPP
@@ -17,13 +17,16 @@
 namespace plots {
 
 inline constexpr Color train_color{0, 114, 178}, validation_color{213, 94, 0};  // blue, vermillion
-inline constexpr std::array<Color, bert4rec::top_k.size()> top_colors{  // green, orange, purple, sky
+inline constexpr std::array<Color, bert4rec::top_k.size()> top_colors{
+    // green, orange, purple, sky
     {{0, 158, 115}, {230, 159, 0}, {204, 121, 167}, {86, 180, 233}}};
 
 // Draws all four into `folder`, which is made if missing. Each file is replaced atomically.
 void draw_plots(const bert4rec::TrainingMetrics& metrics, const bert4rec::Path& folder);
 
-// One picture each. Throws Error for curves without epochs or of different lengths.
+// Throws Error for curves without epochs or of different lengths, as do all that draw them.
+void check_curves(const bert4rec::TrainingMetrics& metrics);
+
 Canvas loss_figure(const bert4rec::TrainingMetrics& metrics);
 Canvas accuracy_figure(const bert4rec::TrainingMetrics& metrics);
 Canvas combined_figure(const bert4rec::TrainingMetrics& metrics);
@@ -32,14 +35,15 @@ Canvas learning_figure(const bert4rec::TrainingMetrics& metrics);
 // ---- Parts, shown for the tests -----------------------------------------------------------------
 
 // Multiples of the smallest step 1, 2 or 5 times 10^k with which at most `most` (3 or more) of them
-// reach from below `low` to above `high`.
+// reach from below `low` to above `high`, which is more than `low`.
 std::vector<double> round_ticks(double low, double high, std::size_t most);
 // The text of a tick that stands `step` from the next.
 std::string tick_label(double value, double step);
 // In each column of pixels only the first, lowest, highest and last point, in their order: the same
 // picture from at most four points a column.
 Polyline decimate(const Polyline& points);
-// Each value's mean with as many finite neighbours on both sides as there are, at most `reach`.
+// Each value's mean with its finite neighbours: `reach` on both sides, towards the ends equally
+// fewer (which keeps the mean of a falling curve on it), down to an eighth. Gaps stay gaps.
 std::vector<double> moving_average(std::span<const double> values, std::size_t reach);
 // The first epoch (from 0) of the lowest finite value.
 std::optional<std::size_t> lowest(std::span<const double> values);

@@ -1,0 +1,366 @@
+// The pictures of a training run: the parts they are made of, what can be seen on them, the files,
+// and what `visualize` says of metrics that it cannot draw.
+
+#include <cstdio>
+
+#include "bert4rec.hpp"
+#include "check.hpp"
+#include "plots/plots.hpp"
+
+using namespace bert4rec;
+using namespace plots;
+
+namespace {
+
+constexpr double none = std::numeric_limits<double>::quiet_NaN();
+
+// ---- Parts --------------------------------------------------------------------------------------
+
+std::string labels(double low, double high, std::size_t most) {
+  const std::vector<double> ticks = round_ticks(low, high, most);
+  check(ticks.size() >= 2 && ticks.size() <= std::max<std::size_t>(most, 3), "number of ticks");
+  check(ticks.front() <= low && ticks.back() >= high, "ticks cover the range");
+  std::string text;
+  for (const double tick : ticks) text += tick_label(tick, ticks[1] - ticks[0]) + " ";
+  return text;
+}
+
+void check_ticks() {
+  check_equal(labels(0, 1, 11), "0 0.1 0.2 0.3 0.4 0.5 0.6 0.7 0.8 0.9 1.0 ");
+  check_equal(labels(0, 1, 10), "0 0.2 0.4 0.6 0.8 1.0 ");
+  check_equal(labels(0.3, 8.2, 10), "0 1 2 3 4 5 6 7 8 9 ");
+  check_equal(labels(0.3, 8.2, 5), "0 5 10 ");
+  check_equal(labels(-3, 7, 8), "-4 -2 0 2 4 6 8 ");
+  check_equal(labels(-1.1, 1.1, 1), "-2 0 2 ");  // three at least
+  check_equal(labels(1, 10000, 9), "0 2000 4000 6000 8000 10000 ");
+  check_equal(labels(1e-5, 4.9e-5, 6), "1e-5 2e-5 3e-5 4e-5 5e-5 ");
+  check_equal(labels(0, 0.001, 3), "0 0.0005 0.0010 ");
+  check_equal(labels(9e5, 1.5e7, 5), "0 5e6 1.0e7 1.5e7 ");
+  check_equal(labels(1e6, 1e6 + 2, 3), "1000000 1000001 1000002 ");
+  check_equal(labels(-1e289, 1e289, 5), "-1.0e289 -5e288 0 5e288 1.0e289 ");
+  check_equal(round_ticks(0, 1, 11)[3], 0.3);  // the very number, not 3 * 0.1
+}
+
+// By column of pixels: the first, lowest, highest and last value.
+std::map<double, std::array<double, 4>> columns(const Polyline& line) {
+  std::map<double, std::array<double, 4>> found;
+  for (const auto& [x, y] : line) {
+    auto& [first, low, high, last] =
+        found.try_emplace(std::floor(x), std::array{y, y, y, y}).first->second;
+    low = std::min(low, y), high = std::max(high, y), last = y;
+  }
+  return found;
+}
+
+// 20 to 21 noisy points a column of pixels, with one spike to either side.
+void check_decimate() {
+  Polyline points;
+  const Key key = make_key(3);
+  for (std::size_t i = 0; i < 10'000; ++i) {
+    points.push_back({0.049 * static_cast<double>(i), truncated_normal(key, i)});
+  }
+  points[4321].y = 77, points[7777].y = -88;
+  const Polyline kept = decimate(points);
+  check(kept.size() <= 4 * 491 && kept.size() > 1000, "at most four a column");
+  check(columns(points) == columns(kept),
+        "every column keeps its first, lowest, highest and last value");
+  for (std::size_t i = 1; i < kept.size(); ++i) check(kept[i - 1].x < kept[i].x, "in order");
+  const Polyline sparse{{0.5, 3}, {1.5, 1}, {2.5, 2}};
+  check(decimate(sparse) == sparse, "few points stay as they are");
+  check(decimate({}).empty(), "no points");
+}
+
+void check_averages() {
+  std::vector<double> line(40), spike(40);
+  for (std::size_t i = 0; i < 40; ++i) line[i] = 3 - 0.5 * static_cast<double>(i);
+  check(moving_average(line, 7) == line, "a straight line is its own mean, to its ends");
+  spike[20] = 11;
+  const std::vector<double> means = moving_average(spike, 5);
+  for (std::size_t i = 0; i < 40; ++i) check_equal(means[i], i >= 15 && i <= 25 ? 1.0 : 0.0);
+  const std::vector<double> gap = moving_average(std::vector<double>{1, 2, none, 4, 6}, 1);
+  check(std::isnan(gap[2]), "a gap stays");
+  check_equal(gap[1], 1.5);
+  check_equal(gap[3], 5.0);
+  check(lowest(std::vector<double>{none, 3, 1, -INFINITY, 1}) == 2u, "the first lowest");
+  check(!lowest(std::vector<double>{none, INFINITY}), "nothing to mark");
+}
+
+// ---- Pictures -----------------------------------------------------------------------------------
+
+// A run whose curves keep apart.
+TrainingMetrics sample(std::size_t epochs) {
+  TrainingMetrics metrics;
+  for (std::size_t i = 0; i < epochs; ++i) {
+    const double done = static_cast<double>(i) / static_cast<double>(epochs);
+    metrics.train_losses.push_back(1 + 6 * std::exp(-5 * done));
+    metrics.val_losses.push_back(2 + 6 * std::exp(-5 * done) + done * done);
+    metrics.learning_rates.push_back(1e-3 * (1 - done));
+    metrics.epoch_seconds.push_back(1);
+    for (std::size_t k = 0; k < top_k.size(); ++k) {
+      const double level = 0.2 + 0.1 * static_cast<double>(k);
+      metrics.train_accuracies[k].push_back(level + 0.2 * done);
+      metrics.val_accuracies[k].push_back(level);
+    }
+  }
+  return metrics;
+}
+
+// Calls change(values) for every curve but the learning rate.
+template <class Change>
+TrainingMetrics changed(TrainingMetrics metrics, Change&& change) {
+  change(metrics.train_losses), change(metrics.val_losses);
+  for (auto& values : metrics.train_accuracies) change(values);
+  for (auto& values : metrics.val_accuracies) change(values);
+  return metrics;
+}
+
+// The pixels of exactly this colour, and where they lie; below the legend (y > 130) if asked.
+struct Seen {
+  std::size_t count = 0, left = 9999, right = 0, top = 9999, bottom = 0;
+};
+Seen seen(const Canvas& canvas, Color color, bool below_legend = false) {
+  Seen found;
+  for (std::size_t y = below_legend ? 130 : 0; y < canvas.height(); ++y) {
+    for (std::size_t x = 0; x < canvas.width(); ++x) {
+      if (canvas.pixel(x, y) != color) continue;
+      ++found.count;
+      found.left = std::min(found.left, x), found.right = std::max(found.right, x);
+      found.top = std::min(found.top, y), found.bottom = std::max(found.bottom, y);
+    }
+  }
+  return found;
+}
+
+// Each curve shows in its colour: `pixels` more than in the picture of a run without any value.
+void check_figures(const TrainingMetrics& metrics, std::size_t pixels) {
+  const TrainingMetrics blank = changed(
+      metrics, [](std::vector<double>& values) { std::fill(values.begin(), values.end(), none); });
+  std::vector<Color> sides{train_color, validation_color},
+      tops(top_colors.begin(), top_colors.end());
+  std::vector<Color> both = sides;
+  both.insert(both.end(), tops.begin(), tops.end());
+  const auto check_figure = [&](auto figure, const std::vector<Color>& colors) {
+    const Canvas drawn = figure(metrics), empty = figure(blank);
+    check(drawn.width() >= 1600 && drawn.height() >= 900, "size");
+    for (const Color& color : colors) {
+      const std::size_t before = seen(empty, color).count, after = seen(drawn, color).count;
+      if (after < before + pixels) check_equal(join(after), join("at least ", before + pixels));
+    }
+  };
+  check_figure(loss_figure, sides);
+  check_figure(accuracy_figure, tops);
+  check_figure(combined_figure, both);
+  check_figure(learning_figure, sides);
+}
+
+void check_constant() {
+  const TrainingMetrics metrics = changed(sample(200), [](std::vector<double>& values) {
+    std::fill(values.begin(), values.end(), values[0]);
+  });
+  check_figures(metrics, 1500);
+  const Seen line = seen(loss_figure(metrics), train_color, true);
+  check(line.right - line.left > 1500, "from side to side");
+  check(line.bottom - line.top < 4, "level");
+  TrainingMetrics one_value = sample(50);  // no range at all
+  one_value.train_losses.assign(50, 0.3), one_value.val_losses.assign(50, 0.3);
+  const Seen middle = seen(loss_figure(one_value), validation_color, true);
+  check(middle.count > 3000 && middle.top > 400 && middle.bottom < 700, "in the middle");
+}
+
+void check_gaps() {
+  const TrainingMetrics metrics = changed(sample(200), [](std::vector<double>& values) {
+    std::fill(values.begin() + 90, values.begin() + 110, none);
+    values[30] = values[32] = INFINITY;  // leaves 31 alone
+  });
+  check_figures(metrics, 1000);
+  const Canvas canvas = loss_figure(metrics), whole = loss_figure(sample(200));
+  const Seen line = seen(canvas, train_color, true);
+  const auto in_the_middle = [&](const Canvas& picture) {
+    std::size_t count = 0;
+    for (std::size_t x = (line.left + line.right) / 2 - 60; x < (line.left + line.right) / 2 + 60;
+         ++x) {
+      for (std::size_t y = line.top; y <= line.bottom; ++y) {
+        count += picture.pixel(x, y) == train_color;
+      }
+    }
+    return count;
+  };
+  check_equal(in_the_middle(canvas), std::size_t{0});
+  check(in_the_middle(whole) >= 120, "no gap without missing values");
+}
+
+void check_huge() {
+  TrainingMetrics metrics = sample(200);
+  metrics.train_losses[100] = 1e285, metrics.val_losses[101] = -3e289,
+  metrics.val_losses[9] = 1.7e308, metrics.val_losses[11] = -1.7e308;
+  metrics.train_accuracies[0][7] = 1e12, metrics.val_accuracies[3][8] = -1e200;
+  check(seen(loss_figure(metrics), validation_color, true).count > 3000, "a line with a spike");
+  check_figures(changed(sample(50), [](auto& values) { values.assign(50, 4e-310); }), 0);
+  check(seen(combined_figure(metrics), train_color).count > 1500, "drawn");
+  check(seen(learning_figure(metrics), validation_color).count > 1500, "drawn");
+}
+
+// Below and right in the combined figure: areas are as the sums of the last values.
+void check_bars() {
+  TrainingMetrics metrics = sample(3);
+  for (std::size_t k = 0; k < top_k.size(); ++k) {
+    metrics.train_accuracies[k][2] = 0.8 + 0.05 * static_cast<double>(k);  // 0.875 on average
+    metrics.val_accuracies[k][2] = 0.1 + 0.1 * static_cast<double>(k);     // 0.25
+  }
+  const Canvas canvas = combined_figure(metrics);
+  double train = 0, validation = 0;
+  for (std::size_t y = 860; y < 1500; ++y) {
+    for (std::size_t x = 1100; x < 2000; ++x) {
+      train += canvas.pixel(x, y) == train_color;
+      validation += canvas.pixel(x, y) == validation_color;
+    }
+  }
+  check(validation > 20'000, "bars");
+  check(std::abs(train / validation / 3.5 - 1) < 0.03, "in proportion");
+}
+
+// The ring is the lowest thing of its colour: an arc below white below an arc.
+void check_mark() {
+  TrainingMetrics metrics = sample(200);
+  metrics.val_losses[149] = 0.5;
+  const Canvas canvas = loss_figure(metrics);
+  const Seen found = seen(canvas, validation_color, true);
+  std::size_t x = found.left;
+  while (canvas.pixel(x, found.bottom) != validation_color) ++x;
+  check(canvas.pixel(x, found.bottom - 10) == white, "white inside the ring");
+  check(canvas.pixel(x, found.bottom - 19) == validation_color, "the ring's upper arc");
+  const double share = static_cast<double>(x - 160) / 1600;
+  check(std::abs(share - 0.75) < 0.03, "at epoch 150 of 200");
+}
+
+void check_letters() {
+  const auto ink_of = [](std::string_view text) {
+    Canvas canvas(400, 60);
+    canvas.text({20, 40}, text, {.size = 40});
+    return seen(canvas, ink).count;
+  };
+  for (char c = '!'; c <= '~'; ++c) {
+    if (ink_of({&c, 1}) < 5) check(false, join("a letter for ", c));
+  }
+  check_equal(ink_of(" "), std::size_t{0});
+  check_equal(ink_of("\xC3\xA9"), ink_of("??"));
+  check_equal(text_width("ab", 50), text_width("a", 50) + text_width("b", 50));
+  check(text_width("Epoch", 48) == 2 * text_width("Epoch", 24), "width grows with size");
+}
+
+// ---- Files --------------------------------------------------------------------------------------
+
+std::uint32_t big_endian(std::string_view bytes, std::size_t at) {
+  std::uint32_t value = 0;
+  for (std::size_t i = 0; i < 4; ++i)
+    value = value << 8 | static_cast<unsigned char>(bytes[at + i]);
+  return value;
+}
+
+constexpr std::array names{"accuracy_curve.png", "combined_metrics.png", "learning_curve.png",
+                           "loss_curve.png"};
+
+void check_files() {
+  const TemporaryFolder folder;
+  const Path output = folder / "new" / "folder";
+  draw_plots(sample(2), output);
+  write_file(output / names[0], "old");
+  draw_plots(sample(30), output);
+  std::size_t files = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(output)) files += entry.exists();
+  check_equal(files, names.size());  // nothing temporary is left
+  for (const char* name : names) {
+    const std::string bytes = read_file(output / name);
+    check(bytes.starts_with("\x89PNG\r\n\x1A\n"), "signature");
+    check_equal(bytes.substr(12, 4), "IHDR");
+    check(big_endian(bytes, 16) >= 1600 && big_endian(bytes, 20) >= 900, "size");
+    check(bytes[24] == 8 && bytes[25] == 2, "8 bits, RGB");
+    check_equal(bytes.substr(bytes.size() - 8, 4), "IEND");
+    check(bytes.size() > 20'000, "content");
+  }
+  TrainingMetrics uneven = sample(3);
+  uneven.val_accuracies[2].pop_back();
+  check_throws([&] { draw_plots(uneven, output); }, {"val_accuracies 10 has 2 values, expected 3"});
+  write_file(folder / "file", "");
+  check_throws([&] { draw_plots(sample(2), folder / "file"); }, {(folder / "file").string()});
+}
+
+// Runs `visualize`: its exit code and what it printed.
+std::pair<int, std::string> visualize(const std::string& flags) {
+  const std::string command = join(BERT4REC_BINARY_FOLDER, "/visualize ", flags, " 2>&1");
+  std::FILE* pipe = ::popen(command.c_str(), "r");
+  require(pipe != nullptr, "cannot run ", command);
+  std::string text;
+  for (int c = std::fgetc(pipe); c != EOF; c = std::fgetc(pipe)) text += static_cast<char>(c);
+  const int status = ::pclose(pipe);
+  return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, text};
+}
+
+void check_refused(const std::string& flags, std::string_view part, int code = 1) {
+  const auto [found, text] = visualize(flags);
+  check_equal(found, code);
+  if (text.find(part) == text.npos) check_equal(text, join("... ", part, " ..."));
+  check_equal(std::count(text.begin(), text.end(), '\n'), 1);
+}
+
+void check_tool() {
+  const TemporaryFolder folder;
+  const Path file = folder / "metrics.json";
+  const std::string flags = join("--metrics ", file);
+  check_refused(flags, "metrics.json: cannot open");
+  const auto refused = [&](const std::string& text, std::string_view part) {
+    write_file(file, text);
+    check_refused(flags, join(file, ":"));
+    check_refused(flags, part);
+  };
+  const auto with = [&](std::string_view field, const Json& value) {
+    const Json whole = sample(3).to_json();
+    Json json;
+    for (const auto& [name, old] : whole.object()) json.set(name, name == field ? value : old);
+    return json.text(2);
+  };
+  const std::string good = sample(3).to_json().text(2);
+  refused("", "found the end of the text");
+  refused(good.substr(0, good.size() / 2), "found the end of the text");
+  refused("[1, 2]", "an object");
+  refused("{}", "missing field \"train_losses\"");
+  refused(with("train_losses", 3), "an array");
+  refused(with("val_losses", std::vector<std::string>{"a", "b", "c"}), "a number");
+  refused(with("val_losses", std::vector<double>{1, 2}), "different lengths");
+  refused(with("val_accuracies", Json::parse(R"({"1": [1], "5": [1], "10": [1], "20": [1]})")),
+          "different lengths");
+  refused(with("best_epoch", 4), "best_epoch is 4 of 3");
+  refused(TrainingMetrics().to_json().text(), "no epochs");
+  check_refused("--nonsense", "unknown option --nonsense", 2);
+  write_file(file, good);
+  check_refused(join(flags, " --output ", file), "metrics.json: cannot create the folder");
+  make_folder(folder / "taken" / names[0]);  // a folder where a picture should go
+  check_refused(join(flags, " --output ", folder / "taken"), "accuracy_curve.png: cannot replace");
+  const auto [code, text] = visualize(flags);
+  check_equal(code, 0);
+  for (const char* name : names) {
+    check(std::filesystem::exists(folder / name), "beside the metrics");
+    check(text.find(name) != text.npos, "named");
+  }
+}
+
+}  // namespace
+
+int main() {
+  test("ticks are round and cover the range", check_ticks);
+  test("decimation keeps the extremes", check_decimate);
+  test("moving averages, lowest value", check_averages);
+  test("letters", check_letters);
+  test("one epoch", [] { check_figures(sample(1), 30); });
+  test("two epochs", [] { check_figures(sample(2), 1500); });
+  test("200 epochs", [] { check_figures(sample(200), 1500); });
+  test("10,000 epochs", [] { check_figures(sample(10'000), 1500); });
+  test("constant curves", check_constant);
+  test("gaps", check_gaps);
+  test("huge and tiny values", check_huge);
+  test("bars", check_bars);
+  test("the lowest loss is marked", check_mark);
+  test("files", check_files);
+  test("the tool", check_tool);
+  return finish();
+}

@@ -1,0 +1,35 @@
+// Draws the curves of a training run as four PNG pictures.
+
+#include "cli.hpp"
+#include "plots/plots.hpp"
+
+namespace {
+
+using namespace bert4rec;
+
+int visualize(int argc, char** argv) {
+  Path file = "output/plots/training_metrics.json", output;
+  cli::CommandLine line("visualize", "draws the curves of a training run as PNG pictures",
+                        "visualize --metrics output/plots/training_metrics.json");
+  line.option("metrics", file, "training_metrics.json that train_model wrote");
+  line.option("output", output, "folder for the pictures (that of --metrics)");
+  line.parse(argc, argv);
+  if (output.empty()) output = file.has_parent_path() ? file.parent_path() : Path(".");
+  const Json json = Json::parse(read_file(file), file.string());
+  const TrainingMetrics metrics = in_context(file.string(), [&] {
+    TrainingMetrics read = TrainingMetrics::from_json(json);
+    plots::check_curves(read);
+    return read;
+  });
+  plots::draw_plots(metrics, output);
+  std::cout
+      << "drew loss_curve.png, accuracy_curve.png, combined_metrics.png and learning_curve.png"
+      << " in " << output.string() << "\n";
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return cli::run("visualize", [&] { return visualize(argc, argv); });
+}
