@@ -2,6 +2,7 @@
 # prepare_dataset and load_users against a server of our own on 127.0.0.1 that knows every fault.
 #   sh tests/test_anilist.sh FOLDER_OF_THE_BINARIES
 set -u
+script=$(cd "$(dirname "$0")" && pwd)/$(basename "$0")
 bin=$(cd "$1" && pwd)
 work=$(mktemp -d)
 server=
@@ -346,5 +347,28 @@ cut -d' ' -f2 log | uniq | sort | uniq -d >again
 
 echo "killed $first_kills times: $first_requests requests for 100 pages; killed $kills times:" \
   "$(requests) requests for 60 users; most memory $largest kB"
+# ---- run_all: from nothing to recommendations ---------------------------------------------------
+here=$(cd "$(dirname "$script")/.." && pwd)
+serve --titles 260
+all() {
+  BERT4REC_BIN=$bin sh "$here/tools/run_all.sh" --users names --name Alice --count 230 \
+    --min-anime 20 --epochs 2 --data all/data --output all/run --endpoint "$url" \
+    --requests-per-minute 0 --hidden-size=16 --num-heads 2 --split last "$@"
+}
+printf 'Alice\nBob\nnobody\n' >names
+expect 0 "expected next, with probability" all
+for name in loss_curve accuracy_curve combined_metrics learning_curve; do
+  check test -s all/run/plots/$name.png
+done
+before=$(requests)
+expect 0 "continuing after epoch 2" all --epochs 3
+requests_are $((before + 2)) "run_all again: only the unknown user and the list of Alice"
+expect 2 "unknown option --wrong" all --wrong 1
+expect 0 '"average_score"' "$bin/recommend" --model all/run/models --anilist Alice \
+  --endpoint "$url" --requests-per-minute 0 --titles native --json
+expect 1 "nobody" "$bin/recommend" --model all/run/models --anilist nobody --endpoint "$url" \
+  --requests-per-minute 0
+stop_server
+
 echo "$passed passed, $failed failed"
 [ $failed = 0 ]

@@ -30,6 +30,6 @@ build/recommend --data data/demo --model "$output/models" --user "$viewer" --cou
 step "where things are"
 echo "models       $output/models (best_model.safetensors, item_mappings.json)"
 echo "checkpoints  $output/checkpoints"
-echo "curves       $output/plots/training_metrics.json"
+echo "pictures     $output/plots/*.png (and training_metrics.json)"
 echo "log          $output/logs/training.log"
-echo "your own data: build/import_interactions --help, then build/train_model --help"
+echo "your own data: build/import_interactions --help; your AniList: sh tools/run_all.sh --help"

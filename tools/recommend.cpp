@@ -73,7 +73,10 @@ std::vector<std::int32_t> items_on_anilist(const Options& options, const Catalog
   });
   std::vector<std::int32_t> items;
   std::size_t unknown = 0;
-  for (const anilist::Entry& entry : anilist::fetch_list(client, options.anilist_name)) {
+  const std::vector<anilist::Entry> entries =
+      in_context(join("the list of ", options.anilist_name),
+                 [&] { return anilist::fetch_list(client, options.anilist_name); });
+  for (const anilist::Entry& entry : entries) {
     if (entry.status == "PLANNING") continue;
     const std::int32_t item = catalogue.find(entry.id);
     if (item >= 0)
