@@ -26,6 +26,7 @@ sed -n '/^```cpp$/,/^```$/p' "$here/README.md" | sed '/^```/d' >example.cpp
 sed -n 's/^\/\/     //p' "$here/bert4rec.hpp" | sed -n '/^#include "bert4rec/,/^}/p' >header.cpp
 diff example.cpp header.cpp
 "$CXX" -std=c++20 -O2 -pthread -I "$here" example.cpp -o example
+"$CXX" -std=c++20 -fsyntax-only -DBERT4REC_PORTABLE -I "$here" example.cpp
 cd "$here"
 "$work/example" >"$work/picks" 2>&1 || { cat "$work/picks"; exit 1; }
 [ "$(wc -l <"$work/picks")" = 10 ]

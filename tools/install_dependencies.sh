@@ -10,7 +10,8 @@ command -v g++ >/dev/null 2>&1 || command -v clang++ >/dev/null 2>&1 || need g++
 command -v cmake >/dev/null 2>&1 || need cmake
 command -v make >/dev/null 2>&1 || command -v ninja >/dev/null 2>&1 || need make
 [ -f /usr/include/stb/stb_image_write.h ] || need libstb-dev
-ls /usr/include/curl/curl.h /usr/include/*/curl/curl.h >/dev/null 2>&1 || need libcurl4-openssl-dev
+[ -n "$(ls /usr/include/curl/curl.h /usr/include/*/curl/curl.h 2>/dev/null)" ] ||
+  need libcurl4-openssl-dev
 if [ "${1:-}" = --tests ]; then
   command -v g++ >/dev/null 2>&1 || need g++
   command -v clang++ >/dev/null 2>&1 || need clang
