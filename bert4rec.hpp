@@ -3708,13 +3708,13 @@ class Trainer {
     const Json progress = stored("progress"), metrics = stored("training_metrics");
     require(file.metadata("data") == fingerprint_, file.path(),
             ": made from other data (other items, users or histories)");
-    load_engine(file, *engine_, true);
     in_context(file.path().string(), [&] {
       require_same(to_json(model_), model);
       require_same(to_json(train_), train);
       read_progress(progress);
       metrics_ = TrainingMetrics::from_json(metrics);
     });
+    load_engine(file, *engine_, true);
     return file.path();
   }
 
@@ -4325,7 +4325,7 @@ BERT4REC_INLINE V exp(V x) {
   return x <= 88.7228317f ? y : x + std::numeric_limits<float>::infinity();  // or NaN
 }
 
-// |x| <= 0.875: x + x P(x^2);  else 1 - exp(G(|x|)), which is 1 from 3.92 on; at most 1.2 units off.
+// |x| <= 0.875: x + x P(x^2);  else 1 - exp(G(|x|)), 1 from 3.92 on. At most 1.2 units off.
 BERT4REC_INLINE V erf(V x) {
   const VI sign = (VI)x & std::numeric_limits<std::int32_t>::min();
   const V a = (V)((VI)x ^ sign), s = x * x;

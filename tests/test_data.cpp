@@ -155,7 +155,7 @@ void test_rank_metrics() {
   std::vector<float> scores{5, 4, 4, 3, 9};
   const std::vector<std::int32_t> seen{4};
   check_equal(rank_unseen(scores, {seen, 3}), 4u);  // 4 is seen; 0, 1 and 2 are better
-  check_equal(rank_unseen(scores, {{}, 1}), 2u);    // 0 is better (4 stays out); one tie: half of it
+  check_equal(rank_unseen(scores, {{}, 1}), 2u);    // only 0 is better, and half a tie
 }
 
 void test_popularity() {

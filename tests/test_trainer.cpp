@@ -133,6 +133,9 @@ void test_refusals() {
   other_model.num_heads = 4;
   check_refused(data, other_model, small_train(), folder.path(),
                 {"checkpoint_epoch_4", "num_heads 2, now 4"});
+  other_model = small_model();
+  other_model.hidden_size = 32;
+  check_refused(data, other_model, small_train(), folder.path(), {"hidden_size 16, now 32"});
   TrainConfig other_train = small_train();
   other_train.seed = 1;
   check_refused(data, small_model(), other_train, folder.path(), {"seed 42, now 1"});
@@ -248,7 +251,7 @@ void test_allocations() {
 
 }  // namespace
 
-// Counts every allocation of this program. (noinline: GCC 12 would warn of malloc paired with delete.)
+// Counts every allocation of this program. (noinline: GCC 12 would warn of malloc and delete.)
 [[gnu::noinline]] void* operator new(std::size_t size) {
   ++allocations;
   if (void* memory = std::malloc(size)) return memory;
