@@ -26,8 +26,9 @@ if [ "${1:-}" = quick ]; then
   suite quick "${CXX:-c++}" "" "" ""
   exit
 fi
-suite g++ g++ "" "" ""
-suite clang++ clang++ "" "-E anilist" ""  # a minute of waiting, done before and after
+# The slow ones once: AniList (a minute of waiting) where memory is watched, consumers with g++.
+suite g++ g++ "" "-E anilist" ""
+suite clang++ clang++ "" "-E anilist|consumer" ""
 suite address g++ address,undefined "" ""
 suite thread g++ thread "-R test_(threads|trainer|gradients)" \
   "--target test_threads test_trainer test_gradients"
