@@ -3,7 +3,7 @@
 #   sh tests/test_tools.sh FOLDER_OF_THE_BINARIES
 set -u
 here=$(cd "$(dirname "$0")/.." && pwd)
-bin=$1
+bin=$(cd "$1" && pwd) || exit 1
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work" || exit 1
@@ -146,7 +146,11 @@ mv kept run/models/item_mappings.json
 "$bin/train_model" --data good --output busy --hidden-size 8 --num-heads 2 --epochs 100000 \
   --split last >/dev/null 2>&1 &
 first=$!
-while [ ! -s busy/logs/training.log ]; do sleep 0.05; done
+tries=0
+while [ ! -s busy/logs/training.log ] && [ $tries -lt 600 ]; do
+  tries=$((tries + 1))
+  sleep 0.05
+done
 expect 1 "another process or Trainer is writing to this folder" train good busy --split=last
 # A signal finishes the step, saves, and prints the command that continues.
 kill -TERM $first
@@ -166,7 +170,7 @@ fi
 
 # ---- interrupted anywhere and resumed: the same bytes -------------------------------------------
 long() { exec "$bin/train_model" --data good --output "$1" --hidden-size 8 --num-heads 2 --batch-size 2 \
-  --max-seq-len 16 --epochs 800 --split last --threads "$2" $3; }
+  --max-seq-len 16 --epochs 500 --split last --threads "$2" $3; }
 (long straight 1 "") >/dev/null
 stops=0
 long pieces 2 "" >/dev/null & pid=$!
