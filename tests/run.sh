@@ -2,7 +2,7 @@
 # All tests, from a fresh checkout: plain with g++ and clang++, under AddressSanitizer with
 # UndefinedBehaviorSanitizer, and the threaded ones under ThreadSanitizer.
 #
-#   sh tests/run.sh           everything (about ten minutes on two cores)
+#   sh tests/run.sh           everything (about a quarter of an hour on two cores)
 #   sh tests/run.sh quick     only the plain build with the default compiler
 set -eu
 cd "$(dirname "$0")/.."
