@@ -1297,6 +1297,9 @@ enum class Split {
   last    // leave one out: each user's last item is for the test, the one before for validation
 };
 
+// What on the validation data tells the best epoch: the lowest loss, or the highest Top-K accuracy.
+enum class Metric { loss, top1, top5, top10, top20 };
+
 namespace detail {
 
 template <class Enum>
@@ -1312,6 +1315,10 @@ struct EnumNames<Schedule> {
 template <>
 struct EnumNames<Split> {
   static constexpr std::array<std::string_view, 2> names{"users", "last"};
+};
+template <>
+struct EnumNames<Metric> {
+  static constexpr std::array<std::string_view, 5> names{"loss", "top1", "top5", "top10", "top20"};
 };
 
 }  // namespace detail
@@ -1386,8 +1393,19 @@ struct TrainConfig {
   Schedule schedule = Schedule::constant;
   std::size_t warmup_steps = 0;
   double mask_probability = 0.15;
+  double mask_last = 0.0;
+  double random_share = 0.0;
+  double keep_share = 0.0;
+  std::size_t static_masks = 0;
+  std::size_t window_stride = 0;
+  double reversed_share = 0.0;
   Split split = Split::users;
   double validation_ratio = 0.1;
+  std::size_t folds = 0;
+  std::size_t fold = 1;
+  std::size_t validation_limit = 0;
+  Metric best_by = Metric::loss;
+  std::size_t patience = 0;
   std::uint64_t seed = 42;
   std::size_t save_every = 10;
   std::size_t threads = 0;
@@ -1406,8 +1424,24 @@ struct TrainConfig {
     visit("warmup_steps", self.warmup_steps, 0, 1'000'000'000, "steps of linear rise from 0");
     visit("mask_probability", self.mask_probability, 0.0, 1.0,
           "share of items hidden; at least one");
+    visit("mask_last", self.mask_last, 0.0, 1.0, "share of rows that hide just their last item");
+    visit("random_share", self.random_share, 0.0, 1.0, "of hidden items: shown as a random item");
+    visit("keep_share", self.keep_share, 0.0, 1.0, "of hidden items: shown as they are");
+    visit("static_masks", self.static_masks, 0, 1'000'000,
+          "fixed masks of a window, used in turn; 0: new ones every epoch");
+    visit("window_stride", self.window_stride, 0, 1'000'000,
+          "items between windows of a history; 0: only the newest window");
+    visit("reversed_share", self.reversed_share, 0.0, 1.0, "share of rows shown newest item first");
     visit("split", self.split, 0, 1, "held out: some users, or each user's last two items");
     visit("validation_ratio", self.validation_ratio, 0.0, 0.99, "share of users held out");
+    visit("folds", self.folds, 0, 1'000'000,
+          "cut the users in so many parts, of which one is held out; 0: validation_ratio");
+    visit("fold", self.fold, 1, 1'000'000, "which of them is held out, from 1");
+    visit("validation_limit", self.validation_limit, 0, 1'000'000'000,
+          "users to validate on after an epoch, evenly spread; 0: all");
+    visit("best_by", self.best_by, 0, 4, "what tells the best epoch");
+    visit("patience", self.patience, 0, 10'000'000,
+          "stop after so many epochs without a better one; 0: never");
     visit("seed", self.seed, 0, 9'223'372'036'854'775'807, "all randomness comes from this number");
     visit("save_every", self.save_every, 1, 10'000'000, "epochs between checkpoints");
     visit("threads", self.threads, 0, 1024, "threads; 0: one a core. Never changes a result");
@@ -1432,7 +1466,15 @@ inline void validate(const ModelConfig& config) {
           ", which does not divide hidden_size ", config.hidden_size);
 }
 
-inline void validate(const TrainConfig& config) { validate_ranges(config); }
+inline void validate(const TrainConfig& config) {
+  validate_ranges(config);
+  require(config.random_share + config.keep_share <= 1, "random_share ", config.random_share,
+          " and keep_share ", config.keep_share, " are more than 1 together");
+  if (config.folds == 0) return;
+  require(config.folds > 1, "folds is 1, expected 0 or at least 2");
+  require(config.fold <= config.folds, "fold is ", config.fold, " of ", config.folds);
+  require(config.split == Split::users, "folds cut the users: they need split users");
+}
 
 template <class Config>
 Json to_json(const Config& config) {
@@ -2988,10 +3030,11 @@ struct Batch {
     }
     offsets.push_back(tokens.size());
   }
-  void push_mask(std::int32_t target) {
+  // A place whose item is to be named; the model sees `shown` there.
+  void push_mask(std::int32_t target, std::int32_t shown = mask_token) {
     masked.push_back(tokens.size());
     targets.push_back(target);
-    tokens.push_back(mask_token);
+    tokens.push_back(shown);
   }
 };
 
@@ -3000,23 +3043,30 @@ inline ItemSpan newest(ItemSpan items, std::size_t most) {
   return items.last(std::min(most, items.size()));
 }
 
-// A row for the Cloze task (section 3.6): of the newest L items, round(probability n), at least
-// one, are replaced by [MASK]. Which ones: every choice of that many is equally likely. (The
-// authors' code also slides windows over older items, and adds rows with only the last one masked.)
+// The Cloze task (section 3.6) hides round(probability n) of n places, at least one. Which ones:
+// every choice of that many is equally likely. Calls place(i, hidden) for each i < n.
+template <class Place>
+void choose_masks(std::size_t n, double probability, Key key, Place&& place) {
+  const double share = probability * static_cast<double>(n);
+  std::size_t wanted = std::max<std::size_t>(1, static_cast<std::size_t>(share + 0.5));
+  for (std::size_t i = 0; i < n; ++i) {
+    // With `wanted` to choose among the n - i that are left, choose this one with wanted / (n - i).
+    const bool hidden = below(key, i, n - i) < wanted;
+    wanted -= hidden;
+    place(i, hidden);
+  }
+}
+
+// A row for the Cloze task: the newest L items of a history, some of them behind [MASK].
 inline void add_cloze_row(Batch& batch, ItemSpan history, const ModelConfig& model,
                           double probability, Key key) {
   const ItemSpan items = newest(history, model.max_length);
-  const double share = probability * static_cast<double>(items.size());
-  std::size_t wanted = std::max<std::size_t>(1, static_cast<std::size_t>(share + 0.5));
-  for (std::size_t i = 0; i < items.size(); ++i) {
-    // With `wanted` to choose among the n - i that are left, choose this one with wanted / (n - i).
-    if (below(key, i, items.size() - i) < wanted) {
+  choose_masks(items.size(), probability, key, [&](std::size_t i, bool hidden) {
+    if (hidden)
       batch.push_mask(items[i]);
-      --wanted;
-    } else {
+    else
       batch.tokens.push_back(token_of(items[i]));
-    }
-  }
+  });
   batch.end_row();
 }
 
@@ -3028,6 +3078,52 @@ inline void add_next_item_row(Batch& batch, ItemSpan history, const ModelConfig&
   }
   batch.push_mask(target);
   batch.end_row();
+}
+
+// What the model sees where an item is hidden: [MASK]; or, as in BERT (its 80/10/10), sometimes a
+// random item or the item itself, since [MASK] never occurs in a real history. The paper has [MASK].
+inline std::int32_t shown_token(std::int32_t item, const ModelConfig& model,
+                                const TrainConfig& train, Key key) {
+  const double draw = uniform(key, 0);
+  if (draw < train.random_share) {
+    return token_of(static_cast<std::int32_t>(below(key, 1, model.num_items)));
+  }
+  return draw < train.random_share + train.keep_share ? token_of(item) : mask_token;
+}
+
+// A row of training: add_cloze_row() with the choices of `train`. A share mask_last of the rows
+// hides the last item alone, which is what the model is asked later (section 3.6); of the others a
+// share is reversed. `key` decides all of it.
+inline void add_training_row(Batch& batch, ItemSpan window, const ModelConfig& model,
+                             const TrainConfig& train, Key key) {
+  const Key choices = fold_in(key, ~std::uint64_t{0});  // apart from the counters of the masks
+  if (uniform(choices, 0) < train.mask_last) {
+    const std::size_t before = window.size() - 1;
+    return add_next_item_row(batch, window.first(before), model, window[before]);
+  }
+  const ItemSpan items = newest(window, model.max_length);
+  const bool reversed = uniform(choices, 1) < train.reversed_share;
+  choose_masks(items.size(), train.mask_probability, key, [&](std::size_t i, bool hidden) {
+    const std::int32_t item = items[reversed ? items.size() - 1 - i : i];
+    if (hidden)
+      batch.push_mask(item, shown_token(item, model, train, fold_in(choices, 2 + i)));
+    else
+      batch.tokens.push_back(token_of(item));
+  });
+  batch.end_row();
+}
+
+// The windows of a history that training sees: the newest `length` items and, with a stride, also
+// the `length` items that end `stride` earlier, and so on; the oldest window begins with the first
+// item (the sliding window of the authors' code, which has stride L / 2 for ml-1m).
+inline void add_windows(std::vector<ItemSpan>& windows, ItemSpan history, std::size_t length,
+                        std::size_t stride) {
+  if (history.empty()) return;
+  std::size_t begin = history.size() - std::min(length, history.size());
+  for (;; begin -= std::min(stride, begin)) {
+    windows.push_back(history.subspan(begin, std::min(length, history.size())));
+    if (begin == 0 || stride == 0) return;
+  }
 }
 
 // ---- Splits ------------------------------------------------------------------------------------
@@ -3044,8 +3140,9 @@ struct Sequence {
 
 class DataSplit {
  public:
-  // Split::users holds out round(ratio * users) users, drawn by the seed. Split::last keeps from
-  // each user with three items or more the last for the test, the one before for validation.
+  // Split::users holds out round(ratio * users) users, drawn by the seed; or, with folds, one of so
+  // many parts that differ by one user at most. Split::last keeps from each user with three items
+  // or more the last for the test, the one before for validation.
   DataSplit(const Histories& histories, const TrainConfig& config)
       : histories_(histories), kind_(config.split), held_out_(histories.size(), false) {
     std::vector<std::size_t> users(histories.size());
@@ -3058,15 +3155,11 @@ class DataSplit {
       require(!validation_users_.empty(), "split by last item: no user has three items or more");
       return;
     }
-    const auto count =
-        static_cast<std::size_t>(config.validation_ratio * static_cast<double>(users.size()) + 0.5);
-    require(count > 0, "validation_ratio ", config.validation_ratio, " of ", users.size(),
-            " users leaves no validation user");
-    require(count < users.size(), "validation_ratio ", config.validation_ratio, " of ",
-            users.size(), " users leaves no training user");
+    const auto [begin, end] = held_out_range(users.size(), config);
     shuffle(users, stream_key(config.seed, Stream::split));
-    validation_users_.assign(users.begin(), users.begin() + static_cast<std::ptrdiff_t>(count));
-    train_users_.assign(users.begin() + static_cast<std::ptrdiff_t>(count), users.end());
+    for (std::size_t i = 0; i < users.size(); ++i) {
+      (i >= begin && i < end ? validation_users_ : train_users_).push_back(users[i]);
+    }
     std::sort(validation_users_.begin(), validation_users_.end());
     std::sort(train_users_.begin(), train_users_.end());
     for (const std::size_t user : validation_users_) held_out_[user] = true;
@@ -3097,6 +3190,23 @@ class DataSplit {
   }
 
  private:
+  // Which of the shuffled users are held out: begin and end.
+  static std::pair<std::size_t, std::size_t> held_out_range(std::size_t users,
+                                                            const TrainConfig& config) {
+    if (config.folds > 0) {
+      require(config.folds <= users, "folds is ", config.folds, ", but there are ", users,
+              " users");
+      return {users * (config.fold - 1) / config.folds, users * config.fold / config.folds};
+    }
+    const double share = config.validation_ratio * static_cast<double>(users);
+    const auto count = static_cast<std::size_t>(share + 0.5);
+    require(count > 0, "validation_ratio ", config.validation_ratio, " of ", users,
+            " users leaves no validation user");
+    require(count < users, "validation_ratio ", config.validation_ratio, " of ", users,
+            " users leaves no training user");
+    return {0, count};
+  }
+
   const Histories& histories_;
   Split kind_;
   std::vector<bool> held_out_;
@@ -3508,22 +3618,26 @@ inline std::vector<std::size_t> popularity_ranks(const DataSplit& split, std::si
 }
 
 // Loss and Top-K of the Cloze task on the validation users (Split::users), whose masks depend on
-// the seed alone, or of the validation items (Split::last).
+// the seed alone, or of the validation items (Split::last). With validation_limit, of so many of
+// the users, evenly spread.
 inline MaskedMetrics evaluate_masked(Engine& engine, const DataSplit& split,
                                      const TrainConfig& config) {
   const Key key = stream_key(config.seed, Stream::validation_masks);
-  const std::vector<std::size_t>& users = split.validation_users();
+  const std::vector<std::size_t>& all = split.validation_users();
+  const std::size_t limit = config.validation_limit == 0 ? all.size() : config.validation_limit;
+  const std::size_t count = std::min(limit, all.size());
   MaskedMetrics metrics;
   Batch batch;
-  for (std::size_t begin = 0; begin < users.size(); begin += config.batch_size) {
+  for (std::size_t begin = 0; begin < count; begin += config.batch_size) {
     batch.clear();
-    for (std::size_t i = begin; i < std::min(begin + config.batch_size, users.size()); ++i) {
-      const Sequence s = split.sequence(users[i]);
+    for (std::size_t i = begin; i < std::min(begin + config.batch_size, count); ++i) {
+      const std::size_t user = all[i * all.size() / count];
+      const Sequence s = split.sequence(user);
       if (split.kind() == Split::last) {
         add_next_item_row(batch, s.before_validation, engine.config(), s.validation);
       } else {
-        add_cloze_row(batch, split.history(users[i]), engine.config(), config.mask_probability,
-                      fold_in(key, users[i]));
+        add_cloze_row(batch, split.history(user), engine.config(), config.mask_probability,
+                      fold_in(key, user));
       }
     }
     metrics += engine.evaluate(batch);
@@ -3535,7 +3649,7 @@ inline MaskedMetrics evaluate_masked(Engine& engine, const DataSplit& split,
 // 17  Training
 // ================================================================================================
 // A run leaves in its folder:
-//   models/       best_model.safetensors (lowest validation loss), final_model.safetensors,
+//   models/       best_model.safetensors (by TrainConfig::best_by), final_model.safetensors,
 //                 item_mappings.json, training_config.json
 //   checkpoints/  checkpoint_epoch_<n>.safetensors: parameters, both moments, counters and curves
 //   plots/        training_metrics.json
@@ -3549,6 +3663,12 @@ struct TrainingMetrics {
   std::size_t best_epoch = 0;  // counts from 1; 0: none yet
 
   std::size_t epochs() const { return train_losses.size(); }
+
+  // Of an epoch, counting from 1: the validation value of a metric, turned so that more is better.
+  double quality(Metric metric, std::size_t epoch) const {
+    if (metric == Metric::loss) return -val_losses[epoch - 1];
+    return val_accuracies[static_cast<std::size_t>(metric) - 1][epoch - 1];
+  }
 
   Json to_json() const {
     const auto by_k = [](const auto& curves) {
@@ -3684,6 +3804,9 @@ class Trainer {
       remove_stale_temporaries(output_ / folder);
       AtomicFile probe(output_ / folder / "probe");  // never committed, so it leaves nothing
     }
+    for (const std::size_t user : split_.train_users()) {
+      add_windows(windows_, split_.sequence(user).train, model_.max_length, train_.window_stride);
+    }
     engine_ = std::make_unique<CpuEngine<float>>(model_, train_);
     batch_.reserve(train_.batch_size, model_.max_length);
   }
@@ -3693,8 +3816,9 @@ class Trainer {
   const DataSplit& split() const { return split_; }
   Engine& engine() { return *engine_; }
   const TrainingMetrics& metrics() const { return metrics_; }
+  const std::vector<ItemSpan>& windows() const { return windows_; }  // an epoch shows each once
   std::size_t batches_per_epoch() const {
-    return (split_.train_users().size() + train_.batch_size - 1) / train_.batch_size;
+    return (windows_.size() + train_.batch_size - 1) / train_.batch_size;
   }
 
   // Continues from the checkpoint that was written last; returns its path. Throws if there is none,
@@ -3723,13 +3847,13 @@ class Trainer {
   bool run(const TrainerCallbacks& callbacks = {}) {
     write_descriptions();
     const auto stopping = [&] { return callbacks.should_stop && callbacks.should_stop(); };
-    while (metrics_.epochs() < train_.epochs) {
+    while (!finished()) {
       if (!train_epoch(callbacks)) {
         save_checkpoint("interrupted");
         return false;
       }
       finish_epoch(callbacks);
-      if (metrics_.epochs() < train_.epochs && stopping()) {
+      if (!finished() && stopping()) {
         save_checkpoint("interrupted");
         return false;
       }
@@ -3749,20 +3873,28 @@ class Trainer {
     return output;
   }
 
+  // All epochs done, or none better for as long as patience lasts.
+  bool finished() const {
+    const std::size_t epoch = metrics_.epochs();
+    return epoch >= train_.epochs ||
+           (train_.patience > 0 && epoch >= metrics_.best_epoch + train_.patience);
+  }
+
   // The steps of the epoch under way, from where it stands. False: asked to stop.
   bool train_epoch(const TrainerCallbacks& callbacks) {
     const std::size_t epoch = metrics_.epochs(), batches = batches_per_epoch();
     const auto start = std::chrono::steady_clock::now();
     const double seconds_before = epoch_seconds_;
-    std::vector<std::size_t> order = split_.train_users();
+    std::vector<std::size_t> order(windows_.size());
+    std::iota(order.begin(), order.end(), std::size_t{0});
     shuffle(order, fold_in(stream_key(train_.seed, Stream::shuffle), epoch));
-    const Key mask_key = fold_in(stream_key(train_.seed, Stream::masks), epoch);
+    const std::size_t masks = train_.static_masks == 0 ? epoch : epoch % train_.static_masks;
+    const Key mask_key = fold_in(stream_key(train_.seed, Stream::masks), masks);
     while (batches_done_ < batches) {
       batch_.clear();
       const std::size_t begin = batches_done_ * train_.batch_size;
       for (std::size_t i = begin; i < std::min(begin + train_.batch_size, order.size()); ++i) {
-        add_cloze_row(batch_, split_.sequence(order[i]).train, model_, train_.mask_probability,
-                      fold_in(mask_key, order[i]));
+        add_training_row(batch_, windows_[order[i]], model_, train_, fold_in(mask_key, order[i]));
       }
       const std::uint64_t step = epoch * batches + batches_done_;
       epoch_metrics_ += engine_->train(batch_, step, learning_rate(step));
@@ -3780,9 +3912,6 @@ class Trainer {
 
   void finish_epoch(const TrainerCallbacks& callbacks) {
     const MaskedMetrics validation = evaluate_masked(*engine_, split_, train_);
-    const std::size_t best = metrics_.best_epoch;
-    const double lowest = best == 0 ? std::nan("") : metrics_.val_losses[best - 1];
-    const bool improved = std::isnan(lowest) || validation.loss() < lowest;
     const double rate = learning_rate((metrics_.epochs() + 1) * batches_per_epoch() - 1);
     metrics_.train_losses.push_back(epoch_metrics_.loss());
     metrics_.val_losses.push_back(validation.loss());
@@ -3792,7 +3921,9 @@ class Trainer {
       metrics_.train_accuracies[i].push_back(epoch_metrics_.accuracy(i));
       metrics_.val_accuracies[i].push_back(validation.accuracy(i));
     }
-    const std::size_t epoch = metrics_.epochs();
+    const std::size_t epoch = metrics_.epochs(), best = metrics_.best_epoch;
+    const double highest = best == 0 ? std::nan("") : metrics_.quality(train_.best_by, best);
+    const bool improved = std::isnan(highest) || metrics_.quality(train_.best_by, epoch) > highest;
     if (improved) metrics_.best_epoch = epoch;
     const EpochReport report{epoch, train_.epochs,  epoch_metrics_, validation,
                              rate,  epoch_seconds_, improved};
@@ -3800,7 +3931,7 @@ class Trainer {
     if (improved) {
       save_engine(output_ / "models" / "best_model.safetensors", *engine_, false, description());
     }
-    if (epoch % train_.save_every == 0 || epoch == train_.epochs) {
+    if (epoch % train_.save_every == 0 || finished()) {
       save_checkpoint(join("epoch_", epoch));
       std::error_code ignored;  // overtaken, if there was one
       std::filesystem::remove(checkpoint_path("interrupted"), ignored);
@@ -3945,6 +4076,7 @@ class Trainer {
   Path output_;
   FolderLock lock_;
   DataSplit split_;
+  std::vector<ItemSpan> windows_;
   std::string fingerprint_;
   std::unique_ptr<Engine> engine_;
   Batch batch_;
