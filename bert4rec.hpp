@@ -1674,7 +1674,8 @@ struct Kernels {
   RankCounts (*count_above)(const Real* x, Real value, std::size_t n);
   void (*gelu)(const Real* x, Real* y, std::size_t n);
   void (*gelu_backward)(const Real* x, Real* dy, std::size_t n);
-  void (*dropout)(const Real* x, Real* y, std::size_t n, Key key, std::uint32_t threshold);
+  void (*dropout)(const Real* x, Real* y, std::size_t n, Key key, std::uint32_t row,
+                  std::uint32_t threshold);
   RowStatistics<Real> (*normalize)(const Real* x, const Real* gain, const Real* bias, Real* y,
                                    std::size_t n);
   void (*normalize_backward)(const Real* x, RowStatistics<Real> row, const Real* gain, Real* dy,
@@ -1689,7 +1690,7 @@ inline constexpr double layer_norm_epsilon = 1e-5;  // PyTorch's; the authors' c
 
 // Dropout decides from 16 random bits: an element falls if they are below `threshold`, so that the
 // probability is threshold / 65536; those that stay are scaled by 65536 / (65536 - threshold).
-// Element 64 c + 16 q + l of a row takes quarter q of the random bits of counter 16 c + l.
+// Element 64 c + 16 q + l of row r takes quarter q of the random bits of counter 2^32 r + 16 c + l.
 inline constexpr std::size_t dropout_chunk = 64;
 
 constexpr std::uint32_t dropout_threshold(double probability) {
@@ -1784,11 +1785,12 @@ void gelu_backward(const Real* x, Real* dy, std::size_t n) {
 // Forward and backward alike: y_i = 0 or scale x_i. Nothing is stored between the two; the same key
 // gives the same mask. y may be x.
 template <class Real>
-void dropout(const Real* x, Real* y, std::size_t n, Key key, std::uint32_t threshold) {
+void dropout(const Real* x, Real* y, std::size_t n, Key key, std::uint32_t row,
+             std::uint32_t threshold) {
   const Real scale = static_cast<Real>(dropout_scale(threshold));
   for (std::size_t i = 0; i < n; ++i) {
-    const std::size_t quarter = i / 16 % 4;
-    const std::uint64_t bits = random_bits(key, i / dropout_chunk * 16 + i % 16);
+    const std::size_t quarter = i / 16 % 4, place = i / dropout_chunk * 16 + i % 16;
+    const std::uint64_t bits = random_bits(key, (std::uint64_t{row} << 32) | place);
     y[i] = (bits >> (16 * quarter) & 0xffff) < threshold ? Real(0) : x[i] * scale;
   }
 }
@@ -2035,7 +2037,7 @@ class Compute {
   std::vector<Buffer<Real>> multiply_scratch_, scratch_;
 };
 
-// Dropout at one place of the network in one step. Row `row` of the batch has its own stream, so
+// Dropout at one place of the network in one step. Row `row` of the batch has its own counters, so
 // the mask does not depend on how rows are grouped or spread over threads.
 struct DropoutSite {
   Key key;
@@ -2046,7 +2048,7 @@ struct DropoutSite {
   void apply(const detail::Kernels<Real>& k, const Real* x, Real* y, std::size_t n,
              std::size_t row) const {
     if (threshold != 0)
-      k.dropout(x, y, n, fold_in(key, row), threshold);
+      k.dropout(x, y, n, key, static_cast<std::uint32_t>(row), threshold);
     else if (x != y)
       std::copy(x, x + n, y);
   }
@@ -4249,8 +4251,8 @@ typedef std::uint32_t VU __attribute__((vector_size(4 * W), aligned(4), may_alia
 inline constexpr size_t block_m = 48, block_n = 256, block_k = 256;
 
 // Row stride of packed A. Not a power of two, so that the rows of a tile fall in different
-// sets of the first-level cache.
-inline constexpr size_t a_stride = block_k + 16;
+// sets of the first-level cache: rows that are a multiple of `same_set` floats apart share them.
+inline constexpr size_t a_stride = block_k + 16, same_set = 1024;
 
 // Floats of working memory that multiply() needs (the last term is for alignment).
 inline constexpr size_t multiply_scratch = block_n * block_k + block_m * a_stride + 16;
@@ -4265,12 +4267,12 @@ static_assert(block_m % MR == 0 && block_n % NR == 0 && block_k % W == 0);
 // Each element is one chain of multiply-adds in ascending k. As a deeper product goes on from
 // the stored C, its value depends neither on the blocks nor on the width W.
 // (The compiler makes one fused instruction of `sum += a * b`, unless -ffp-contract=off.)
-// Packed A is indexed i * a_stride + k, or i + k * MR if `a_by_column`; packed B k * NR + j.
+// A is indexed i * a_row + k, or i + k * MR if `a_by_column`; packed B k * NR + j.
 template <bool a_by_column, size_t vectors>
-BERT4REC_TARGET inline void multiply_tile(size_t depth, const float* a, const float* b,
-                                          const float* start, size_t start_row, float* c,
-                                          size_t c_row) {
-  constexpr size_t row = a_by_column ? 1 : a_stride, column = a_by_column ? MR : 1;
+BERT4REC_TARGET inline void multiply_tile(size_t depth, const float* a, size_t a_row,
+                                          const float* b, const float* start, size_t start_row,
+                                          float* c, size_t c_row) {
+  const size_t row = a_by_column ? 1 : a_row, column = a_by_column ? MR : 1;
   V sum[MR][vectors] = {};
   if (start != nullptr) {
     BERT4REC_UNROLL
@@ -4295,15 +4297,15 @@ BERT4REC_TARGET inline void multiply_tile(size_t depth, const float* a, const fl
 // The same where C has only `rows` x `columns` elements left: in a full tile on the side.
 template <bool a_by_column>
 BERT4REC_TARGET inline void multiply_edge(size_t rows, size_t columns, size_t depth, const float* a,
-                                          const float* b, const float* start, size_t start_row,
-                                          float* c, size_t c_row) {
+                                          size_t a_row, const float* b, const float* start,
+                                          size_t start_row, float* c, size_t c_row) {
   float tile[MR * NR] = {};
   if (start != nullptr)
     for (size_t i = 0; i < rows; ++i) std::copy_n(start + i * start_row, columns, tile + i * NR);
   if (columns <= W)
-    multiply_tile<a_by_column, 1>(depth, a, b, tile, NR, tile, NR);
+    multiply_tile<a_by_column, 1>(depth, a, a_row, b, tile, NR, tile, NR);
   else
-    multiply_tile<a_by_column, 2>(depth, a, b, tile, NR, tile, NR);
+    multiply_tile<a_by_column, 2>(depth, a, a_row, b, tile, NR, tile, NR);
   for (size_t i = 0; i < rows; ++i) std::copy_n(tile + i * NR, columns, c + i * c_row);
 }
 
@@ -4395,8 +4397,8 @@ BERT4REC_TARGET inline void prefetch_tile(size_t rows, const float* c, size_t c_
 // One packed block: C (m x n) = start + A (m x depth) B (depth x n).
 template <bool a_by_column>
 BERT4REC_TARGET inline void multiply_block(size_t m, size_t n, size_t depth, const float* a,
-                                           const float* b, const float* start, size_t start_row,
-                                           float* c, size_t c_row) {
+                                           size_t a_row, const float* b, const float* start,
+                                           size_t start_row, float* c, size_t c_row) {
   for (size_t i = 0; i < m; i += MR) {
     for (size_t j = 0; j < n; j += NR) {
       const float *a_panel = a + i * a_stride, *b_panel = b + j * block_k;
@@ -4404,9 +4406,10 @@ BERT4REC_TARGET inline void multiply_block(size_t m, size_t n, size_t depth, con
       float* c_tile = c + i * c_row + j;
       const float* begin = start == nullptr ? nullptr : start + i * start_row + j;
       if (m - i >= MR && n - j >= NR)
-        multiply_tile<a_by_column, 2>(depth, a_panel, b_panel, begin, start_row, c_tile, c_row);
+        multiply_tile<a_by_column, 2>(depth, a_panel, a_row, b_panel, begin, start_row, c_tile,
+                                      c_row);
       else
-        multiply_edge<a_by_column>(std::min(MR, m - i), std::min(NR, n - j), depth, a_panel,
+        multiply_edge<a_by_column>(std::min(MR, m - i), std::min(NR, n - j), depth, a_panel, a_row,
                                    b_panel, begin, start_row, c_tile, c_row);
     }
   }
@@ -4427,16 +4430,22 @@ BERT4REC_TARGET inline void multiply(size_t m, size_t n, size_t k, const float* 
       for (size_t j = 0; j < width; j += NR)
         pack_b(depth, std::min(NR, width - j), b + k0 * b_row + (j0 + j) * b_col, b_row, b_col,
                packed_b + j * block_k);
-      // Rows of A are packed just before use. If A lies by columns, several panels are packed
-      // together, so that whole cache lines are used up.
+      // A that lies by rows is used where it is, but for the last rows and rows that would share
+      // cache sets. If it lies by columns, several panels are packed together just before use, so
+      // that whole cache lines are used up.
       const size_t step = a_col == 1 ? MR : block_m;
       for (size_t i0 = 0; i0 < m; i0 += step) {
         const size_t height = std::min(step, m - i0);
-        for (size_t i = 0; i < height; i += MR)
-          pack_a(std::min(MR, height - i), depth, a + (i0 + i) * a_row + k0 * a_col, a_row, a_col,
-                 packed_a + i * a_stride);
+        const float* a_panel = a + i0 * a_row + k0 * a_col;
+        size_t panel_row = a_row;
+        if (a_col != 1 || height < MR || a_row % same_set == 0) {
+          for (size_t i = 0; i < height; i += MR)
+            pack_a(std::min(MR, height - i), depth, a_panel + i * a_row, a_row, a_col,
+                   packed_a + i * a_stride);
+          a_panel = packed_a, panel_row = a_stride;
+        }
         const auto block = a_col == 1 ? multiply_block<false> : multiply_block<true>;
-        block(height, width, depth, packed_a, packed_b,
+        block(height, width, depth, a_panel, panel_row, packed_b,
               from == nullptr ? nullptr : from + i0 * from_row, from_row, c + i0 * c_row + j0,
               c_row);
       }
@@ -4639,7 +4648,7 @@ BERT4REC_INLINE void threefry(Key key, VU& x0, VU& x1) {
   }
 }
 
-BERT4REC_TARGET inline void dropout(const float* x, float* y, size_t n, Key key,
+BERT4REC_TARGET inline void dropout(const float* x, float* y, size_t n, Key key, std::uint32_t row,
                                     std::uint32_t threshold) {
   const float scale = static_cast<float>(dropout_scale(threshold));
   const VI limit = static_cast<std::int32_t>(threshold) - VI{};
@@ -4648,7 +4657,7 @@ BERT4REC_TARGET inline void dropout(const float* x, float* y, size_t n, Key key,
   for (size_t i = 0; i < n; i += dropout_chunk) {
     BERT4REC_UNROLL
     for (size_t p = 0; p < parts; ++p) {
-      VU x0 = lane + static_cast<std::uint32_t>(i / 4 + p * W), x1 = {};
+      VU x0 = lane + static_cast<std::uint32_t>(i / 4 + p * W), x1 = row - VU{};
       threefry(key, x0, x1);
       const VU quarters[4] = {x0 & 0xffffu, x0 >> 16, x1 & 0xffffu, x1 >> 16};
       BERT4REC_UNROLL

@@ -104,7 +104,7 @@ std::vector<float> everything(const Kernels<float>& k, std::size_t n) {
   k.softmax_backward(p.data(), b.data(), y.data(), 0.7f, n), keep(y);
   k.gelu(x.data(), y.data(), n), keep(y);
   y = d, k.gelu_backward(x.data(), y.data(), n), keep(y);
-  k.dropout(d.data(), y.data(), n, make_key(n), detail::dropout_threshold(0.3)), keep(y);
+  k.dropout(d.data(), y.data(), n, make_key(n), 7, detail::dropout_threshold(0.3)), keep(y);
   const auto row = k.normalize(x.data(), g.data(), b.data(), y.data(), n);
   keep(y), out.push_back(row.mean), out.push_back(row.inverse_deviation);
   y = d, k.normalize_parameters(x.data(), row, d.data(), y.data(), z.data(), n), keep(y), keep(z);
@@ -182,8 +182,8 @@ int main() {
     const std::uint32_t threshold = detail::dropout_threshold(0.1);
     for (const Kernels<float>* kernels : detail::available_kernels<float>()) {
       std::vector<float> x(n, 1.0f), plain(n, 1.0f);
-      kernels->dropout(x.data(), x.data(), n, make_key(4), threshold);
-      detail::plain::dropout(plain.data(), plain.data(), n, make_key(4), threshold);
+      kernels->dropout(x.data(), x.data(), n, make_key(4), 9, threshold);
+      detail::plain::dropout(plain.data(), plain.data(), n, make_key(4), 9, threshold);
       check(x == plain, "same as plain");
       const auto dropped = static_cast<double>(std::count(x.begin(), x.end(), 0.0f));
       check(std::abs(dropped / double(n) - 0.1) < 0.004, join("dropped ", dropped));
