@@ -3453,7 +3453,8 @@ struct RankIntervals {
 
 // 95 % intervals of each metric by the percentile bootstrap (Efron, 1979): the users are drawn anew
 // with replacement `resamples` times, and the interval holds the middle 95 % of the means. It tells
-// what another sample of users would change, not what another training seed would.
+// what another sample of users would change, not what another training seed would. All rows of a
+// table are drawn alike.
 inline RankIntervals bootstrap_intervals(std::span<const std::size_t> ranks, std::uint64_t seed,
                                          std::size_t resamples = 1000) {
   require(!ranks.empty() && resamples > 0, "bootstrap of ", ranks.size(), " ranks and ", resamples,
@@ -3601,8 +3602,8 @@ inline Scorer markov_scorer(std::span<const ItemSpan> histories, std::size_t num
     }
   }
   return [popularity = popularity_scorer(counts), followers = std::move(followers),
-          weight = static_cast<float>(std::bit_ceil(most + 1))](
-             std::span<const NextItemCase> cases, std::span<float> scores) {
+          weight = static_cast<float>(std::bit_ceil(most + 1))](std::span<const NextItemCase> cases,
+                                                                std::span<float> scores) {
     popularity(cases, scores);
     for (std::size_t i = 0; i < cases.size(); ++i) {
       if (cases[i].before.empty()) continue;
@@ -3732,8 +3733,8 @@ class RankingTask {
       : cases_(std::move(cases)), num_items_(counts.size()) {
     require(!cases_.empty(), "no user has an item held out: there is no case to rank");
     draw_negatives(Protocol::popular_100, ItemSampler(counts), seed);
-    draw_negatives(Protocol::uniform_100,
-                   ItemSampler(std::vector<std::uint64_t>(num_items_, 1)), seed);
+    draw_negatives(Protocol::uniform_100, ItemSampler(std::vector<std::uint64_t>(num_items_, 1)),
+                   seed);
   }
 
   const std::vector<NextItemCase>& cases() const { return cases_; }

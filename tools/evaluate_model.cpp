@@ -66,7 +66,7 @@ std::vector<Protocol> chosen_protocols(const std::string& name) {
 // ---- Published rows ----------------------------------------------------------------------------
 //   {"users": 6040, "items": 3416, "interactions": 999611,       the data they are about
 //    "sources": {"paper": "who, where"},
-//    "rows": [{"protocol": "popular-100", "model": "BERT4Rec", "source": "paper", "hr@10": 0.6970}]}
+//    "rows": [{"protocol": "popular-100", "model": "BERT4Rec", "source": "paper", "hr@10": 0.697}]}
 // with any of hr@1, hr@5, hr@10, hr@20, ndcg@... and mrr in a row.
 
 struct PublishedRow {
@@ -161,9 +161,9 @@ std::vector<Competitor> rank_all_competitors(const Options& options, const Datas
   const std::vector<ItemSpan> known = known_histories(split, options.held_out);
   add("Markov", markov_scorer(known, task.num_items()), false, false);
   add("popularity", popularity_scorer(item_counts(known, task.num_items())), false, false);
-  // Published popularity rows of drawn candidates count everything, the target itself included.
+  // Published popularity rows of drawn candidates count everything, the test items included.
   const auto all = item_counts(all_histories(data.histories), task.num_items());
-  add("popularity, all", popularity_scorer(all), false, true);
+  add("popularity, all counts", popularity_scorer(all), false, true);
   return competitors;
 }
 
