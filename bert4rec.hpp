@@ -260,7 +260,10 @@ enum class Stream : std::uint64_t {
   masks,
   validation_masks,
   dropout,
-  demo
+  demo,
+  negatives,
+  bootstrap,
+  reordering
 };
 
 constexpr Key stream_key(std::uint64_t seed, Stream stream) {
@@ -3543,16 +3546,28 @@ template class CpuEngine<float>;
 // ================================================================================================
 // 16  Evaluation
 // ================================================================================================
-// Leave one out: the model sees a history up to an item that it must rank. Every item competes
-// except those of that history (a person is not shown what they have seen). With r the rank of the
-// true item: HR@k = share of r <= k, NDCG@k = mean of 1 / log2(r + 1) where r <= k, MRR = mean 1 /
-// r.
+// Leave one out: the model sees a history up to an item, the target, and must rank the target among
+// candidates. With r its rank: HR@k = share of r <= k, NDCG@k = mean of 1 / log2(r + 1) where
+// r <= k, MRR = mean of 1 / r. Published tables differ in who the candidates are, and the numbers
+// with them: plain popularity has HR@10 0.036 on ml-1m among all unseen items, and 0.44 among 100
+// drawn uniformly. So each table here names its Protocol, and all rows of a table (models,
+// baselines) are Scorers that meet the same cases and the same drawn candidates.
+
+// ---- Metrics -----------------------------------------------------------------------------------
 
 struct RankMetrics {
   std::size_t users = 0;
   std::array<double, top_k.size()> hit{};   // HR@1, 5, 10, 20
   std::array<double, top_k.size()> ndcg{};  // NDCG@1, 5, 10, 20
   double mrr = 0;
+
+  // visit(name, value): hr@1 ... hr@20, ndcg@1 ... ndcg@20, mrr.
+  template <class Self, class Visit>
+  static void fields(Self& self, Visit&& visit) {
+    for (std::size_t i = 0; i < top_k.size(); ++i) visit(join("hr@", top_k[i]), self.hit[i]);
+    for (std::size_t i = 0; i < top_k.size(); ++i) visit(join("ndcg@", top_k[i]), self.ndcg[i]);
+    visit(std::string("mrr"), self.mrr);
+  }
 };
 
 // The mean over ranks, added in their order.
@@ -3561,10 +3576,12 @@ inline RankMetrics rank_metrics(std::span<const std::size_t> ranks) {
   metrics.users = ranks.size();
   for (const std::size_t rank : ranks) {
     metrics.mrr += 1 / static_cast<double>(rank);
+    if (rank > top_k.back()) continue;
+    const double gain = 1 / std::log2(static_cast<double>(rank + 1));
     for (std::size_t i = 0; i < top_k.size(); ++i) {
       if (rank > top_k[i]) continue;
       metrics.hit[i] += 1;
-      metrics.ndcg[i] += 1 / std::log2(static_cast<double>(rank + 1));
+      metrics.ndcg[i] += gain;
     }
   }
   const auto count = static_cast<double>(std::max<std::size_t>(1, ranks.size()));
@@ -3575,13 +3592,60 @@ inline RankMetrics rank_metrics(std::span<const std::size_t> ranks) {
   return metrics;
 }
 
+struct RankIntervals {
+  RankMetrics low, high;
+};
+
+// 95 % intervals of each metric by the percentile bootstrap (Efron, 1979): the users are drawn anew
+// with replacement `resamples` times, and the interval holds the middle 95 % of the means. It tells
+// what another sample of users would change, not what another training seed would. All rows of a
+// table are drawn alike.
+inline RankIntervals bootstrap_intervals(std::span<const std::size_t> ranks, std::uint64_t seed,
+                                         std::size_t resamples = 1000) {
+  require(!ranks.empty() && resamples > 0, "bootstrap of ", ranks.size(), " ranks and ", resamples,
+          " resamples, expected at least 1 of each");
+  std::vector<std::vector<double>> means;  // [metric][resample]
+  std::vector<std::size_t> sample(ranks.size());
+  for (std::size_t resample = 0; resample < resamples; ++resample) {
+    const Key key = fold_in(stream_key(seed, Stream::bootstrap), resample);
+    for (std::size_t i = 0; i < sample.size(); ++i) sample[i] = ranks[below(key, i, ranks.size())];
+    const RankMetrics metrics = rank_metrics(sample);
+    std::size_t metric = 0;
+    RankMetrics::fields(metrics, [&](const std::string&, double value) {
+      if (metric == means.size()) means.emplace_back();
+      means[metric++].push_back(value);
+    });
+  }
+  for (std::vector<double>& values : means) std::sort(values.begin(), values.end());
+  const auto order_statistic = [&](std::size_t at) {
+    RankMetrics metrics;
+    metrics.users = ranks.size();
+    std::size_t metric = 0;
+    RankMetrics::fields(metrics,
+                        [&](const std::string&, double& value) { value = means[metric++][at]; });
+    return metrics;
+  };
+  const std::size_t tail = resamples / 40;  // 2.5 %
+  return {order_statistic(tail), order_statistic(resamples - 1 - tail)};
+}
+
+// ---- Cases -------------------------------------------------------------------------------------
+
 // One question: which item comes after `before`?
 struct NextItemCase {
   ItemSpan before;
   std::int32_t target;
+  std::size_t user = 0;  // row of the histories; decides what is drawn for this case
 };
 
 enum class HeldOut { validation, test };
+
+namespace detail {
+template <>
+struct EnumNames<HeldOut> {
+  static constexpr std::array<std::string_view, 2> names{"validation", "test"};
+};
+}  // namespace detail
 
 // The questions that a split leaves: the validation item or the last item of each user who has one.
 inline std::vector<NextItemCase> next_item_cases(const DataSplit& split, HeldOut held_out) {
@@ -3590,12 +3654,125 @@ inline std::vector<NextItemCase> next_item_cases(const DataSplit& split, HeldOut
     const Sequence s = split.sequence(user);
     const bool test = held_out == HeldOut::test;
     const std::int32_t target = test ? s.test : s.validation;
-    if (target >= 0) cases.push_back({test ? s.before_test : s.before_validation, target});
+    if (target >= 0) cases.push_back({test ? s.before_test : s.before_validation, target, user});
   }
   return cases;
 }
 
+// ---- Scorers -----------------------------------------------------------------------------------
+
+// Anything that ranks items: fills scores[C,num_items] for C cases, a row each.
+using Scorer = std::function<void(std::span<const NextItemCase> cases, std::span<float> scores)>;
+
+// The engine must outlive the scorer.
+inline Scorer model_scorer(Engine& engine) {
+  return [&engine](std::span<const NextItemCase> cases, std::span<float> scores) {
+    Batch batch;
+    for (const NextItemCase& question : cases) {
+      add_next_item_row(batch, question.before, engine.config(), question.target);
+    }
+    engine.score(batch, scores);
+  };
+}
+
+// Shows each whole history in a random order (the newest items of that order, where a window is
+// shorter). What a model loses by it is what the order told it.
+inline Scorer shuffled_scorer(Scorer scorer, std::uint64_t seed) {
+  return [scorer = std::move(scorer), key = stream_key(seed, Stream::reordering)](
+             std::span<const NextItemCase> cases, std::span<float> scores) {
+    std::vector<std::vector<std::int32_t>> histories;
+    std::vector<NextItemCase> shuffled(cases.begin(), cases.end());
+    for (NextItemCase& question : shuffled) {
+      histories.emplace_back(question.before.begin(), question.before.end());
+      shuffle(histories.back(), fold_in(key, question.user));
+      question.before = histories.back();
+    }
+    scorer(shuffled, scores);
+  };
+}
+
+// What the baselines may learn from: the training parts and, for a test, the validation items.
+inline std::vector<ItemSpan> known_histories(const DataSplit& split, HeldOut held_out) {
+  std::vector<ItemSpan> known;
+  for (const std::size_t user : split.train_users()) {
+    const Sequence s = split.sequence(user);
+    const bool with_validation = held_out == HeldOut::test && s.validation >= 0;
+    known.push_back(with_validation ? s.before_test : s.train);
+  }
+  return known;
+}
+
+// Everything, test items included: for candidates and popularity as published (see RankingTask).
+inline std::vector<ItemSpan> all_histories(const Histories& histories) {
+  std::vector<ItemSpan> all;
+  for (std::size_t user = 0; user < histories.size(); ++user) all.push_back(histories.row(user));
+  return all;
+}
+
+// How often each item occurs.
+inline std::vector<std::uint64_t> item_counts(std::span<const ItemSpan> histories,
+                                              std::size_t num_items) {
+  std::vector<std::uint64_t> counts(num_items);
+  for (const ItemSpan history : histories) {
+    detail::require_items(history, num_items);
+    for (const std::int32_t item : history) ++counts[static_cast<std::size_t>(item)];
+  }
+  return counts;
+}
+
+// The baseline every recommender must beat: the more often an item occurs, the higher it ranks.
+inline Scorer popularity_scorer(std::span<const std::uint64_t> counts) {
+  return [row = std::vector<float>(counts.begin(), counts.end())](
+             std::span<const NextItemCase> cases, std::span<float> scores) {
+    require(scores.size() == cases.size() * row.size(), "score: the output has room for ",
+            scores.size(), " numbers, expected ", cases.size() * row.size());
+    for (std::size_t i = 0; i < cases.size(); ++i) {
+      std::copy(row.begin(), row.end(), scores.data() + i * row.size());
+    }
+  };
+}
+
+// First-order Markov chain, what the last item alone can tell:
+//   score(j) = 2^n * (how often j came right after the last item) + count(j), 2^n > any count,
+// so that popularity decides among items that followed equally often. Exact in float up to 2^24;
+// beyond, close counts tie.
+inline Scorer markov_scorer(std::span<const ItemSpan> histories, std::size_t num_items) {
+  const std::vector<std::uint64_t> counts = item_counts(histories, num_items);
+  const std::uint64_t most = counts.empty() ? 0 : *std::max_element(counts.begin(), counts.end());
+  // followers[i]: every item that came right after i, as often as it did.
+  std::vector<std::vector<std::int32_t>> followers(num_items);
+  for (const ItemSpan history : histories) {
+    for (std::size_t i = 1; i < history.size(); ++i) {
+      followers[static_cast<std::size_t>(history[i - 1])].push_back(history[i]);
+    }
+  }
+  return [popularity = popularity_scorer(counts), followers = std::move(followers),
+          weight = static_cast<float>(std::bit_ceil(most + 1))](std::span<const NextItemCase> cases,
+                                                                std::span<float> scores) {
+    popularity(cases, scores);
+    for (std::size_t i = 0; i < cases.size(); ++i) {
+      if (cases[i].before.empty()) continue;
+      const auto last = static_cast<std::size_t>(cases[i].before.back());
+      float* row = scores.data() + i * followers.size();
+      for (const std::int32_t item : followers.at(last)) row[item] += weight;
+    }
+  };
+}
+
+// ---- Ranks -------------------------------------------------------------------------------------
+
+// Rank of the target among all items.
+inline std::size_t rank_all(std::span<const float> scores, std::int32_t target) {
+  detail::require_items({&target, 1}, scores.size());
+  const float target_score = scores[static_cast<std::size_t>(target)];
+  require(!std::isnan(target_score), "the score of the target is NaN");
+  const auto counts =
+      detail::kernels<float>().count_above(scores.data(), target_score, scores.size());
+  return rank_of(counts.better, counts.ties - 1);
+}
+
 // Rank of the target among the items that are not in `before`. The target stays in even if it is.
+// Overwrites the scores of `before`.
 inline std::size_t rank_unseen(std::span<float> scores, const NextItemCase& question) {
   detail::require_items(question.before, scores.size());
   detail::require_items({&question.target, 1}, scores.size());
@@ -3604,53 +3781,163 @@ inline std::size_t rank_unseen(std::span<float> scores, const NextItemCase& ques
     scores[static_cast<std::size_t>(item)] = -std::numeric_limits<float>::infinity();
   }
   scores[static_cast<std::size_t>(question.target)] = target_score;
-  const auto counts =
-      detail::kernels<float>().count_above(scores.data(), target_score, scores.size());
-  return rank_of(counts.better, counts.ties - 1);
+  return rank_all(scores, question.target);
 }
 
-// Ranks by the model's scores, one for each case.
-inline std::vector<std::size_t> model_ranks(Engine& engine, std::span<const NextItemCase> cases) {
-  const std::size_t I = engine.config().num_items;
-  const std::size_t rows = std::clamp<std::size_t>((std::size_t{1} << 22) / I, 1, 256);
-  std::vector<float> scores;
-  std::vector<std::size_t> ranks;
-  Batch batch;
-  for (std::size_t begin = 0; begin < cases.size(); begin += rows) {
-    const auto some = cases.subspan(begin, std::min(rows, cases.size() - begin));
-    batch.clear();
-    for (const NextItemCase& question : some) {
-      add_next_item_row(batch, question.before, engine.config(), question.target);
-    }
-    scores.resize(some.size() * I);
-    engine.score(batch, scores);
-    for (std::size_t i = 0; i < some.size(); ++i) {
-      ranks.push_back(rank_unseen(std::span(scores).subspan(i * I, I), some[i]));
-    }
+// Rank of the target among itself and the negatives, which do not hold it.
+inline std::size_t rank_among(std::span<const float> scores, std::int32_t target,
+                              ItemSpan negatives) {
+  std::vector<float> candidates{scores[static_cast<std::size_t>(target)]};
+  for (const std::int32_t item : negatives) {
+    candidates.push_back(scores[static_cast<std::size_t>(item)]);
   }
-  return ranks;
+  return rank_all(candidates, 0);
 }
 
-// The baseline every recommender must beat: rank by how often items occur in the training part.
-inline std::vector<std::size_t> popularity_ranks(const DataSplit& split, std::size_t num_items,
-                                                 std::span<const NextItemCase> cases,
-                                                 HeldOut held_out) {
-  std::vector<float> counts(num_items), scores;
-  for (const std::size_t user : split.train_users()) {
-    const Sequence s = split.sequence(user);
-    for (const std::int32_t item : s.train) counts[static_cast<std::size_t>(item)] += 1;
-    // A test of the last item may know the validation items.
-    if (held_out == HeldOut::test && s.validation >= 0) {
-      counts[static_cast<std::size_t>(s.validation)] += 1;
+// ---- Protocols ---------------------------------------------------------------------------------
+
+// Whom a target competes with. Unseen: not in the history before the target.
+enum class Protocol {
+  all_unseen,   // every unseen item: the headline, as nobody is shown what they have seen
+  all_items,    // every item
+  popular_100,  // the paper's (section 4.2): 100 unseen items drawn by popularity
+  uniform_100   // 100 unseen items, all equally likely
+};
+
+namespace detail {
+template <>
+struct EnumNames<Protocol> {
+  static constexpr std::array<std::string_view, 4> names{"all-unseen", "all-items", "popular-100",
+                                                         "uniform-100"};
+};
+}  // namespace detail
+
+inline constexpr std::array<Protocol, 4> protocols{Protocol::all_unseen, Protocol::all_items,
+                                                   Protocol::popular_100, Protocol::uniform_100};
+
+inline constexpr std::size_t num_negatives = 100;
+
+// Draws distinct items: each time one of those that are left, with a chance proportional to its
+// weight. A binary tree of sums makes a draw, or a change of a weight, log2(items) steps.
+class ItemSampler {
+ public:
+  explicit ItemSampler(std::vector<std::uint64_t> weights)
+      : weights_(std::move(weights)), leaves_(std::bit_ceil(weights_.size())), sums_(2 * leaves_) {
+    std::copy(weights_.begin(), weights_.end(), sums_.data() + leaves_);
+    for (std::size_t i = leaves_ - 1; i > 0; --i) sums_[i] = sums_[2 * i] + sums_[2 * i + 1];
+  }
+
+  // `count` items, none of them in `excluded`; or all that have a weight, if those are fewer.
+  std::vector<std::int32_t> draw(std::size_t count, ItemSpan excluded, Key key) {
+    detail::require_items(excluded, weights_.size());
+    std::vector<std::int32_t> drawn;
+    for (const std::int32_t item : excluded) set(item, 0);
+    while (drawn.size() < count && sums_[1] > 0) {
+      drawn.push_back(find(below(key, drawn.size(), sums_[1])));
+      set(drawn.back(), 0);
+    }
+    for (const ItemSpan taken : {excluded, ItemSpan(drawn)}) {
+      for (const std::int32_t item : taken) set(item, weights_[static_cast<std::size_t>(item)]);
+    }
+    return drawn;
+  }
+
+ private:
+  void set(std::int32_t item, std::uint64_t weight) {
+    std::size_t node = leaves_ + static_cast<std::size_t>(item);
+    sums_[node] = weight;
+    while ((node /= 2) > 0) sums_[node] = sums_[2 * node] + sums_[2 * node + 1];
+  }
+
+  // The item in whose stretch of 0 ... (sum of all weights) - 1 a place falls.
+  std::int32_t find(std::uint64_t place) const {
+    std::size_t node = 1;
+    while (node < leaves_) {
+      node *= 2;
+      if (place < sums_[node]) continue;
+      place -= sums_[node++];
+    }
+    return static_cast<std::int32_t>(node - leaves_);
+  }
+
+  std::vector<std::uint64_t> weights_;
+  std::size_t leaves_;
+  std::vector<std::uint64_t> sums_;  // of node i: that of its children 2 i and 2 i + 1
+};
+
+// The cases of a table, and the negatives of each, drawn once.
+class RankingTask {
+ public:
+  using Ranks = std::map<Protocol, std::vector<std::size_t>>;  // one rank for each case
+
+  // `counts` [num_items]: what popular_100 draws by. The authors' code counts all interactions, the
+  // test items included: item_counts(all_histories(...)). A target is never among its negatives. A
+  // draw depends on seed, user, history and counts alone.
+  RankingTask(std::vector<NextItemCase> cases, const std::vector<std::uint64_t>& counts,
+              std::uint64_t seed)
+      : cases_(std::move(cases)), num_items_(counts.size()) {
+    require(!cases_.empty(), "no user has an item held out: there is no case to rank");
+    draw_negatives(Protocol::popular_100, ItemSampler(counts), seed);
+    draw_negatives(Protocol::uniform_100, ItemSampler(std::vector<std::uint64_t>(num_items_, 1)),
+                   seed);
+  }
+
+  const std::vector<NextItemCase>& cases() const { return cases_; }
+  std::size_t num_items() const { return num_items_; }
+  ItemSpan negatives(Protocol protocol, std::size_t number) const {
+    return negatives_.at(protocol)[number];
+  }
+
+  // The ranks under every protocol, from one pass of the scorer over the cases.
+  Ranks ranks(const Scorer& scorer) const {
+    const std::size_t I = num_items_;
+    const std::size_t rows = std::clamp<std::size_t>((std::size_t{1} << 22) / I, 1, 256);
+    Ranks ranks;
+    std::vector<float> scores;
+    for (std::size_t begin = 0; begin < cases_.size(); begin += rows) {
+      const auto some = std::span(cases_).subspan(begin, std::min(rows, cases_.size() - begin));
+      scores.resize(some.size() * I);
+      scorer(some, scores);
+      for (std::size_t i = 0; i < some.size(); ++i) {
+        add_ranks(begin + i, std::span(scores).subspan(i * I, I), ranks);
+      }
+    }
+    return ranks;
+  }
+
+ private:
+  void draw_negatives(Protocol protocol, ItemSampler sampler, std::uint64_t seed) {
+    const Key key =
+        fold_in(stream_key(seed, Stream::negatives), static_cast<std::uint64_t>(protocol));
+    std::vector<std::int32_t> excluded;
+    for (const NextItemCase& question : cases_) {
+      excluded.assign(question.before.begin(), question.before.end());
+      excluded.push_back(question.target);
+      negatives_[protocol].push_back(
+          sampler.draw(num_negatives, excluded, fold_in(key, question.user)));
     }
   }
-  std::vector<std::size_t> ranks;
-  for (const NextItemCase& question : cases) {
-    scores = counts;
-    ranks.push_back(rank_unseen(scores, question));
+
+  void add_ranks(std::size_t number, std::span<float> scores, Ranks& ranks) const {
+    const NextItemCase& question = cases_[number];
+    // Of numbers, each is above -infinity or equals it; NaN does neither.
+    const auto counts = detail::kernels<float>().count_above(
+        scores.data(), -std::numeric_limits<float>::infinity(), scores.size());
+    require(counts.better + counts.ties == scores.size(), "a score for user ", question.user,
+            " is NaN");
+    for (const auto& [protocol, negatives] : negatives_) {
+      ranks[protocol].push_back(rank_among(scores, question.target, negatives[number]));
+    }
+    ranks[Protocol::all_items].push_back(rank_all(scores, question.target));
+    ranks[Protocol::all_unseen].push_back(rank_unseen(scores, question));  // overwrites scores
   }
-  return ranks;
-}
+
+  std::vector<NextItemCase> cases_;
+  std::size_t num_items_;
+  std::map<Protocol, std::vector<std::vector<std::int32_t>>> negatives_;
+};
+
+// ---- The Cloze task ----------------------------------------------------------------------------
 
 // Loss and Top-K of the Cloze task on the validation users (Split::users), whose masks depend on
 // the seed alone, or of the validation items (Split::last). With validation_limit, of so many of

@@ -265,29 +265,6 @@ void test_rank_metrics() {
   check_equal(rank_unseen(scores, {{}, 1}), 2u);    // only 0 is better, and half a tie
 }
 
-void test_popularity() {
-  Dataset data;
-  for (std::int64_t id = 0; id < 4; ++id) {
-    Item item;
-    item.id = id;
-    data.catalogue.add(item);
-  }
-  const auto add = [&](const char* user, std::vector<std::int32_t> items) {
-    data.histories.add(user, items);
-  };
-  add("a", {0, 1, 2}), add("b", {0, 2, 1}), add("c", {0, 3, 1}), add("d", {2, 3});
-  TrainConfig config;
-  config.split = Split::last;
-  const DataSplit split(data.histories, config);
-  const auto cases = next_item_cases(split, HeldOut::test);
-  check_equal(cases.size(), 3u);  // d has two items only, and is trained on
-  // Counts with the validation items: 0: 3, 1: 1, 2: 1 + 1, 3: 1 + 1.
-  const auto ranks = popularity_ranks(split, 4, cases, HeldOut::test);
-  check_equal(ranks[0], 1u);  // a: 2 and 3 are unseen and tie
-  check_equal(ranks[1], 2u);  // b: 3 is better than 1
-  check_equal(ranks[2], 2u);  // c: 2 is better than 1
-}
-
 void test_learning_rates() {
   TrainConfig config;
   config.learning_rate = 1;
@@ -339,7 +316,6 @@ int main() {
   test("splits", test_splits);
   test("folds", test_folds);
   test("ranks and their means", test_rank_metrics);
-  test("popularity", test_popularity);
   test("learning rates", test_learning_rates);
   test("bad batches are refused", test_bad_batches);
   return finish();

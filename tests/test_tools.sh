@@ -82,6 +82,55 @@ expect 1 "missing/items.jsonl" "$bin/train_model" --data missing --output o
 expect 0 "2,092 parameters" train good run --split=last
 expect 0 "popularity" "$bin/evaluate_model" --data good --model run/models
 expect 0 '"next_item_popularity"' "$bin/evaluate_model" --data good --model run/models --json
+[ "$(grep -c '"low"' out)" = 3 ] && ok || bad "an interval for each of three rows"
+evaluate() { "$bin/evaluate_model" --data good "$@"; }
+expect 0 "Markov" evaluate --baselines-only
+grep -q "BERT4Rec" out && bad "baselines only" || ok
+expect 0 "100 unseen items drawn evenly" evaluate --model run/models --protocol every
+[ "$(grep -c "12 users, ranked among" out)" = 4 ] && ok || bad "four tables"
+expect 0 "drawn by popularity" evaluate --baselines-only --protocol popular-100
+[ "$(grep -c "ranked among" out)" = 2 ] && ok || bad "the headline and one more"
+expect 0 "BERT4Rec, shuffled" evaluate --model run/models --shuffle-histories
+expect 0 "| popularity | 0." evaluate --baselines-only --markdown
+expect 0 "validation item of 12 users" evaluate --baselines-only --held-out validation
+expect 2 "all-unseen|all-items|popular-100|uniform-100|every" evaluate --protocol half
+expect 2 "not both" evaluate --json --markdown
+expect 2 "needs a model" evaluate --baselines-only --shuffle-histories
+
+# ---- published rows -----------------------------------------------------------------------------
+for name in ml1m beauty; do
+  preset=$here/tools/presets/published-$name.json
+  expect 1 "about other data" evaluate --baselines-only --published "$preset"
+  sed 's/^  "users".*/  "users": 12,/; s/^  "items".*/  "items": 9,/
+    s/^  "interactions".*/  "interactions": 72,/' "$preset" >published.json
+  expect 0 "Sun et al." evaluate --baselines-only --published published.json --protocol every
+done
+expect 2 "not --held-out validation" evaluate --published published.json --held-out validation
+# published ROW: a file with that row
+published() {
+  echo '{"users": 12, "items": 9, "interactions": 72, "sources": {"p": "A paper"}, "rows": ['"$1"']}' \
+    >published.json
+}
+row='"protocol": "all-unseen", "model": "M", "source": "p"'
+published "{$row, \"hr@10\": 0.25, \"mrr\": 0.125}"
+expect 0 "  M [1]              -       -  0.2500       -         -       -       -    0.1250" \
+  evaluate --baselines-only --published published.json
+published "{$row, \"hr@10\": 25}"
+expect 1 'published.json: row 1: field "hr@10" is 25, expected 0 ... 1' \
+  evaluate --baselines-only --published published.json
+published "{$row, \"hr@10\": 0.25}, {$row, \"hr@7\": 0.1}"
+expect 1 "row 2: no metric" evaluate --baselines-only --published published.json
+published "{$row, \"hr@10\": 0.25, \"hr@7\": 0.1}"
+expect 1 "row 1: a field other than" evaluate --baselines-only --published published.json
+published "{$row}" && sed -i 's/all-unseen/all/' published.json
+expect 1 '"all" is none of all-unseen' evaluate --baselines-only --published published.json
+published "{$row, \"mrr\": 0.1}" && sed -i 's/"source": "p"/"source": "q"/' published.json
+expect 1 'missing field "q"' evaluate --baselines-only --published published.json
+published "{$row,"
+expect 1 "published.json: byte" evaluate --baselines-only --published published.json
+expect 1 "absent.json: cannot open" evaluate --baselines-only --published absent.json
+
+# ---- recommending -------------------------------------------------------------------------------
 expect 0 "Title" "$bin/recommend" --model run/models --data good --user u3 --count 2
 expect 0 '"recommendations"' "$bin/recommend" --model run/models --items 10,11 --json
 [ "$(grep -c '"score"' out)" = 7 ] && ok || bad "7 items are unseen"

@@ -78,10 +78,13 @@ void test_learns_the_ring() {
   const TemporaryFolder folder;
   Trainer trainer(data, small_model(), train, folder.path());
   trainer.run();
-  const auto cases = next_item_cases(trainer.split(), HeldOut::test);
-  const RankMetrics model = rank_metrics(model_ranks(trainer.engine(), cases));
-  const RankMetrics popularity =
-      rank_metrics(popularity_ranks(trainer.split(), 20, cases, HeldOut::test));
+  const auto counts = item_counts(known_histories(trainer.split(), HeldOut::test), 20);
+  const RankingTask task(next_item_cases(trainer.split(), HeldOut::test), counts, 1);
+  const auto metrics = [&](const Scorer& scorer) {
+    return rank_metrics(task.ranks(scorer).at(Protocol::all_unseen));
+  };
+  const RankMetrics model = metrics(model_scorer(trainer.engine()));
+  const RankMetrics popularity = metrics(popularity_scorer(counts));
   check(model.hit[1] > 0.8, join("HR@5 ", model.hit[1]));
   check(popularity.hit[1] < 0.6, join("popularity HR@5 ", popularity.hit[1]));
   const double first = trainer.metrics().train_losses.front();

@@ -1,4 +1,5 @@
-// Evaluates a trained model on what its training held out, with popularity beside it.
+// Evaluates a trained model on what its training held out, with baselines and published rows beside
+// it: a table for each protocol.
 
 #include "cli.hpp"
 
@@ -7,33 +8,282 @@ namespace {
 using namespace bert4rec;
 
 struct Options {
-  Path model = "output/models", data = "data/demo";
-  std::string name = "best_model";
+  Path model = "output/models", data = "data/demo", published;
+  std::string name = "best_model", protocol{enum_name(Protocol::all_unseen)};
+  HeldOut held_out = HeldOut::test;
+  std::uint64_t seed = 42;
   std::size_t threads = 0;
-  bool json = false;
+  bool baselines_only = false, shuffle_histories = false, json = false, markdown = false;
 };
+
+std::string protocol_choices() { return join(enum_choices<Protocol>(), "|every"); }
 
 Options parse(int argc, char** argv) {
   Options options;
   cli::CommandLine line("evaluate_model",
                         "masked Top-K, and the last item of each held-out history ranked among "
                         "all unseen items",
-                        "evaluate_model --model output/models --data data/demo");
+                        "evaluate_model --model output/models --data data/demo --protocol every");
   line.option("model", options.model, "models folder that train_model wrote");
   line.option("name", options.name, "which model in it: best_model or final_model");
   line.option("data", options.data, "the folder it was trained on");
+  line.option("protocol", options.protocol,
+              join("a table besides that of all-unseen: ", protocol_choices()));
+  line.option("held-out", options.held_out, "the items to rank: validation or test");
+  line.flag("baselines-only", options.baselines_only, "no model; split by last item");
+  line.flag("shuffle-histories", options.shuffle_histories,
+            "a further row: the model, shown each history in a random order");
+  line.option("published", options.published,
+              "a file of published rows, such as tools/presets/published-ml1m.json");
+  line.option("seed", options.seed, "of drawn candidates, intervals and shuffled histories");
   line.option("threads", options.threads, "threads; 0: one a core");
-  line.flag("json", options.json, "print JSON");
+  line.flag("json", options.json, "print JSON, with the intervals of all rows");
+  line.flag("markdown", options.markdown, "print Markdown");
   line.parse(argc, argv);
+  if (options.json && options.markdown) throw cli::UsageError("--json or --markdown, not both");
+  if (options.baselines_only && options.shuffle_histories) {
+    throw cli::UsageError("--shuffle-histories needs a model");
+  }
+  if (!options.published.empty() && options.held_out != HeldOut::test) {
+    throw cli::UsageError("--published rows are about the test items, not --held-out validation");
+  }
   return options;
+}
+
+// The headline and what --protocol asks for.
+std::vector<Protocol> chosen_protocols(const std::string& name) {
+  if (name == "every") return {protocols.begin(), protocols.end()};
+  std::vector<Protocol> chosen;
+  for (const Protocol protocol : protocols) {
+    if (protocol == Protocol::all_unseen || enum_name(protocol) == name) chosen.push_back(protocol);
+  }
+  if (chosen.size() == 1 && name != enum_name(Protocol::all_unseen)) {
+    throw cli::UsageError(join("--protocol ", name, ": expected ", protocol_choices()));
+  }
+  return chosen;
+}
+
+// ---- Published rows ----------------------------------------------------------------------------
+//   {"users": 6040, "items": 3416, "interactions": 999611,       the data they are about
+//    "sources": {"paper": "who, where"},
+//    "rows": [{"protocol": "popular-100", "model": "BERT4Rec", "source": "paper", "hr@10": 0.697}]}
+// with any of hr@1, hr@5, hr@10, hr@20, ndcg@... and mrr in a row.
+
+struct PublishedRow {
+  Protocol protocol;
+  std::string model, source;
+  RankMetrics metrics;  // NaN: not published
+};
+
+PublishedRow read_row(const Json& json, const Json& sources) {
+  PublishedRow row{enum_value<Protocol>(json.at("protocol").string(), "protocol"),
+                   json.at("model").string(),
+                   sources.at(json.at("source").string()).string(),
+                   {}};
+  std::size_t known = 3;
+  RankMetrics::fields(row.metrics, [&](const std::string& name, double& value) {
+    const Json* found = json.find(name);
+    value = found == nullptr ? std::nan("") : found->number();
+    require(!(value < 0 || value > 1), "field \"", name, "\" is ", value, ", expected 0 ... 1");
+    known += found != nullptr;
+  });
+  require(known > 3, "no metric, such as hr@10");
+  require(known == json.object().size(),
+          "a field other than protocol, model, source, hr@K, "
+          "ndcg@K (K: 1, 5, 10, 20) and mrr");
+  return row;
+}
+
+std::vector<PublishedRow> read_published(const Path& path, const Dataset& data) {
+  std::vector<PublishedRow> rows;
+  if (path.empty()) return rows;
+  const Json json = Json::parse(read_file(path), path.string());
+  const std::pair<const char*, std::size_t> facts[] = {
+      {"users", data.histories.size()},
+      {"items", data.catalogue.size()},
+      {"interactions", data.histories.interactions()}};
+  in_context(path.string(), [&] {
+    for (const auto& [name, count] : facts) {
+      const std::int64_t published = json.at(name).integer();
+      require(published == static_cast<std::int64_t>(count),
+              "its rows are about other data: ", published, " ", name, ", here ", count);
+    }
+    for (const Json& row : json.at("rows").array()) {
+      in_context(join("row ", rows.size() + 1),
+                 [&] { rows.push_back(read_row(row, json.at("sources"))); });
+    }
+  });
+  return rows;
+}
+
+// ---- Tables ------------------------------------------------------------------------------------
+
+struct Row {
+  std::string name;
+  RankMetrics metrics;
+  std::optional<RankIntervals> interval;  // shown for models
+  std::string source;                     // of a published row
+};
+
+struct Table {
+  Protocol protocol;
+  std::vector<Row> rows;
+};
+
+struct Competitor {
+  std::string name;
+  RankingTask::Ranks ranks;
+  bool is_model, only_sampled;  // only_sampled: stands in the tables of drawn candidates
+};
+
+Scorer with_progress(const std::string& name, std::size_t total, Scorer scorer) {
+  return [name, total, scorer = std::move(scorer), done = std::size_t{0},
+          bar = std::make_shared<cli::ProgressBar>()](std::span<const NextItemCase> cases,
+                                                      std::span<float> scores) mutable {
+    scorer(cases, scores);
+    bar->show(done += cases.size(), total, name, "users");
+  };
+}
+
+// `engine`: the model, or null.
+std::vector<Competitor> rank_all_competitors(const Options& options, const Dataset& data,
+                                             const DataSplit& split, const RankingTask& task,
+                                             Engine* engine) {
+  std::vector<Competitor> competitors;
+  const auto add = [&](const std::string& name, Scorer scorer, bool is_model, bool only_sampled) {
+    scorer = with_progress(name, task.cases().size(), std::move(scorer));
+    competitors.push_back({name, task.ranks(scorer), is_model, only_sampled});
+  };
+  if (engine != nullptr) add("BERT4Rec", model_scorer(*engine), true, false);
+  if (options.shuffle_histories) {
+    add("BERT4Rec, shuffled", shuffled_scorer(model_scorer(*engine), options.seed), true, false);
+  }
+  const std::vector<ItemSpan> known = known_histories(split, options.held_out);
+  add("Markov", markov_scorer(known, task.num_items()), false, false);
+  add("popularity", popularity_scorer(item_counts(known, task.num_items())), false, false);
+  // Published popularity rows of drawn candidates count everything, the test items included.
+  const auto all = item_counts(all_histories(data.histories), task.num_items());
+  add("popularity, all counts", popularity_scorer(all), false, true);
+  return competitors;
+}
+
+Table make_table(Protocol protocol, const std::vector<Competitor>& competitors,
+                 const std::vector<PublishedRow>& published, const Options& options) {
+  Table table{protocol, {}};
+  const bool full = protocol == Protocol::all_unseen || protocol == Protocol::all_items;
+  for (const Competitor& competitor : competitors) {
+    if (competitor.only_sampled && full) continue;
+    const std::vector<std::size_t>& ranks = competitor.ranks.at(protocol);
+    table.rows.push_back({competitor.name, rank_metrics(ranks), {}, ""});
+    if (competitor.is_model || options.json) {
+      table.rows.back().interval = bootstrap_intervals(ranks, options.seed);
+    }
+  }
+  for (const PublishedRow& row : published) {
+    if (row.protocol == protocol) table.rows.push_back({row.model, row.metrics, {}, row.source});
+  }
+  return table;
+}
+
+// ---- Output ------------------------------------------------------------------------------------
+
+std::string title(const Table& table, HeldOut held_out) {
+  static constexpr std::array<const char*, 4> candidates{
+      "all items they had not seen", "all items, seen ones too",
+      "100 unseen items drawn by popularity", "100 unseen items drawn evenly"};
+  return join(held_out == HeldOut::test ? "last item of " : "validation item of ",
+              cli::grouped(table.rows.front().metrics.users), " users, ranked among ",
+              candidates[static_cast<std::size_t>(table.protocol)]);
+}
+
+// The metrics that are printed: all but NDCG@1, which is HR@1.
+std::vector<double> cells(const RankMetrics& m) {
+  return {m.hit[0], m.hit[1], m.hit[2], m.hit[3], m.ndcg[1], m.ndcg[2], m.ndcg[3], m.mrr};
+}
+constexpr std::array<const char*, 8> columns{"HR@1",   "HR@5",    "HR@10",   "HR@20",
+                                             "NDCG@5", "NDCG@10", "NDCG@20", "MRR"};
+
+std::vector<double> half_widths(const RankIntervals& interval) {
+  std::vector<double> widths = cells(interval.high), low = cells(interval.low);
+  for (std::size_t i = 0; i < widths.size(); ++i) widths[i] = (widths[i] - low[i]) / 2;
+  return widths;
+}
+
+std::string number(double value) { return std::isnan(value) ? "-" : cli::fixed(value, 4); }
+
+// The names of the rows, published ones with the number of their source, and the list of sources.
+std::pair<std::vector<std::string>, std::vector<std::string>> labels(const Table& table) {
+  std::vector<std::string> names, sources;
+  for (const Row& row : table.rows) {
+    names.push_back(row.name);
+    if (row.source.empty()) continue;
+    auto found = std::find(sources.begin(), sources.end(), row.source);
+    if (found == sources.end()) found = sources.insert(found, row.source);
+    names.back() += join(" [", found - sources.begin() + 1, "]");
+  }
+  return {names, sources};
+}
+
+void print_text(const Table& table, HeldOut held_out) {
+  const auto [names, sources] = labels(table);
+  int width = 12;
+  for (const std::string& name : names) width = std::max(width, static_cast<int>(name.size()));
+  const auto print_row = [width](const std::string& name, const auto& values) {
+    std::printf("  %-*s", width, name.c_str());
+    for (std::size_t i = 0; i < columns.size(); ++i) {
+      std::printf(i == 4 || i == 7 ? "   %7s" : " %7s", std::string(values[i]).c_str());
+    }
+    std::printf("\n");
+  };
+  const auto print_numbers = [&](const std::string& name, std::vector<double> values) {
+    std::vector<std::string> texts;
+    for (const double value : values) texts.push_back(number(value));
+    print_row(name, texts);
+  };
+  std::printf("%s:\n", title(table, held_out).c_str());
+  print_row("", columns);
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    const Row& row = table.rows[i];
+    print_numbers(names[i], cells(row.metrics));
+    if (row.interval) print_numbers("  95% +-", half_widths(*row.interval));
+  }
+  for (std::size_t i = 0; i < sources.size(); ++i) {
+    std::printf("  [%zu] %s\n", i + 1, sources[i].c_str());
+  }
+}
+
+void print_markdown(const Table& table, HeldOut held_out) {
+  const auto [names, sources] = labels(table);
+  std::printf("%s:\n\n| |", title(table, held_out).c_str());
+  for (const char* column : columns) std::printf(" %s |", column);
+  std::printf("\n|---|");
+  for (std::size_t i = 0; i < columns.size(); ++i) std::printf("---|");
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    const Row& row = table.rows[i];
+    const std::vector<double> values = cells(row.metrics);
+    std::printf("\n| %s |", names[i].c_str());
+    for (std::size_t column = 0; column < values.size(); ++column) {
+      std::printf(" %s", number(values[column]).c_str());
+      if (row.interval) std::printf(" ± %s", number(half_widths(*row.interval)[column]).c_str());
+      std::printf(" |");
+    }
+  }
+  std::printf("\n\n");
+  for (std::size_t i = 0; i < sources.size(); ++i) {
+    std::printf("- [%zu] %s\n", i + 1, sources[i].c_str());
+  }
+}
+
+void add_metrics(Json& json, const RankMetrics& metrics) {
+  RankMetrics::fields(metrics, [&](const std::string& name, double value) {
+    if (!std::isnan(value)) json.set(name, value);
+  });
 }
 
 Json json_of(const RankMetrics& metrics) {
   Json json;
   json.set("users", metrics.users);
-  for (std::size_t i = 0; i < top_k.size(); ++i) json.set(join("hr@", top_k[i]), metrics.hit[i]);
-  for (std::size_t i = 0; i < top_k.size(); ++i) json.set(join("ndcg@", top_k[i]), metrics.ndcg[i]);
-  json.set("mrr", metrics.mrr);
+  add_metrics(json, metrics);
   return json;
 }
 
@@ -47,48 +297,107 @@ Json json_of(const MaskedMetrics& metrics) {
   return json;
 }
 
-void print_row(const std::string& name, const RankMetrics& m) {
-  std::printf("  %-12s %7.4f %7.4f %7.4f %7.4f   %7.4f %7.4f %7.4f   %7.4f\n", name.c_str(),
-              m.hit[0], m.hit[1], m.hit[2], m.hit[3], m.ndcg[1], m.ndcg[2], m.ndcg[3], m.mrr);
+Json json_of(const Table& table) {
+  Json json;
+  Json::Array rows;
+  for (const Row& row : table.rows) {
+    Json& out = rows.emplace_back();
+    out.set("name", row.name);
+    add_metrics(out, row.metrics);
+    if (row.interval) {
+      for (const auto& [name, end] :
+           {std::pair("low", &row.interval->low), std::pair("high", &row.interval->high)}) {
+        Json bounds;
+        add_metrics(bounds, *end);
+        out.set(name, std::move(bounds));
+      }
+    }
+    if (!row.source.empty()) out.set("source", row.source);
+  }
+  json.set("protocol", enum_name(table.protocol));
+  json.set("users", table.rows.front().metrics.users);
+  json.set("rows", std::move(rows));
+  return json;
+}
+
+// A trained model, and how it was trained.
+struct Model {
+  Path path;
+  TrainConfig train;
+  std::unique_ptr<Engine> engine;
+};
+
+Model load(const Options& options, const Dataset& data) {
+  Model model;
+  model.train.split = Split::last;
+  if (options.baselines_only) return model;
+  model.path = options.model / join(options.name, ".safetensors");
+  const Safetensors file(model.path);
+  model.train = stored_config<TrainConfig>(file, "train_config");
+  require(file.metadata("data") == data.fingerprint(), model.path, ": trained on other data than ",
+          options.data);
+  model.engine = load_model(file, options.threads);
+  return model;
+}
+
+void print_json(const Options& options, const Model& model,
+                const std::optional<MaskedMetrics>& masked, const std::vector<Table>& tables) {
+  Json json;
+  json.set("model", model.engine ? Json(model.path.string()) : Json());
+  json.set("split", enum_name(model.train.split));
+  json.set("held_out", enum_name(options.held_out));
+  json.set("seed", options.seed);
+  if (masked) json.set("validation", json_of(*masked));
+  // The headline table again, by name.
+  for (const Row& row : tables.front().rows) {
+    if (!row.source.empty()) continue;
+    if (row.name == "BERT4Rec") json.set("next_item", json_of(row.metrics));
+    if (row.name == "popularity") json.set("next_item_popularity", json_of(row.metrics));
+  }
+  Json::Array list;
+  for (const Table& table : tables) list.push_back(json_of(table));
+  json.set("tables", std::move(list));
+  std::cout << json.text(2) << "\n";
+}
+
+void print_heading(const Options& options, const Model& model,
+                   const std::optional<MaskedMetrics>& masked) {
+  std::printf("%s (split by %s)\n", (model.engine ? model.path : options.data).c_str(),
+              model.train.split == Split::users ? "users" : "last item");
+  if (!masked) return;
+  std::printf("validation, %s masked tokens: loss %.4f, top-1/5/10/20 %.2f/%.2f/%.2f/%.2f%%\n",
+              cli::grouped(masked->count).c_str(), masked->loss(), 100 * masked->accuracy(0),
+              100 * masked->accuracy(1), 100 * masked->accuracy(2), 100 * masked->accuracy(3));
 }
 
 int evaluate(int argc, char** argv) {
   const Options options = parse(argc, argv);
-  const Path path = options.model / join(options.name, ".safetensors");
-  const Safetensors file(path);
-  const TrainConfig train = stored_config<TrainConfig>(file, "train_config");
+  const std::vector<Protocol> chosen = chosen_protocols(options.protocol);
   const Dataset data = Dataset::load(options.data);
-  require(file.metadata("data") == data.fingerprint(), path, ": trained on other data than ",
-          options.data);
-  const std::unique_ptr<Engine> engine = load_model(file, options.threads);
-  const DataSplit split(data.histories, train);
-  const MaskedMetrics masked = evaluate_masked(*engine, split, train);
-  const auto cases = next_item_cases(split, HeldOut::test);
-  require(!cases.empty(), options.data, ": no held-out user has two items");
-  const RankMetrics model = rank_metrics(model_ranks(*engine, cases));
-  const RankMetrics popularity =
-      rank_metrics(popularity_ranks(split, data.catalogue.size(), cases, HeldOut::test));
+  const std::vector<PublishedRow> published = read_published(options.published, data);
+  const Model model = load(options, data);
+  require(published.empty() || model.train.split == Split::last, model.path,
+          ": trained with split users; published rows are about split last");
+  const DataSplit split(data.histories, model.train);
+  const RankingTask task(next_item_cases(split, options.held_out),
+                         item_counts(all_histories(data.histories), data.catalogue.size()),
+                         options.seed);
+  std::optional<MaskedMetrics> masked;
+  if (model.engine) masked = evaluate_masked(*model.engine, split, model.train);
+  const auto competitors = rank_all_competitors(options, data, split, task, model.engine.get());
+  std::vector<Table> tables;
+  for (const Protocol protocol : chosen) {
+    tables.push_back(make_table(protocol, competitors, published, options));
+  }
   if (options.json) {
-    Json json;
-    json.set("model", path.string());
-    json.set("split", enum_name(train.split));
-    json.set("validation", json_of(masked));
-    json.set("next_item", json_of(model));
-    json.set("next_item_popularity", json_of(popularity));
-    std::cout << json.text(2) << "\n";
+    print_json(options, model, masked, tables);
     return 0;
   }
-  std::printf("%s (split by %s)\n", path.c_str(),
-              train.split == Split::users ? "users" : "last item");
-  std::printf("validation, %s masked tokens: loss %.4f, top-1/5/10/20 %.2f/%.2f/%.2f/%.2f%%\n",
-              cli::grouped(masked.count).c_str(), masked.loss(), 100 * masked.accuracy(0),
-              100 * masked.accuracy(1), 100 * masked.accuracy(2), 100 * masked.accuracy(3));
-  std::printf("last item of %s users, ranked among all items they had not seen:\n",
-              cli::grouped(model.users).c_str());
-  std::printf("  %-12s %7s %7s %7s %7s   %7s %7s %7s   %7s\n", "", "HR@1", "HR@5", "HR@10", "HR@20",
-              "NDCG@5", "NDCG@10", "NDCG@20", "MRR");
-  print_row("BERT4Rec", model);
-  print_row("popularity", popularity);
+  print_heading(options, model, masked);
+  for (const Table& table : tables) {
+    std::printf("\n");
+    (options.markdown ? print_markdown : print_text)(table, options.held_out);
+  }
   return 0;
 }
 
