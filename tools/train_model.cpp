@@ -51,6 +51,13 @@ void describe_data(const Dataset& data) {
   }
 }
 
+// Only what makes the figures to come doubtful; audit_dataset tells everything.
+void print_warnings(const Dataset& data, const TrainConfig& config) {
+  for (const Finding& finding : describe(audit_data(data, config))) {
+    if (finding.severity == Severity::warning) std::cout << "warning: " << finding.text << "\n";
+  }
+}
+
 std::string top_text(const MaskedMetrics& metrics) {
   std::string text;
   for (std::size_t i = 0; i < top_k.size(); ++i) {
@@ -88,6 +95,7 @@ int train(int argc, char** argv) {
   const Options options = parse(argc, argv);
   const Dataset data = Dataset::load(options.data);
   describe_data(data);
+  print_warnings(data, options.train);
   Trainer trainer(data, options.model, options.train, options.output);
   std::cout << cli::grouped(trainer.engine().table().size()) << " parameters, "
             << cli::grouped(trainer.split().train_users().size()) << " users to train on, "
