@@ -3602,27 +3602,28 @@ inline std::size_t backward_steps(std::span<const Step> steps, std::size_t num_i
   std::vector<std::size_t> end = begin;
   for (const Step& step : steps) successors[end[step.from]++] = step.to;
 
-  using Candidate = std::pair<double, std::uint32_t>;  // open share, item
-  std::priority_queue<Candidate, std::vector<Candidate>, std::greater<>> queue;
-  const auto push = [&](std::uint32_t item) {
-    const auto all = static_cast<double>(std::max<std::size_t>(1, total[item]));
-    queue.emplace(static_cast<double>(open[item]) / all, item);
+  // Shares are in 1/128, rounded up, so that an item is queued at most 129 times.
+  const auto open_share = [&](std::uint32_t item) -> std::size_t {
+    return total[item] == 0 ? 0 : (128 * open[item] + total[item] - 1) / total[item];
   };
-  for (std::uint32_t item = 0; item < num_items; ++item) push(item);
+  using Candidate = std::pair<std::size_t, std::uint32_t>;  // open share, item
+  std::priority_queue<Candidate, std::vector<Candidate>, std::greater<>> queue;
+  for (std::uint32_t item = 0; item < num_items; ++item) queue.emplace(open_share(item), item);
   std::vector<bool> placed(num_items);
   std::size_t backward = 0;
   while (!queue.empty()) {
     const std::uint32_t item = queue.top().second;
     queue.pop();
-    if (placed[item]) continue;  // an old entry: it has been pushed again since
+    if (placed[item]) continue;  // by a later entry with a smaller share
     placed[item] = true;
     for (std::size_t i = begin[item]; i < end[item]; ++i) {
       const std::uint32_t next = successors[i];
       if (placed[next]) {
         ++backward;
       } else {
+        const std::size_t share_before = open_share(next);
         --open[next];
-        push(next);
+        if (open_share(next) < share_before) queue.emplace(open_share(next), next);
       }
     }
   }
