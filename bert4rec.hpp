@@ -1300,6 +1300,9 @@ enum class Split {
   last    // leave one out: each user's last item is for the test, the one before for validation
 };
 
+// What on the validation data tells the best epoch: the lowest loss, or the highest Top-K accuracy.
+enum class Metric { loss, top1, top5, top10, top20 };
+
 namespace detail {
 
 template <class Enum>
@@ -1315,6 +1318,10 @@ struct EnumNames<Schedule> {
 template <>
 struct EnumNames<Split> {
   static constexpr std::array<std::string_view, 2> names{"users", "last"};
+};
+template <>
+struct EnumNames<Metric> {
+  static constexpr std::array<std::string_view, 5> names{"loss", "top1", "top5", "top10", "top20"};
 };
 
 }  // namespace detail
@@ -1389,8 +1396,19 @@ struct TrainConfig {
   Schedule schedule = Schedule::constant;
   std::size_t warmup_steps = 0;
   double mask_probability = 0.15;
+  double mask_last = 0.0;
+  double random_share = 0.0;
+  double keep_share = 0.0;
+  std::size_t static_masks = 0;
+  std::size_t window_stride = 0;
+  double reversed_share = 0.0;
   Split split = Split::users;
   double validation_ratio = 0.1;
+  std::size_t folds = 0;
+  std::size_t fold = 1;
+  std::size_t validation_limit = 0;
+  Metric best_by = Metric::loss;
+  std::size_t patience = 0;
   std::uint64_t seed = 42;
   std::size_t save_every = 10;
   std::size_t threads = 0;
@@ -1409,8 +1427,24 @@ struct TrainConfig {
     visit("warmup_steps", self.warmup_steps, 0, 1'000'000'000, "steps of linear rise from 0");
     visit("mask_probability", self.mask_probability, 0.0, 1.0,
           "share of items hidden; at least one");
+    visit("mask_last", self.mask_last, 0.0, 1.0, "share of rows that hide just their last item");
+    visit("random_share", self.random_share, 0.0, 1.0, "of hidden items: shown as a random item");
+    visit("keep_share", self.keep_share, 0.0, 1.0, "of hidden items: shown as they are");
+    visit("static_masks", self.static_masks, 0, 1'000'000,
+          "fixed masks of a window, used in turn; 0: new ones every epoch");
+    visit("window_stride", self.window_stride, 0, 1'000'000,
+          "items between windows of a history; 0: only the newest window");
+    visit("reversed_share", self.reversed_share, 0.0, 1.0, "share of rows shown newest item first");
     visit("split", self.split, 0, 1, "held out: some users, or each user's last two items");
     visit("validation_ratio", self.validation_ratio, 0.0, 0.99, "share of users held out");
+    visit("folds", self.folds, 0, 1'000'000,
+          "cut the users in so many parts, of which one is held out; 0: validation_ratio");
+    visit("fold", self.fold, 1, 1'000'000, "which of them is held out, from 1");
+    visit("validation_limit", self.validation_limit, 0, 1'000'000'000,
+          "users to validate on after an epoch, evenly spread; 0: all");
+    visit("best_by", self.best_by, 0, 4, "what tells the best epoch");
+    visit("patience", self.patience, 0, 10'000'000,
+          "stop after so many epochs without a better one; 0: never");
     visit("seed", self.seed, 0, 9'223'372'036'854'775'807, "all randomness comes from this number");
     visit("save_every", self.save_every, 1, 10'000'000, "epochs between checkpoints");
     visit("threads", self.threads, 0, 1024, "threads; 0: one a core. Never changes a result");
@@ -1435,7 +1469,15 @@ inline void validate(const ModelConfig& config) {
           ", which does not divide hidden_size ", config.hidden_size);
 }
 
-inline void validate(const TrainConfig& config) { validate_ranges(config); }
+inline void validate(const TrainConfig& config) {
+  validate_ranges(config);
+  require(config.random_share + config.keep_share <= 1, "random_share ", config.random_share,
+          " and keep_share ", config.keep_share, " are more than 1 together");
+  if (config.folds == 0) return;
+  require(config.folds > 1, "folds is 1, expected 0 or at least 2");
+  require(config.fold <= config.folds, "fold is ", config.fold, " of ", config.folds);
+  require(config.split == Split::users, "folds cut the users: they need split users");
+}
 
 template <class Config>
 Json to_json(const Config& config) {
@@ -1618,22 +1660,24 @@ struct RankCounts {
 template <class Real>
 struct Kernels {
   const char* name;
-  // C[m,n] = A[m,k] B[k,n], added to C if `accumulate`. A(i,k) = a[i * a_row + k * a_col] and so
-  // on, so that one function serves A B, A B^T and A^T B. Additions run in ascending k for each
-  // element of C. One stride of A and one of B must be 1. `scratch` holds scratch_size numbers.
+  // C[m,n] = start + A[m,k] B[k,n]. A(i,k) = a[i * a_row + k * a_col] and so on, so that one
+  // function serves A B, A B^T and A^T B. start(i,j) = start[i * start_row + j]: C itself to add to
+  // it, a bias with start_row 0, or nullptr for zeros. Additions run in ascending k for each element
+  // of C. One stride of A and one of B must be 1. `scratch` holds scratch_size numbers.
   void (*multiply)(std::size_t m, std::size_t n, std::size_t k, const Real* a, std::size_t a_row,
-                   std::size_t a_col, const Real* b, std::size_t b_row, std::size_t b_col, Real* c,
-                   std::size_t c_row, bool accumulate, Real* scratch);
+                   std::size_t a_col, const Real* b, std::size_t b_row, std::size_t b_col,
+                   const Real* start, std::size_t start_row, Real* c, std::size_t c_row,
+                   Real* scratch);
   std::size_t scratch_size;
   void (*add)(const Real* x, Real* y, std::size_t n);
   void (*scale)(Real* x, Real factor, std::size_t n);
   Real (*sum_of_squares)(const Real* x, std::size_t n);
   Real (*softmax)(Real* x, Real scale, std::size_t n);
-  void (*softmax_backward)(const Real* p, Real* dp, Real scale, std::size_t n);
+  void (*softmax_backward)(const Real* p, const Real* q, Real* dq, Real scale, std::size_t n);
   RankCounts (*count_above)(const Real* x, Real value, std::size_t n);
   void (*gelu)(const Real* x, Real* y, std::size_t n);
   void (*gelu_backward)(const Real* x, Real* dy, std::size_t n);
-  void (*dropout)(Real* x, std::size_t n, Key key, std::uint32_t threshold);
+  void (*dropout)(const Real* x, Real* y, std::size_t n, Key key, std::uint32_t threshold);
   RowStatistics<Real> (*normalize)(const Real* x, const Real* gain, const Real* bias, Real* y,
                                    std::size_t n);
   void (*normalize_backward)(const Real* x, RowStatistics<Real> row, const Real* gain, Real* dy,
@@ -1660,11 +1704,11 @@ namespace plain {
 
 template <class Real>
 void multiply(std::size_t m, std::size_t n, std::size_t k, const Real* a, std::size_t a_row,
-              std::size_t a_col, const Real* b, std::size_t b_row, std::size_t b_col, Real* c,
-              std::size_t c_row, bool accumulate, Real*) {
+              std::size_t a_col, const Real* b, std::size_t b_row, std::size_t b_col,
+              const Real* start, std::size_t start_row, Real* c, std::size_t c_row, Real*) {
   for (std::size_t i = 0; i < m; ++i) {
     for (std::size_t j = 0; j < n; ++j) {
-      Real sum = accumulate ? c[i * c_row + j] : Real(0);
+      Real sum = start != nullptr ? start[i * start_row + j] : Real(0);
       for (std::size_t l = 0; l < k; ++l)
         sum += a[i * a_row + l * a_col] * b[l * b_row + j * b_col];
       c[i * c_row + j] = sum;
@@ -1702,12 +1746,14 @@ Real softmax(Real* x, Real scale, std::size_t n) {
   return scale * largest + std::log(sum);
 }
 
-// p = softmax(scale x):  dx_i = scale p_i (dp_i - sum_j p_j dp_j), written over dp.
+// p = softmax(scale x), q = dropout(p) = mask p. With dp_i = mask_i dq_i,
+//   dx_i = scale p_i (dp_i - sum_j p_j dp_j) = scale (q_i dq_i - p_i sum_j q_j dq_j),
+// written over dq: the mask itself is not needed.
 template <class Real>
-void softmax_backward(const Real* p, Real* dp, Real scale, std::size_t n) {
+void softmax_backward(const Real* p, const Real* q, Real* dq, Real scale, std::size_t n) {
   Real mean = 0;
-  for (std::size_t i = 0; i < n; ++i) mean += p[i] * dp[i];
-  for (std::size_t i = 0; i < n; ++i) dp[i] = scale * p[i] * (dp[i] - mean);
+  for (std::size_t i = 0; i < n; ++i) mean += q[i] * dq[i];
+  for (std::size_t i = 0; i < n; ++i) dq[i] = scale * (q[i] * dq[i] - p[i] * mean);
 }
 
 // How many of x are above `value`, and how many equal it.
@@ -1738,15 +1784,15 @@ void gelu_backward(const Real* x, Real* dy, std::size_t n) {
   }
 }
 
-// Forward and backward alike: x_i = 0 or scale x_i. Nothing is stored between the two; the same key
-// gives the same mask.
+// Forward and backward alike: y_i = 0 or scale x_i. Nothing is stored between the two; the same key
+// gives the same mask. y may be x.
 template <class Real>
-void dropout(Real* x, std::size_t n, Key key, std::uint32_t threshold) {
+void dropout(const Real* x, Real* y, std::size_t n, Key key, std::uint32_t threshold) {
   const Real scale = static_cast<Real>(dropout_scale(threshold));
   for (std::size_t i = 0; i < n; ++i) {
     const std::size_t quarter = i / 16 % 4;
     const std::uint64_t bits = random_bits(key, i / dropout_chunk * 16 + i % 16);
-    x[i] = (bits >> (16 * quarter) & 0xffff) < threshold ? Real(0) : x[i] * scale;
+    y[i] = (bits >> (16 * quarter) & 0xffff) < threshold ? Real(0) : x[i] * scale;
   }
 }
 
@@ -1947,28 +1993,32 @@ class Compute {
 
   Real* scratch(std::size_t worker) { return scratch_[worker].data(); }
 
-  // C[m,n] = A B, or C += A B: the multiply of chapter 9 on one thread ...
+  // C[m,n] = A B: the multiply of chapter 9 on one thread ...
   void multiply(std::size_t worker, std::size_t m, std::size_t n, std::size_t k, const Real* a,
                 std::size_t a_row, std::size_t a_col, const Real* b, std::size_t b_row,
-                std::size_t b_col, Real* c, std::size_t c_row, bool accumulate = false) {
-    kernels.multiply(m, n, k, a, a_row, a_col, b, b_row, b_col, c, c_row, accumulate,
+                std::size_t b_col, Real* c, std::size_t c_row) {
+    kernels.multiply(m, n, k, a, a_row, a_col, b, b_row, b_col, nullptr, 0, c, c_row,
                      multiply_scratch_[worker].data());
   }
 
-  // ... and on all of them, each owning a stripe of C's rows or columns.
+  // ... and C[m,n] = start + A B on all of them, each owning a stripe of C's rows or columns.
   void parallel_multiply(std::size_t m, std::size_t n, std::size_t k, const Real* a,
                          std::size_t a_row, std::size_t a_col, const Real* b, std::size_t b_row,
-                         std::size_t b_col, Real* c, bool accumulate) {
+                         std::size_t b_col, const Real* start, std::size_t start_row, Real* c) {
+    const auto stripe = [&](std::size_t worker, std::size_t i, std::size_t rows, std::size_t j,
+                            std::size_t columns) {
+      const Real* begin = start == nullptr ? nullptr : start + i * start_row + j;
+      kernels.multiply(rows, columns, k, a + i * a_row, a_row, a_col, b + j * b_col, b_row, b_col,
+                       begin, start_row, c + i * n + j, n, multiply_scratch_[worker].data());
+    };
     const std::size_t grain = 48;  // rows: the block of A in the appendix
     if (m >= n || m >= grain * pool.size()) {
       pool.parallel_ranges(m, grain, [&](std::size_t begin, std::size_t end, std::size_t worker) {
-        multiply(worker, end - begin, n, k, a + begin * a_row, a_row, a_col, b, b_row, b_col,
-                 c + begin * n, n, accumulate);
+        stripe(worker, begin, end - begin, 0, n);
       });
     } else {
       pool.parallel_ranges(n, 64, [&](std::size_t begin, std::size_t end, std::size_t worker) {
-        multiply(worker, m, end - begin, k, a, a_row, a_col, b + begin * b_col, b_row, b_col,
-                 c + begin, n, accumulate);
+        stripe(worker, 0, m, begin, end - begin);
       });
     }
   }
@@ -1994,9 +2044,14 @@ struct DropoutSite {
   Key key;
   std::uint32_t threshold = 0;  // 0: off
 
+  // y[n] = dropout(x[n]); y may be x.
   template <class Real>
-  void apply(const detail::Kernels<Real>& k, Real* x, std::size_t n, std::size_t row) const {
-    if (threshold != 0) k.dropout(x, n, fold_in(key, row), threshold);
+  void apply(const detail::Kernels<Real>& k, const Real* x, Real* y, std::size_t n,
+             std::size_t row) const {
+    if (threshold != 0)
+      k.dropout(x, y, n, fold_in(key, row), threshold);
+    else if (x != y)
+      std::copy(x, x + n, y);
   }
 };
 
@@ -2005,8 +2060,7 @@ struct DropoutSite {
 template <class Real>
 void linear_forward(Compute<Real>& compute, std::size_t N, std::size_t O, std::size_t I,
                     const Real* x, const Real* w, const Real* b, Real* y) {
-  compute.for_rows(N, [&](std::size_t t) { std::copy(b, b + O, y + t * O); });
-  compute.parallel_multiply(N, O, I, x, I, 1, w, 1, I, y, true);
+  compute.parallel_multiply(N, O, I, x, I, 1, w, 1, I, b, 0, y);
 }
 
 // db[j] += sum_t dy[t,j], each column summed by one thread in the order of t
@@ -2023,9 +2077,9 @@ template <class Real>
 void linear_backward(Compute<Real>& compute, std::size_t N, std::size_t O, std::size_t I,
                      const Real* x, const Real* w, const Real* dy, Real* dw, Real* db, Real* dx,
                      bool accumulate_dx) {
-  compute.parallel_multiply(O, I, N, dy, 1, O, x, I, 1, dw, true);
+  compute.parallel_multiply(O, I, N, dy, 1, O, x, I, 1, dw, I, dw);
   add_columns(compute, N, O, dy, db);
-  compute.parallel_multiply(N, I, O, dy, O, 1, w, I, 1, dx, accumulate_dx);
+  compute.parallel_multiply(N, I, O, dy, O, 1, w, I, 1, accumulate_dx ? dx : nullptr, I, dx);
 }
 
 // ---- LayerNorm: y_t = gain (x_t - mean_t) / deviation_t + bias, over the H numbers of a token --
@@ -2065,7 +2119,7 @@ void residual_norm_forward(Compute<Real>& compute, std::size_t N, std::size_t H,
                            Real* f, const Real* gain, const Real* bias, Real* y,
                            detail::RowStatistics<Real>* statistics) {
   compute.for_rows(N, [&](std::size_t t) {
-    dropout.apply(compute.kernels, f + t * H, H, first_token + t);
+    dropout.apply(compute.kernels, f + t * H, f + t * H, H, first_token + t);
     compute.kernels.add(x + t * H, f + t * H, H);
     statistics[t] = compute.kernels.normalize(f + t * H, gain, bias, y + t * H, H);
   });
@@ -2080,8 +2134,7 @@ void residual_norm_backward(Compute<Real>& compute, std::size_t N, std::size_t H
                             Real* dy, Real* dgain, Real* dbias, Real* df) {
   norm_backward(compute, N, H, sum, statistics, gain, dy, dgain, dbias);
   compute.for_rows(N, [&](std::size_t t) {
-    std::copy(dy + t * H, dy + (t + 1) * H, df + t * H);
-    dropout.apply(compute.kernels, df + t * H, H, first_token + t);
+    dropout.apply(compute.kernels, dy + t * H, df + t * H, H, first_token + t);
   });
 }
 
@@ -2092,8 +2145,9 @@ void activation_forward(Compute<Real>& compute, std::size_t N, std::size_t width
                         std::size_t first_token, const DropoutSite& dropout, const Real* u,
                         Real* h) {
   compute.for_rows(N, [&](std::size_t t) {
-    compute.kernels.gelu(u + t * width, h + t * width, width);
-    dropout.apply(compute.kernels, h + t * width, width, first_token + t);
+    Real* row = h + t * width;
+    compute.kernels.gelu(u + t * width, row, width);
+    dropout.apply(compute.kernels, row, row, width, first_token + t);
   });
 }
 
@@ -2103,104 +2157,108 @@ void activation_backward(Compute<Real>& compute, std::size_t N, std::size_t widt
                          std::size_t first_token, const DropoutSite& dropout, const Real* u,
                          Real* dh) {
   compute.for_rows(N, [&](std::size_t t) {
-    dropout.apply(compute.kernels, dh + t * width, width, first_token + t);
-    compute.kernels.gelu_backward(u + t * width, dh + t * width, width);
+    Real* row = dh + t * width;
+    dropout.apply(compute.kernels, row, row, width, first_token + t);
+    compute.kernels.gelu_backward(u + t * width, row, width);
   });
 }
 
 // ---- Rows that are computed together -----------------------------------------------------------
-// A group of whole rows of a batch; offsets are places in the batch, so row r of the group begins
-// at its token offsets[r] - offsets[0].
+// Where rows begin and end in a list of the batch; row r of the group has the elements begin(r) ...
+// begin(r) + length(r) - 1 of the group's part of it.
+struct RowOffsets {
+  std::span<const std::size_t> offsets;  // [rows + 1] places in the list of the batch
 
-struct RowGroup {
-  std::span<const std::int32_t> tokens, positions;  // [N]
-  std::span<const std::size_t> offsets;             // [rows + 1]
-  std::span<const std::size_t> masked;              // [M] places in the group, ascending
-  std::size_t first_masked;                         // number of the first of them in the batch
-
-  std::size_t size() const { return tokens.size(); }
   std::size_t rows() const { return offsets.size() - 1; }
-  std::size_t first_token() const { return offsets.front(); }
+  std::size_t first() const { return offsets.front(); }
+  std::size_t size() const { return offsets.back() - offsets.front(); }
   std::size_t begin(std::size_t row) const { return offsets[row] - offsets.front(); }
   std::size_t length(std::size_t row) const { return offsets[row + 1] - offsets[row]; }
 };
 
+struct RowGroup {
+  std::span<const std::int32_t> tokens, positions;  // [N]
+  std::span<const std::size_t> masked;              // [M] places in the group, ascending
+  RowOffsets all, hidden;                           // the rows in tokens, and in masked
+};
+
 // ---- Attention: bidirectional, A heads of D = H / A, inside each row (eq. 1 and 2) -------------
-//   S = q k^T / sqrt D      [n,n] for one row of n tokens and one head
-//   P = softmax(S)          over keys
-//   o = dropout(P) v        [n,D]
-// q, k, v stand side by side in qkv[N,3H], head h at columns h D. weights[N,A,L] keeps P: those of
-// token t and head h are the n numbers from (t A + h) L.
+//   S = q k^T / sqrt D      [m,n] for one head of a row of n tokens, m of which ask
+//   P = softmax(S)          over the n keys
+//   o = dropout(P) v        [m,D]
+// In q[Q,H], and kv[N,2H] with keys before values, head h has the columns from h D. weights[Q,A,L]
+// keeps P: those of query t and head h are the n numbers from (t A + h) L.
 
 struct AttentionTask {
-  std::size_t n, D, qkv_stride, weights_stride;
-  std::size_t qkv_at, out_at, weights_at, dropout_row;
+  std::size_t m, n, D, weights_stride;
+  std::size_t q_at, kv_at, weights_at, dropout_row;
 
-  AttentionTask(const ModelConfig& config, const RowGroup& group, std::size_t task)
-      : n(group.length(task / config.num_heads)),
+  AttentionTask(const ModelConfig& config, const RowOffsets& keys, const RowOffsets& queries,
+                std::size_t task)
+      : m(queries.length(task / config.num_heads)),
+        n(keys.length(task / config.num_heads)),
         D(config.head_size()),
-        qkv_stride(3 * config.hidden_size),
         weights_stride(config.num_heads * config.max_length) {
-    const std::size_t head = task % config.num_heads;
-    const std::size_t token = group.begin(task / config.num_heads);
-    qkv_at = token * qkv_stride + head * D;
-    out_at = token * config.hidden_size + head * D;
-    weights_at = token * weights_stride + head * config.max_length;
-    dropout_row = (group.first_token() + token) * config.num_heads + head * n;
+    const std::size_t row = task / config.num_heads, head = task % config.num_heads;
+    q_at = queries.begin(row) * config.hidden_size + head * D;
+    kv_at = keys.begin(row) * 2 * config.hidden_size + head * D;
+    weights_at = queries.begin(row) * weights_stride + head * config.max_length;
+    dropout_row = queries.offsets[row] * config.num_heads + head * m;
   }
 };
 
 template <class Real>
-void attention_forward(Compute<Real>& compute, const ModelConfig& config, const RowGroup& group,
-                       const DropoutSite& dropout, const Real* qkv, Real* weights, Real* out) {
+void attention_forward(Compute<Real>& compute, const ModelConfig& config, const RowOffsets& keys,
+                       const RowOffsets& queries, const DropoutSite& dropout, const Real* q,
+                       const Real* kv, Real* weights, Real* out) {
   const std::size_t H = config.hidden_size;
   const Real scale = 1 / std::sqrt(static_cast<Real>(config.head_size()));
-  compute.pool.parallel_for(group.rows() * config.num_heads, [&](std::size_t task, std::size_t w) {
-    const AttentionTask at(config, group, task);
-    const std::size_t n = at.n, D = at.D;
-    const Real *q = qkv + at.qkv_at, *k = q + H, *v = k + H;
+  compute.pool.parallel_for(keys.rows() * config.num_heads, [&](std::size_t task, std::size_t w) {
+    const AttentionTask at(config, keys, queries, task);
+    const std::size_t m = at.m, n = at.n, D = at.D;
+    const Real *k = kv + at.kv_at, *v = k + H;
     Real* P = weights + at.weights_at;
-    compute.multiply(w, n, n, D, q, at.qkv_stride, 1, k, 1, at.qkv_stride, P, at.weights_stride);
-    Real* dropped = compute.scratch(w);  // [n,n]
-    for (std::size_t i = 0; i < n; ++i) {
+    compute.multiply(w, m, n, D, q + at.q_at, H, 1, k, 1, 2 * H, P, at.weights_stride);
+    Real* dropped = compute.scratch(w);  // [m,n]
+    for (std::size_t i = 0; i < m; ++i) {
       Real* row = P + i * at.weights_stride;
       compute.kernels.softmax(row, scale, n);
-      std::copy(row, row + n, dropped + i * n);
-      dropout.apply(compute.kernels, dropped + i * n, n, at.dropout_row + i);
+      dropout.apply(compute.kernels, row, dropped + i * n, n, at.dropout_row + i);
     }
-    compute.multiply(w, n, D, n, dropped, n, 1, v, at.qkv_stride, 1, out + at.out_at, H);
+    compute.multiply(w, m, D, n, dropped, n, 1, v, 2 * H, 1, out + at.q_at, H);
   });
 }
 
-// o = dropout(P) v:         dv = dropout(P)^T do,   dP = dropout(do v^T)
-// P = softmax(S):           dS_ij = P_ij (dP_ij - sum_k P_ik dP_ik)
+// With R = dropout(P):
+// o = R v:                  dv = R^T do,            dR = do v^T
+// P = softmax(S):           dS_ij = R_ij dR_ij - P_ij sum_k R_ik dR_ik    (softmax_backward)
 // S = q k^T / sqrt D:       dq = dS k / sqrt D,     dk = dS^T q / sqrt D
 template <class Real>
-void attention_backward(Compute<Real>& compute, const ModelConfig& config, const RowGroup& group,
-                        const DropoutSite& dropout, const Real* qkv, const Real* weights,
-                        const Real* d_out, Real* d_qkv) {
+void attention_backward(Compute<Real>& compute, const ModelConfig& config, const RowOffsets& keys,
+                        const RowOffsets& queries, const DropoutSite& dropout, const Real* q,
+                        const Real* kv, const Real* weights, const Real* d_out, Real* d_q,
+                        Real* d_kv) {
   const std::size_t H = config.hidden_size;
   const Real scale = 1 / std::sqrt(static_cast<Real>(config.head_size()));
-  compute.pool.parallel_for(group.rows() * config.num_heads, [&](std::size_t task, std::size_t w) {
-    const AttentionTask at(config, group, task);
-    const std::size_t n = at.n, D = at.D, stride = at.qkv_stride;
-    const Real *q = qkv + at.qkv_at, *k = q + H, *v = k + H, *d_o = d_out + at.out_at;
-    Real *d_q = d_qkv + at.qkv_at, *d_k = d_q + H, *d_v = d_k + H;
+  compute.pool.parallel_for(keys.rows() * config.num_heads, [&](std::size_t task, std::size_t w) {
+    const AttentionTask at(config, keys, queries, task);
+    const std::size_t m = at.m, n = at.n, D = at.D;
+    const Real *k = kv + at.kv_at, *v = k + H, *d_o = d_out + at.q_at;
+    Real *d_k = d_kv + at.kv_at, *d_v = d_k + H;
     const Real* P = weights + at.weights_at;
-    Real *dropped = compute.scratch(w), *d_S = dropped + n * n;
-    for (std::size_t i = 0; i < n; ++i) {
-      const Real* row = P + i * at.weights_stride;
-      std::copy(row, row + n, dropped + i * n);
-      dropout.apply(compute.kernels, dropped + i * n, n, at.dropout_row + i);
+    Real *dropped = compute.scratch(w), *d_S = dropped + m * n;
+    for (std::size_t i = 0; i < m; ++i) {
+      dropout.apply(compute.kernels, P + i * at.weights_stride, dropped + i * n, n,
+                    at.dropout_row + i);
     }
-    compute.multiply(w, n, D, n, dropped, 1, n, d_o, H, 1, d_v, stride);
-    compute.multiply(w, n, n, D, d_o, H, 1, v, 1, stride, d_S, n);
-    for (std::size_t i = 0; i < n; ++i) {
-      dropout.apply(compute.kernels, d_S + i * n, n, at.dropout_row + i);
-      compute.kernels.softmax_backward(P + i * at.weights_stride, d_S + i * n, scale, n);
+    compute.multiply(w, n, D, m, dropped, 1, n, d_o, H, 1, d_v, 2 * H);
+    compute.multiply(w, m, n, D, d_o, H, 1, v, 1, 2 * H, d_S, n);
+    for (std::size_t i = 0; i < m; ++i) {
+      compute.kernels.softmax_backward(P + i * at.weights_stride, dropped + i * n, d_S + i * n,
+                                       scale, n);
     }
-    compute.multiply(w, n, D, n, d_S, n, 1, k, stride, 1, d_q, stride);
-    compute.multiply(w, n, D, n, d_S, 1, n, q, stride, 1, d_k, stride);
+    compute.multiply(w, m, D, n, d_S, n, 1, k, 2 * H, 1, d_q + at.q_at, H);
+    compute.multiply(w, n, D, m, d_S, 1, n, q + at.q_at, H, 1, d_k, 2 * H);
   });
 }
 
@@ -2215,7 +2273,7 @@ inline std::size_t attention_scratch(const ModelConfig& config) {
 template <class Real>
 void embedding_forward(Compute<Real>& compute, std::size_t H, const RowGroup& group,
                        const Real* item, const Real* position, Real* e) {
-  compute.for_rows(group.size(), [&](std::size_t t) {
+  compute.for_rows(group.tokens.size(), [&](std::size_t t) {
     const Real* row = item + static_cast<std::size_t>(group.tokens[t]) * H;
     std::copy(row, row + H, e + t * H);
     compute.kernels.add(position + static_cast<std::size_t>(group.positions[t]) * H, e + t * H, H);
@@ -2228,7 +2286,7 @@ template <class Real>
 void embedding_backward(Compute<Real>& compute, std::size_t H, const RowGroup& group,
                         const Real* de, Real* d_item, Real* d_position) {
   compute.pool.parallel_ranges(H, 16, [&](std::size_t begin, std::size_t end, std::size_t) {
-    for (std::size_t t = 0; t < group.size(); ++t) {
+    for (std::size_t t = 0; t < group.tokens.size(); ++t) {
       const Real* from = de + t * H + begin;
       const auto token = static_cast<std::size_t>(group.tokens[t]);
       const auto position = static_cast<std::size_t>(group.positions[t]);
@@ -2304,9 +2362,10 @@ void scatter_rows(std::size_t H, std::size_t N, std::span<const std::size_t> mas
 template <class Real>
 struct EncoderTensors {
   struct Layer {
-    Real *in_weight, *in_bias, *out_weight, *out_bias;  // [3H,H] [3H] [H,H] [H]
-    Real *w1, *b1, *w2, *b2;                            // [4H,H] [4H] [H,4H] [H]
-    Real *gain1, *bias1, *gain2, *bias2;                // [H]
+    Real *q_weight, *q_bias, *kv_weight, *kv_bias;  // [H,H] [H] [2H,H] [2H]
+    Real *out_weight, *out_bias;                    // [H,H] [H]
+    Real *w1, *b1, *w2, *b2;                        // [4H,H] [4H] [H,4H] [H]
+    Real *gain1, *bias1, *gain2, *bias2;            // [H]
   };
   Real *item, *position, *gain, *bias;  // [V,H] [L,H] [H] [H]
   std::vector<Layer> layers;
@@ -2319,7 +2378,10 @@ struct EncoderTensors {
     bias = at("embedding_norm.bias");
     for (std::size_t layer = 0; layer < config.num_layers; ++layer) {
       const std::string p = layer_prefix(layer);
-      layers.push_back({at(p + "self_attn.in_proj_weight"), at(p + "self_attn.in_proj_bias"),
+      const std::size_t H = config.hidden_size;
+      Real* weight = at(p + "self_attn.in_proj_weight");
+      Real* shift = at(p + "self_attn.in_proj_bias");
+      layers.push_back({weight, shift, weight + H * H, shift + H,
                         at(p + "self_attn.out_proj.weight"), at(p + "self_attn.out_proj.bias"),
                         at(p + "linear1.weight"), at(p + "linear1.bias"), at(p + "linear2.weight"),
                         at(p + "linear2.bias"), at(p + "norm1.weight"), at(p + "norm1.bias"),
@@ -2352,35 +2414,38 @@ class Encoder {
   Real* item_gradient() const { return g_.item; }
 
   // Vectors [M,H] of the masked tokens; valid until the next forward. Nobody reads anything else of
-  // the last layer, so behind its attention only the masked tokens go on.
+  // the last layer, so there only the masked tokens ask, and only they go on.
   const Real* forward(Compute<Real>& compute, const RowGroup& group, const DropoutPlan& dropout) {
-    const std::size_t H = config_.hidden_size, inner = config_.inner_size();
-    std::size_t N = group.size(), first = group.first_token();
+    const std::size_t N = group.all.size(), H = config_.hidden_size, inner = config_.inner_size();
     const DropoutSite embedding_dropout = dropout.embedding();
     embedding_forward(compute, H, group, w_.item, w_.position, embedded_.data());
     norm_forward(compute, N, H, embedded_.data(), w_.gain, w_.bias, x0_.data(), statistics_.data());
     compute.for_rows(N, [&](std::size_t t) {
-      embedding_dropout.apply(compute.kernels, x0_.data() + t * H, H, first + t);
+      Real* row = x0_.data() + t * H;
+      embedding_dropout.apply(compute.kernels, row, row, H, group.all.first() + t);
     });
     const Real* x = x0_.data();
     for (std::size_t i = 0; i < config_.num_layers; ++i) {
       const auto& w = w_.layers[i];
       Activations& s = layers_[i];
-      linear_forward(compute, N, 3 * H, H, x, w.in_weight, w.in_bias, s.qkv.data());
-      attention_forward(compute, config_, group, dropout.attention(i), s.qkv.data(),
-                        s.weights.data(), s.context.data());
-      if (i + 1 == config_.num_layers) {
-        gather_rows(H, group.masked, s.context.data(), s.context.data());
+      const RowOffsets& queries = queries_of(group, i);
+      const std::size_t Q = queries.size(), first = queries.first();
+      const Real* asking = x;  // [Q,H]
+      if (is_last(i)) {
         gather_rows(H, group.masked, x, masked_x_.data());
-        x = masked_x_.data(), N = group.masked.size(), first = group.first_masked;
+        asking = masked_x_.data();
       }
-      linear_forward(compute, N, H, H, s.context.data(), w.out_weight, w.out_bias, s.sum1.data());
-      residual_norm_forward(compute, N, H, first, dropout.attention_output(i), x, s.sum1.data(),
-                            w.gain1, w.bias1, s.a.data(), s.statistics1.data());
-      linear_forward(compute, N, inner, H, s.a.data(), w.w1, w.b1, s.u.data());
-      activation_forward(compute, N, inner, first, dropout.inner(i), s.u.data(), s.h.data());
-      linear_forward(compute, N, H, inner, s.h.data(), w.w2, w.b2, s.sum2.data());
-      residual_norm_forward(compute, N, H, first, dropout.output(i), s.a.data(), s.sum2.data(),
+      linear_forward(compute, Q, H, H, asking, w.q_weight, w.q_bias, s.q.data());
+      linear_forward(compute, N, 2 * H, H, x, w.kv_weight, w.kv_bias, s.kv.data());
+      attention_forward(compute, config_, group.all, queries, dropout.attention(i), s.q.data(),
+                        s.kv.data(), s.weights.data(), s.context.data());
+      linear_forward(compute, Q, H, H, s.context.data(), w.out_weight, w.out_bias, s.sum1.data());
+      residual_norm_forward(compute, Q, H, first, dropout.attention_output(i), asking,
+                            s.sum1.data(), w.gain1, w.bias1, s.a.data(), s.statistics1.data());
+      linear_forward(compute, Q, inner, H, s.a.data(), w.w1, w.b1, s.u.data());
+      activation_forward(compute, Q, inner, first, dropout.inner(i), s.u.data(), s.h.data());
+      linear_forward(compute, Q, H, inner, s.h.data(), w.w2, w.b2, s.sum2.data());
+      residual_norm_forward(compute, Q, H, first, dropout.output(i), s.a.data(), s.sum2.data(),
                             w.gain2, w.bias2, s.x.data(), s.statistics2.data());
       x = s.x.data();
     }
@@ -2391,38 +2456,36 @@ class Encoder {
   // gradient of the loss with respect to what forward() returned; it is overwritten.
   void backward(Compute<Real>& compute, const RowGroup& group, const DropoutPlan& dropout,
                 Real* d) {
-    const std::size_t H = config_.hidden_size, inner = config_.inner_size();
-    std::size_t N = group.masked.size(), first = group.first_masked;
+    const std::size_t N = group.all.size(), H = config_.hidden_size, inner = config_.inner_size();
     Real *narrow = d_narrow_.data(), *wide = d_wide_.data();  // [N,H] and [N,4H]
     for (std::size_t i = config_.num_layers; i-- > 0;) {
       const auto &w = w_.layers[i], &g = g_.layers[i];
       const Activations& s = layers_[i];
-      // x' = LayerNorm(a + dropout(W2 h)): d becomes the part of da that goes around W2
-      residual_norm_backward(compute, N, H, first, dropout.output(i), s.sum2.data(),
-                             s.statistics2.data(), w.gain2, d, g.gain2, g.bias2, narrow);
-      linear_backward(compute, N, H, inner, s.h.data(), w.w2, narrow, g.w2, g.b2, wide, false);
-      activation_backward(compute, N, inner, first, dropout.inner(i), s.u.data(), wide);
-      linear_backward(compute, N, inner, H, s.a.data(), w.w1, wide, g.w1, g.b1, d, true);
-      // a = LayerNorm(x + dropout(W_out context)): d becomes the part of dx around attention
-      residual_norm_backward(compute, N, H, first, dropout.attention_output(i), s.sum1.data(),
-                             s.statistics1.data(), w.gain1, d, g.gain1, g.bias1, narrow);
-      Real* d_context = wide;  // [N,H], with d_qkv [N,3H] behind it in the wide buffer
-      linear_backward(compute, N, H, H, s.context.data(), w.out_weight, narrow, g.out_weight,
-                      g.out_bias, d_context, false);
-      if (i + 1 == config_.num_layers) {
-        N = group.size(), first = group.first_token();
-        scatter_rows(H, N, group.masked, d_context);
-        scatter_rows(H, N, group.masked, d);
-      }
+      const RowOffsets& queries = queries_of(group, i);
+      const std::size_t Q = queries.size(), first = queries.first();
       const Real* x = i == 0 ? x0_.data() : layers_[i - 1].x.data();
-      Real* d_qkv = wide + N * H;
-      attention_backward(compute, config_, group, dropout.attention(i), s.qkv.data(),
-                         s.weights.data(), d_context, d_qkv);
-      linear_backward(compute, N, 3 * H, H, x, w.in_weight, d_qkv, g.in_weight, g.in_bias, d, true);
+      const Real* asking = is_last(i) ? masked_x_.data() : x;
+      // x' = LayerNorm(a + dropout(W2 h)): d becomes the part of da that goes around W2
+      residual_norm_backward(compute, Q, H, first, dropout.output(i), s.sum2.data(),
+                             s.statistics2.data(), w.gain2, d, g.gain2, g.bias2, narrow);
+      linear_backward(compute, Q, H, inner, s.h.data(), w.w2, narrow, g.w2, g.b2, wide, false);
+      activation_backward(compute, Q, inner, first, dropout.inner(i), s.u.data(), wide);
+      linear_backward(compute, Q, inner, H, s.a.data(), w.w1, wide, g.w1, g.b1, d, true);
+      // a = LayerNorm(asking + dropout(W_out context)): d becomes the part around attention
+      residual_norm_backward(compute, Q, H, first, dropout.attention_output(i), s.sum1.data(),
+                             s.statistics1.data(), w.gain1, d, g.gain1, g.bias1, narrow);
+      Real *d_context = wide, *d_q = wide + Q * H, *d_kv = wide + 2 * Q * H;  // [Q,H] twice, [N,2H]
+      linear_backward(compute, Q, H, H, s.context.data(), w.out_weight, narrow, g.out_weight,
+                      g.out_bias, d_context, false);
+      attention_backward(compute, config_, group.all, queries, dropout.attention(i), s.q.data(),
+                         s.kv.data(), s.weights.data(), d_context, d_q, d_kv);
+      linear_backward(compute, Q, H, H, asking, w.q_weight, d_q, g.q_weight, g.q_bias, d, true);
+      if (is_last(i)) scatter_rows(H, N, group.masked, d);
+      linear_backward(compute, N, 2 * H, H, x, w.kv_weight, d_kv, g.kv_weight, g.kv_bias, d, true);
     }
     const DropoutSite embedding_dropout = dropout.embedding();
     compute.for_rows(N, [&](std::size_t t) {
-      embedding_dropout.apply(compute.kernels, d + t * H, H, first + t);
+      embedding_dropout.apply(compute.kernels, d + t * H, d + t * H, H, group.all.first() + t);
     });
     norm_backward(compute, N, H, embedded_.data(), statistics_.data(), w_.gain, d, g_.gain,
                   g_.bias);
@@ -2430,10 +2493,16 @@ class Encoder {
   }
 
  private:
+  bool is_last(std::size_t layer) const { return layer + 1 == config_.num_layers; }
+  const RowOffsets& queries_of(const RowGroup& group, std::size_t layer) const {
+    return is_last(layer) ? group.hidden : group.all;
+  }
+
   // What forward() leaves for backward() in one layer.
   struct Activations {
     Activations(const ModelConfig& c, std::size_t N)
-        : qkv(N * 3 * c.hidden_size),
+        : q(N * c.hidden_size),
+          kv(N * 2 * c.hidden_size),
           weights(N * c.num_heads * c.max_length),
           context(N * c.hidden_size),
           sum1(N * c.hidden_size),
@@ -2444,7 +2513,7 @@ class Encoder {
           x(N * c.hidden_size),
           statistics1(N),
           statistics2(N) {}
-    Buffer<Real> qkv, weights, context, sum1, a, u, h, sum2, x;
+    Buffer<Real> q, kv, weights, context, sum1, a, u, h, sum2, x;
     Buffer<detail::RowStatistics<Real>> statistics1, statistics2;
   };
 
@@ -2994,10 +3063,11 @@ struct Batch {
     }
     offsets.push_back(tokens.size());
   }
-  void push_mask(std::int32_t target) {
+  // A place whose item is to be named; the model sees `shown` there.
+  void push_mask(std::int32_t target, std::int32_t shown = mask_token) {
     masked.push_back(tokens.size());
     targets.push_back(target);
-    tokens.push_back(mask_token);
+    tokens.push_back(shown);
   }
 };
 
@@ -3006,23 +3076,30 @@ inline ItemSpan newest(ItemSpan items, std::size_t most) {
   return items.last(std::min(most, items.size()));
 }
 
-// A row for the Cloze task (section 3.6): of the newest L items, round(probability n), at least
-// one, are replaced by [MASK]. Which ones: every choice of that many is equally likely. (The
-// authors' code also slides windows over older items, and adds rows with only the last one masked.)
+// The Cloze task (section 3.6) hides round(probability n) of n places, at least one. Which ones:
+// every choice of that many is equally likely. Calls place(i, hidden) for each i < n.
+template <class Place>
+void choose_masks(std::size_t n, double probability, Key key, Place&& place) {
+  const double share = probability * static_cast<double>(n);
+  std::size_t wanted = std::max<std::size_t>(1, static_cast<std::size_t>(share + 0.5));
+  for (std::size_t i = 0; i < n; ++i) {
+    // With `wanted` to choose among the n - i that are left, choose this one with wanted / (n - i).
+    const bool hidden = below(key, i, n - i) < wanted;
+    wanted -= hidden;
+    place(i, hidden);
+  }
+}
+
+// A row for the Cloze task: the newest L items of a history, some of them behind [MASK].
 inline void add_cloze_row(Batch& batch, ItemSpan history, const ModelConfig& model,
                           double probability, Key key) {
   const ItemSpan items = newest(history, model.max_length);
-  const double share = probability * static_cast<double>(items.size());
-  std::size_t wanted = std::max<std::size_t>(1, static_cast<std::size_t>(share + 0.5));
-  for (std::size_t i = 0; i < items.size(); ++i) {
-    // With `wanted` to choose among the n - i that are left, choose this one with wanted / (n - i).
-    if (below(key, i, items.size() - i) < wanted) {
+  choose_masks(items.size(), probability, key, [&](std::size_t i, bool hidden) {
+    if (hidden)
       batch.push_mask(items[i]);
-      --wanted;
-    } else {
+    else
       batch.tokens.push_back(token_of(items[i]));
-    }
-  }
+  });
   batch.end_row();
 }
 
@@ -3034,6 +3111,52 @@ inline void add_next_item_row(Batch& batch, ItemSpan history, const ModelConfig&
   }
   batch.push_mask(target);
   batch.end_row();
+}
+
+// What the model sees where an item is hidden: [MASK]; or, as in BERT (its 80/10/10), sometimes a
+// random item or the item itself, since [MASK] never occurs in a real history. The paper has [MASK].
+inline std::int32_t shown_token(std::int32_t item, const ModelConfig& model,
+                                const TrainConfig& train, Key key) {
+  const double draw = uniform(key, 0);
+  if (draw < train.random_share) {
+    return token_of(static_cast<std::int32_t>(below(key, 1, model.num_items)));
+  }
+  return draw < train.random_share + train.keep_share ? token_of(item) : mask_token;
+}
+
+// A row of training: add_cloze_row() with the choices of `train`. A share mask_last of the rows
+// hides the last item alone, which is what the model is asked later (section 3.6); of the others a
+// share is reversed. `key` decides all of it.
+inline void add_training_row(Batch& batch, ItemSpan window, const ModelConfig& model,
+                             const TrainConfig& train, Key key) {
+  const Key choices = fold_in(key, ~std::uint64_t{0});  // apart from the counters of the masks
+  if (uniform(choices, 0) < train.mask_last) {
+    const std::size_t before = window.size() - 1;
+    return add_next_item_row(batch, window.first(before), model, window[before]);
+  }
+  const ItemSpan items = newest(window, model.max_length);
+  const bool reversed = uniform(choices, 1) < train.reversed_share;
+  choose_masks(items.size(), train.mask_probability, key, [&](std::size_t i, bool hidden) {
+    const std::int32_t item = items[reversed ? items.size() - 1 - i : i];
+    if (hidden)
+      batch.push_mask(item, shown_token(item, model, train, fold_in(choices, 2 + i)));
+    else
+      batch.tokens.push_back(token_of(item));
+  });
+  batch.end_row();
+}
+
+// The windows of a history that training sees: the newest `length` items and, with a stride, also
+// the `length` items that end `stride` earlier, and so on; the oldest window begins with the first
+// item (the sliding window of the authors' code, which has stride L / 2 for ml-1m).
+inline void add_windows(std::vector<ItemSpan>& windows, ItemSpan history, std::size_t length,
+                        std::size_t stride) {
+  if (history.empty()) return;
+  std::size_t begin = history.size() - std::min(length, history.size());
+  for (;; begin -= std::min(stride, begin)) {
+    windows.push_back(history.subspan(begin, std::min(length, history.size())));
+    if (begin == 0 || stride == 0) return;
+  }
 }
 
 // ---- Splits ------------------------------------------------------------------------------------
@@ -3050,8 +3173,9 @@ struct Sequence {
 
 class DataSplit {
  public:
-  // Split::users holds out round(ratio * users) users, drawn by the seed. Split::last keeps from
-  // each user with three items or more the last for the test, the one before for validation.
+  // Split::users holds out round(ratio * users) users, drawn by the seed; or, with folds, one of so
+  // many parts that differ by one user at most. Split::last keeps from each user with three items
+  // or more the last for the test, the one before for validation.
   DataSplit(const Histories& histories, const TrainConfig& config)
       : histories_(histories), kind_(config.split), held_out_(histories.size(), false) {
     std::vector<std::size_t> users(histories.size());
@@ -3064,15 +3188,11 @@ class DataSplit {
       require(!validation_users_.empty(), "split by last item: no user has three items or more");
       return;
     }
-    const auto count =
-        static_cast<std::size_t>(config.validation_ratio * static_cast<double>(users.size()) + 0.5);
-    require(count > 0, "validation_ratio ", config.validation_ratio, " of ", users.size(),
-            " users leaves no validation user");
-    require(count < users.size(), "validation_ratio ", config.validation_ratio, " of ",
-            users.size(), " users leaves no training user");
+    const auto [begin, end] = held_out_range(users.size(), config);
     shuffle(users, stream_key(config.seed, Stream::split));
-    validation_users_.assign(users.begin(), users.begin() + static_cast<std::ptrdiff_t>(count));
-    train_users_.assign(users.begin() + static_cast<std::ptrdiff_t>(count), users.end());
+    for (std::size_t i = 0; i < users.size(); ++i) {
+      (i >= begin && i < end ? validation_users_ : train_users_).push_back(users[i]);
+    }
     std::sort(validation_users_.begin(), validation_users_.end());
     std::sort(train_users_.begin(), train_users_.end());
     for (const std::size_t user : validation_users_) held_out_[user] = true;
@@ -3103,6 +3223,23 @@ class DataSplit {
   }
 
  private:
+  // Which of the shuffled users are held out: begin and end.
+  static std::pair<std::size_t, std::size_t> held_out_range(std::size_t users,
+                                                            const TrainConfig& config) {
+    if (config.folds > 0) {
+      require(config.folds <= users, "folds is ", config.folds, ", but there are ", users,
+              " users");
+      return {users * (config.fold - 1) / config.folds, users * config.fold / config.folds};
+    }
+    const double share = config.validation_ratio * static_cast<double>(users);
+    const auto count = static_cast<std::size_t>(share + 0.5);
+    require(count > 0, "validation_ratio ", config.validation_ratio, " of ", users,
+            " users leaves no validation user");
+    require(count < users, "validation_ratio ", config.validation_ratio, " of ", users,
+            " users leaves no training user");
+    return {0, count};
+  }
+
   const Histories& histories_;
   Split kind_;
   std::vector<bool> held_out_;
@@ -3228,7 +3365,8 @@ class CpuEngine : public Engine {
         encoder_(config_, table_, parameters_.data(), gradients_.data()),
         head_(config_, table_, parameters_.data(), gradients_.data(), encoder_),
         d_x_(encoder_.capacity() * model.hidden_size),
-        group_masked_(encoder_.capacity()) {
+        group_masked_(encoder_.capacity()),
+        group_hidden_(encoder_.capacity() + 1) {
     write(State::parameters, initial_parameters(table_, train.seed, compute_.pool));
   }
 
@@ -3287,7 +3425,7 @@ class CpuEngine : public Engine {
     for_each_group(batch, [&](const RowGroup& group) {
       const Real* x = encoder_.forward(compute_, group, DropoutPlan());
       const std::size_t M = group.masked.size();
-      float* out = scores.data() + group.first_masked * I;
+      float* out = scores.data() + group.hidden.first() * I;
       if constexpr (std::is_same_v<Real, float>) {
         head_.score(compute_, M, x, out);
       } else {
@@ -3322,7 +3460,7 @@ class CpuEngine : public Engine {
   }
 
   static std::span<const std::int32_t> targets_of(const Batch& batch, const RowGroup& group) {
-    return std::span(batch.targets).subspan(group.first_masked, group.masked.size());
+    return std::span(batch.targets).subspan(group.hidden.first(), group.masked.size());
   }
 
   // task(group) for groups of whole rows, but those without a masked token: nothing comes of them.
@@ -3338,15 +3476,20 @@ class CpuEngine : public Engine {
       }
       const std::size_t N = batch.offsets[end_row] - begin;
       std::size_t M = 0;
-      while (first_masked + M < batch.masked.size() && batch.masked[first_masked + M] < begin + N) {
-        group_masked_[M] = batch.masked[first_masked + M] - begin;
-        ++M;
+      group_hidden_[0] = first_masked;
+      for (std::size_t r = row; r < end_row; ++r) {
+        for (; first_masked + M < batch.masked.size(); ++M) {
+          if (batch.masked[first_masked + M] >= batch.offsets[r + 1]) break;
+          group_masked_[M] = batch.masked[first_masked + M] - begin;
+        }
+        group_hidden_[r + 1 - row] = first_masked + M;
       }
+      const std::size_t offsets = end_row - row + 1;
       const RowGroup group{std::span(batch.tokens).subspan(begin, N),
                            std::span(batch.positions).subspan(begin, N),
-                           std::span(batch.offsets).subspan(row, end_row - row + 1),
                            {group_masked_.data(), M},
-                           first_masked};
+                           {std::span(batch.offsets).subspan(row, offsets)},
+                           {{group_hidden_.data(), offsets}}};
       if (M > 0) task(group);
       first_masked += M;
       row = end_row;
@@ -3391,7 +3534,7 @@ class CpuEngine : public Engine {
   Encoder<Real> encoder_;
   Head<Real> head_;
   Buffer<Real> d_x_;
-  Buffer<std::size_t> group_masked_;
+  Buffer<std::size_t> group_masked_, group_hidden_;
   std::array<double, 64> block_sums_{};
 };
 
@@ -3514,22 +3657,26 @@ inline std::vector<std::size_t> popularity_ranks(const DataSplit& split, std::si
 }
 
 // Loss and Top-K of the Cloze task on the validation users (Split::users), whose masks depend on
-// the seed alone, or of the validation items (Split::last).
+// the seed alone, or of the validation items (Split::last). With validation_limit, of so many of
+// the users, evenly spread.
 inline MaskedMetrics evaluate_masked(Engine& engine, const DataSplit& split,
                                      const TrainConfig& config) {
   const Key key = stream_key(config.seed, Stream::validation_masks);
-  const std::vector<std::size_t>& users = split.validation_users();
+  const std::vector<std::size_t>& all = split.validation_users();
+  const std::size_t limit = config.validation_limit == 0 ? all.size() : config.validation_limit;
+  const std::size_t count = std::min(limit, all.size());
   MaskedMetrics metrics;
   Batch batch;
-  for (std::size_t begin = 0; begin < users.size(); begin += config.batch_size) {
+  for (std::size_t begin = 0; begin < count; begin += config.batch_size) {
     batch.clear();
-    for (std::size_t i = begin; i < std::min(begin + config.batch_size, users.size()); ++i) {
-      const Sequence s = split.sequence(users[i]);
+    for (std::size_t i = begin; i < std::min(begin + config.batch_size, count); ++i) {
+      const std::size_t user = all[i * all.size() / count];
+      const Sequence s = split.sequence(user);
       if (split.kind() == Split::last) {
         add_next_item_row(batch, s.before_validation, engine.config(), s.validation);
       } else {
-        add_cloze_row(batch, split.history(users[i]), engine.config(), config.mask_probability,
-                      fold_in(key, users[i]));
+        add_cloze_row(batch, split.history(user), engine.config(), config.mask_probability,
+                      fold_in(key, user));
       }
     }
     metrics += engine.evaluate(batch);
@@ -3921,7 +4068,7 @@ inline std::vector<Finding> describe(const DataAudit& audit) {
 // 17  Training
 // ================================================================================================
 // A run leaves in its folder:
-//   models/       best_model.safetensors (lowest validation loss), final_model.safetensors,
+//   models/       best_model.safetensors (by TrainConfig::best_by), final_model.safetensors,
 //                 item_mappings.json, training_config.json
 //   checkpoints/  checkpoint_epoch_<n>.safetensors: parameters, both moments, counters and curves
 //   plots/        training_metrics.json
@@ -3935,6 +4082,12 @@ struct TrainingMetrics {
   std::size_t best_epoch = 0;  // counts from 1; 0: none yet
 
   std::size_t epochs() const { return train_losses.size(); }
+
+  // Of an epoch, counting from 1: the validation value of a metric, turned so that more is better.
+  double quality(Metric metric, std::size_t epoch) const {
+    if (metric == Metric::loss) return -val_losses[epoch - 1];
+    return val_accuracies[static_cast<std::size_t>(metric) - 1][epoch - 1];
+  }
 
   Json to_json() const {
     const auto by_k = [](const auto& curves) {
@@ -4070,6 +4223,9 @@ class Trainer {
       remove_stale_temporaries(output_ / folder);
       AtomicFile probe(output_ / folder / "probe");  // never committed, so it leaves nothing
     }
+    for (const std::size_t user : split_.train_users()) {
+      add_windows(windows_, split_.sequence(user).train, model_.max_length, train_.window_stride);
+    }
     engine_ = std::make_unique<CpuEngine<float>>(model_, train_);
     batch_.reserve(train_.batch_size, model_.max_length);
   }
@@ -4079,8 +4235,9 @@ class Trainer {
   const DataSplit& split() const { return split_; }
   Engine& engine() { return *engine_; }
   const TrainingMetrics& metrics() const { return metrics_; }
+  const std::vector<ItemSpan>& windows() const { return windows_; }  // an epoch shows each once
   std::size_t batches_per_epoch() const {
-    return (split_.train_users().size() + train_.batch_size - 1) / train_.batch_size;
+    return (windows_.size() + train_.batch_size - 1) / train_.batch_size;
   }
 
   // Continues from the checkpoint that was written last; returns its path. Throws if there is none,
@@ -4109,13 +4266,13 @@ class Trainer {
   bool run(const TrainerCallbacks& callbacks = {}) {
     write_descriptions();
     const auto stopping = [&] { return callbacks.should_stop && callbacks.should_stop(); };
-    while (metrics_.epochs() < train_.epochs) {
+    while (!finished()) {
       if (!train_epoch(callbacks)) {
         save_checkpoint("interrupted");
         return false;
       }
       finish_epoch(callbacks);
-      if (metrics_.epochs() < train_.epochs && stopping()) {
+      if (!finished() && stopping()) {
         save_checkpoint("interrupted");
         return false;
       }
@@ -4135,20 +4292,28 @@ class Trainer {
     return output;
   }
 
+  // All epochs done, or none better for as long as patience lasts.
+  bool finished() const {
+    const std::size_t epoch = metrics_.epochs();
+    return epoch >= train_.epochs ||
+           (train_.patience > 0 && epoch >= metrics_.best_epoch + train_.patience);
+  }
+
   // The steps of the epoch under way, from where it stands. False: asked to stop.
   bool train_epoch(const TrainerCallbacks& callbacks) {
     const std::size_t epoch = metrics_.epochs(), batches = batches_per_epoch();
     const auto start = std::chrono::steady_clock::now();
     const double seconds_before = epoch_seconds_;
-    std::vector<std::size_t> order = split_.train_users();
+    std::vector<std::size_t> order(windows_.size());
+    std::iota(order.begin(), order.end(), std::size_t{0});
     shuffle(order, fold_in(stream_key(train_.seed, Stream::shuffle), epoch));
-    const Key mask_key = fold_in(stream_key(train_.seed, Stream::masks), epoch);
+    const std::size_t masks = train_.static_masks == 0 ? epoch : epoch % train_.static_masks;
+    const Key mask_key = fold_in(stream_key(train_.seed, Stream::masks), masks);
     while (batches_done_ < batches) {
       batch_.clear();
       const std::size_t begin = batches_done_ * train_.batch_size;
       for (std::size_t i = begin; i < std::min(begin + train_.batch_size, order.size()); ++i) {
-        add_cloze_row(batch_, split_.sequence(order[i]).train, model_, train_.mask_probability,
-                      fold_in(mask_key, order[i]));
+        add_training_row(batch_, windows_[order[i]], model_, train_, fold_in(mask_key, order[i]));
       }
       const std::uint64_t step = epoch * batches + batches_done_;
       epoch_metrics_ += engine_->train(batch_, step, learning_rate(step));
@@ -4166,9 +4331,6 @@ class Trainer {
 
   void finish_epoch(const TrainerCallbacks& callbacks) {
     const MaskedMetrics validation = evaluate_masked(*engine_, split_, train_);
-    const std::size_t best = metrics_.best_epoch;
-    const double lowest = best == 0 ? std::nan("") : metrics_.val_losses[best - 1];
-    const bool improved = std::isnan(lowest) || validation.loss() < lowest;
     const double rate = learning_rate((metrics_.epochs() + 1) * batches_per_epoch() - 1);
     metrics_.train_losses.push_back(epoch_metrics_.loss());
     metrics_.val_losses.push_back(validation.loss());
@@ -4178,7 +4340,9 @@ class Trainer {
       metrics_.train_accuracies[i].push_back(epoch_metrics_.accuracy(i));
       metrics_.val_accuracies[i].push_back(validation.accuracy(i));
     }
-    const std::size_t epoch = metrics_.epochs();
+    const std::size_t epoch = metrics_.epochs(), best = metrics_.best_epoch;
+    const double highest = best == 0 ? std::nan("") : metrics_.quality(train_.best_by, best);
+    const bool improved = std::isnan(highest) || metrics_.quality(train_.best_by, epoch) > highest;
     if (improved) metrics_.best_epoch = epoch;
     const EpochReport report{epoch, train_.epochs,  epoch_metrics_, validation,
                              rate,  epoch_seconds_, improved};
@@ -4186,7 +4350,7 @@ class Trainer {
     if (improved) {
       save_engine(output_ / "models" / "best_model.safetensors", *engine_, false, description());
     }
-    if (epoch % train_.save_every == 0 || epoch == train_.epochs) {
+    if (epoch % train_.save_every == 0 || finished()) {
       save_checkpoint(join("epoch_", epoch));
       std::error_code ignored;  // overtaken, if there was one
       std::filesystem::remove(checkpoint_path("interrupted"), ignored);
@@ -4331,6 +4495,7 @@ class Trainer {
   Path output_;
   FolderLock lock_;
   DataSplit split_;
+  std::vector<ItemSpan> windows_;
   std::string fingerprint_;
   std::unique_ptr<Engine> engine_;
   Batch batch_;
@@ -4482,21 +4647,22 @@ inline constexpr size_t multiply_scratch = block_n * block_k + block_m * a_strid
 inline constexpr size_t MR = W == 16 ? 12 : 6, NR = 2 * W;
 static_assert(block_m % MR == 0 && block_n % NR == 0 && block_k % W == 0);
 
-// C(i, j) = [C(i, j)] + sum_k A(i, k) B(k, j) for one tile, i < MR, j < vectors * W.
+// C(i, j) = start(i, j) + sum_k A(i, k) B(k, j) for one tile, i < MR, j < vectors * W.
 // Each element is one chain of multiply-adds in ascending k. As a deeper product goes on from
 // the stored C, its value depends neither on the blocks nor on the width W.
 // (The compiler makes one fused instruction of `sum += a * b`, unless -ffp-contract=off.)
 // Packed A is indexed i * a_stride + k, or i + k * MR if `a_by_column`; packed B k * NR + j.
 template <bool a_by_column, size_t vectors>
-BERT4REC_TARGET inline void multiply_tile(size_t depth, const float* a, const float* b, float* c,
-                                          size_t c_row, bool accumulate) {
+BERT4REC_TARGET inline void multiply_tile(size_t depth, const float* a, const float* b,
+                                          const float* start, size_t start_row, float* c,
+                                          size_t c_row) {
   constexpr size_t row = a_by_column ? 1 : a_stride, column = a_by_column ? MR : 1;
   V sum[MR][vectors] = {};
-  if (accumulate) {
+  if (start != nullptr) {
     BERT4REC_UNROLL
     for (size_t i = 0; i < MR; ++i) BERT4REC_UNROLL
     for (size_t v = 0; v < vectors; ++v)
-      sum[i][v] = *reinterpret_cast<const V*>(c + i * c_row + v * W);
+      sum[i][v] = *reinterpret_cast<const V*>(start + i * start_row + v * W);
   }
   asm("" : "+r"(c));  // no code: keeps GCC from computing all the addresses in C ahead
   for (size_t k = 0; k < depth; ++k, a += column, b += NR) {
@@ -4515,14 +4681,15 @@ BERT4REC_TARGET inline void multiply_tile(size_t depth, const float* a, const fl
 // The same where C has only `rows` x `columns` elements left: in a full tile on the side.
 template <bool a_by_column>
 BERT4REC_TARGET inline void multiply_edge(size_t rows, size_t columns, size_t depth, const float* a,
-                                          const float* b, float* c, size_t c_row, bool accumulate) {
+                                          const float* b, const float* start, size_t start_row,
+                                          float* c, size_t c_row) {
   float tile[MR * NR] = {};
-  if (accumulate)
-    for (size_t i = 0; i < rows; ++i) std::copy_n(c + i * c_row, columns, tile + i * NR);
+  if (start != nullptr)
+    for (size_t i = 0; i < rows; ++i) std::copy_n(start + i * start_row, columns, tile + i * NR);
   if (columns <= W)
-    multiply_tile<a_by_column, 1>(depth, a, b, tile, NR, accumulate);
+    multiply_tile<a_by_column, 1>(depth, a, b, tile, NR, tile, NR);
   else
-    multiply_tile<a_by_column, 2>(depth, a, b, tile, NR, accumulate);
+    multiply_tile<a_by_column, 2>(depth, a, b, tile, NR, tile, NR);
   for (size_t i = 0; i < rows; ++i) std::copy_n(tile + i * NR, columns, c + i * c_row);
 }
 
@@ -4611,34 +4778,37 @@ BERT4REC_TARGET inline void prefetch_tile(size_t rows, const float* c, size_t c_
   }
 }
 
-// One packed block: C (m x n) = [C] + A (m x depth) B (depth x n).
+// One packed block: C (m x n) = start + A (m x depth) B (depth x n).
 template <bool a_by_column>
 BERT4REC_TARGET inline void multiply_block(size_t m, size_t n, size_t depth, const float* a,
-                                           const float* b, float* c, size_t c_row,
-                                           bool accumulate) {
+                                           const float* b, const float* start, size_t start_row,
+                                           float* c, size_t c_row) {
   for (size_t i = 0; i < m; i += MR) {
     for (size_t j = 0; j < n; j += NR) {
       const float *a_panel = a + i * a_stride, *b_panel = b + j * block_k;
       if (j + NR < n) prefetch_tile(std::min(MR, m - i), c + i * c_row + j + NR, c_row);
       float* c_tile = c + i * c_row + j;
+      const float* begin = start == nullptr ? nullptr : start + i * start_row + j;
       if (m - i >= MR && n - j >= NR)
-        multiply_tile<a_by_column, 2>(depth, a_panel, b_panel, c_tile, c_row, accumulate);
+        multiply_tile<a_by_column, 2>(depth, a_panel, b_panel, begin, start_row, c_tile, c_row);
       else
         multiply_edge<a_by_column>(std::min(MR, m - i), std::min(NR, n - j), depth, a_panel,
-                                   b_panel, c_tile, c_row, accumulate);
+                                   b_panel, begin, start_row, c_tile, c_row);
     }
   }
 }
 
 BERT4REC_TARGET inline void multiply(size_t m, size_t n, size_t k, const float* a, size_t a_row,
                                      size_t a_col, const float* b, size_t b_row, size_t b_col,
-                                     float* c, size_t c_row, bool accumulate, float* scratch) {
+                                     const float* start, size_t start_row, float* c, size_t c_row,
+                                     float* scratch) {
   const size_t misaligned = reinterpret_cast<std::uintptr_t>(scratch) / sizeof(float) % 16;
   float *packed_b = scratch + (16 - misaligned) % 16, *packed_a = packed_b + block_k * block_n;
   for (size_t j0 = 0; j0 < n; j0 += block_n) {
     const size_t width = std::min(block_n, n - j0);
-    size_t k0 = 0;
-    do {  // at least once: an empty sum is 0
+    const float* from = start == nullptr ? nullptr : start + j0;
+    size_t from_row = start_row, k0 = 0;
+    do {  // at least once: an empty sum is `start`
       const size_t depth = std::min(block_k, k - k0);
       for (size_t j = 0; j < width; j += NR)
         pack_b(depth, std::min(NR, width - j), b + k0 * b_row + (j0 + j) * b_col, b_row, b_col,
@@ -4651,10 +4821,12 @@ BERT4REC_TARGET inline void multiply(size_t m, size_t n, size_t k, const float* 
         for (size_t i = 0; i < height; i += MR)
           pack_a(std::min(MR, height - i), depth, a + (i0 + i) * a_row + k0 * a_col, a_row, a_col,
                  packed_a + i * a_stride);
-        (a_col == 1 ? multiply_block<false> : multiply_block<true>)(height, width, depth, packed_a,
-                                                                    packed_b, c + i0 * c_row + j0,
-                                                                    c_row, accumulate || k0 > 0);
+        const auto block = a_col == 1 ? multiply_block<false> : multiply_block<true>;
+        block(height, width, depth, packed_a, packed_b,
+              from == nullptr ? nullptr : from + i0 * from_row, from_row, c + i0 * c_row + j0,
+              c_row);
       }
+      from = c + j0, from_row = c_row;  // a deeper product goes on from the stored C
       k0 += block_k;
     } while (k0 < k);
   }
@@ -4786,17 +4958,19 @@ BERT4REC_TARGET inline float softmax(float* x, float scale, size_t n) {
   return scale * largest + std::log(total);
 }
 
-BERT4REC_TARGET inline void softmax_backward(const float* p, float* dp, float scale, size_t n) {
+BERT4REC_TARGET inline void softmax_backward(const float* p, const float* q, float* dq, float scale,
+                                             size_t n) {
   V sum[parts] = {};
   for (size_t i = 0; i < n; i += lanes) {
     BERT4REC_UNROLL
-    for (size_t q = 0; q < parts; ++q) {
-      sum[q] = load(p, i + q * W, n) * load(dp, i + q * W, n) + sum[q];
+    for (size_t part = 0; part < parts; ++part) {
+      const size_t at = i + part * W;
+      sum[part] = load(q, at, n) * load(dq, at, n) + sum[part];
     }
   }
   const float mean = sum_lanes(sum);
   for (size_t i = 0; i < n; i += W) {
-    store(dp, i, n, load(p, i, n) * scale * (load(dp, i, n) - mean));
+    store(dq, i, n, (load(q, i, n) * load(dq, i, n) - load(p, i, n) * mean) * scale);
   }
 }
 
@@ -4851,7 +5025,8 @@ BERT4REC_INLINE void threefry(Key key, VU& x0, VU& x1) {
   }
 }
 
-BERT4REC_TARGET inline void dropout(float* x, size_t n, Key key, std::uint32_t threshold) {
+BERT4REC_TARGET inline void dropout(const float* x, float* y, size_t n, Key key,
+                                    std::uint32_t threshold) {
   const float scale = static_cast<float>(dropout_scale(threshold));
   const VI limit = static_cast<std::int32_t>(threshold) - VI{};
   VU lane = {};
@@ -4866,7 +5041,7 @@ BERT4REC_TARGET inline void dropout(float* x, size_t n, Key key, std::uint32_t t
       for (size_t q = 0; q < 4; ++q) {
         const size_t at = i + 16 * q + p * W;
         const V kept = load(x, at, n) * scale;
-        store(x, at, n, (VI)quarters[q] < limit ? V{} : kept);
+        store(y, at, n, (VI)quarters[q] < limit ? V{} : kept);
       }
     }
   }

@@ -62,13 +62,20 @@ void check_train_round_trip() {
   train.epochs = 1, train.batch_size = 2, train.learning_rate = 0.1, train.weight_decay = 0;
   train.adam_beta1 = 0.8, train.adam_beta2 = 0.7, train.adam_epsilon = 1e-6, train.clip_norm = 5;
   train.schedule = Schedule::cosine, train.warmup_steps = 3, train.mask_probability = 0.2;
+  train.mask_last = 0.3, train.random_share = 0.1, train.keep_share = 0.4, train.static_masks = 6;
+  train.window_stride = 8, train.reversed_share = 0.6, train.validation_limit = 7;
+  train.best_by = Metric::top10, train.patience = 12;
   train.split = Split::last, train.validation_ratio = 0.05, train.save_every = 4;
   train.seed = std::numeric_limits<std::int64_t>::max(), train.threads = 9;
   check_equal(to_json(train).text(),
               "{\"epochs\": 1, \"batch_size\": 2, \"learning_rate\": 0.1, \"weight_decay\": 0, "
               "\"adam_beta1\": 0.8, \"adam_beta2\": 0.7, \"adam_epsilon\": 1e-06, "
               "\"clip_norm\": 5, \"schedule\": \"cosine\", \"warmup_steps\": 3, "
-              "\"mask_probability\": 0.2, \"split\": \"last\", \"validation_ratio\": 0.05, "
+              "\"mask_probability\": 0.2, \"mask_last\": 0.3, \"random_share\": 0.1, "
+              "\"keep_share\": 0.4, \"static_masks\": 6, \"window_stride\": 8, "
+              "\"reversed_share\": 0.6, \"split\": \"last\", \"validation_ratio\": 0.05, "
+              "\"folds\": 0, \"fold\": 1, \"validation_limit\": 7, \"best_by\": \"top10\", "
+              "\"patience\": 12, "
               "\"seed\": 9223372036854775807, \"save_every\": 4, \"threads\": 9}");
   check_round_trip(train);
   check_round_trip(TrainConfig());
@@ -87,8 +94,12 @@ void check_defaults() {
               "{\"epochs\": 200, \"batch_size\": 64, \"learning_rate\": 0.001, "
               "\"weight_decay\": 0.01, \"adam_beta1\": 0.9, \"adam_beta2\": 0.999, "
               "\"adam_epsilon\": 1e-08, \"clip_norm\": 0, \"schedule\": \"constant\", "
-              "\"warmup_steps\": 0, \"mask_probability\": 0.15, \"split\": \"users\", "
-              "\"validation_ratio\": 0.1, \"seed\": 42, \"save_every\": 10, \"threads\": 0}");
+              "\"warmup_steps\": 0, \"mask_probability\": 0.15, \"mask_last\": 0, "
+              "\"random_share\": 0, \"keep_share\": 0, \"static_masks\": 0, "
+              "\"window_stride\": 0, \"reversed_share\": 0, \"split\": \"users\", "
+              "\"validation_ratio\": 0.1, \"folds\": 0, \"fold\": 1, \"validation_limit\": 0, "
+              "\"best_by\": \"loss\", \"patience\": 0, "
+              "\"seed\": 42, \"save_every\": 10, \"threads\": 0}");
 }
 
 // ---- Ranges -------------------------------------------------------------------------------------
@@ -181,6 +192,21 @@ void check_train_values() {
   check_accepted<TrainConfig>("mask_probability", "1");
   check_accepted<TrainConfig>("seed", "0");
   check_accepted<TrainConfig>("seed", "9223372036854775807");
+}
+
+// Fields that are good by themselves, but not together.
+void check_train_pairs() {
+  TrainConfig train;
+  train.random_share = 0.6, train.keep_share = 0.5;
+  check_throws([&] { validate(train); }, {"random_share 0.6", "keep_share 0.5", "more than 1"});
+  train = TrainConfig();
+  train.folds = 1;
+  check_throws([&] { validate(train); }, {"folds is 1"});
+  train.folds = 4, train.fold = 5;
+  check_throws([&] { validate(train); }, {"fold is 5 of 4"});
+  train.fold = 4, validate(train);
+  train.split = Split::last;
+  check_throws([&] { validate(train); }, {"folds", "split users"});
 }
 
 void check_negative_counts() {
@@ -387,6 +413,7 @@ int main() {
   test("every range of TrainConfig", check_every_range<TrainConfig>);
   test("values of ModelConfig", check_model_values);
   test("values of TrainConfig", check_train_values);
+  test("values of TrainConfig that go together", check_train_pairs);
   test("negative counts", check_negative_counts);
   test("heads", check_heads);
   test("missing fields of ModelConfig", check_missing_fields<ModelConfig>);

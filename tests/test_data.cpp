@@ -117,6 +117,113 @@ void test_next_item_rows() {
   check_equal(batch.masked.back(), 4u);
 }
 
+// Rows of training over draws of the key: `count(batch)` added up.
+template <class Count>
+double mean_over_rows(ItemSpan window, const ModelConfig& model, const TrainConfig& train,
+                      Count&& count) {
+  double sum = 0;
+  for (std::uint64_t draw = 0; draw < 4000; ++draw) {
+    Batch batch;
+    add_training_row(batch, window, model, train, make_key(draw));
+    sum += count(batch);
+  }
+  return sum / 4000;
+}
+
+void check_share(std::string_view what, double found, double expected, double tolerance) {
+  check(std::abs(found - expected) < tolerance, join(what, ": ", found, ", expected ", expected));
+}
+
+void test_training_rows() {
+  ModelConfig model = small_model();
+  model.max_length = 20, model.num_items = 1000;
+  std::vector<std::int32_t> history(30);
+  std::iota(history.begin(), history.end(), 0);
+  TrainConfig train;
+  Batch plain, row;  // without choices: the row of add_cloze_row
+  add_cloze_row(plain, history, model, train.mask_probability, make_key(5));
+  add_training_row(row, history, model, train, make_key(5));
+  check(row.tokens == plain.tokens && row.targets == plain.targets, "the plain Cloze row");
+
+  train.mask_last = 0.25;
+  const auto only_last = [](const Batch& batch) {
+    const bool last = batch.masked == std::vector<std::size_t>{19} && batch.targets[0] == 29;
+    return last ? 1.0 : 0.0;
+  };
+  check_share("mask_last", mean_over_rows(history, model, train, only_last), 0.25, 0.03);
+  train.mask_last = 0, train.reversed_share = 0.4;
+  const auto reversed = [](const Batch& batch) {
+    const std::size_t shown = batch.tokens[0] == mask_token ? 1 : 0;
+    return batch.tokens[shown] > batch.tokens[shown + 9] && batch.tokens[shown + 9] != mask_token
+               ? 1.0
+               : 0.0;
+  };
+  train.mask_probability = 0.05;  // one place of the 20
+  check_share("reversed", mean_over_rows(history, model, train, reversed), 0.4 * 0.95, 0.03);
+}
+
+void test_replacement() {
+  ModelConfig model = small_model();
+  model.max_length = 20, model.num_items = 1000;
+  std::vector<std::int32_t> history(20);
+  std::iota(history.begin(), history.end(), 500);
+  TrainConfig train;
+  train.mask_probability = 0.5, train.random_share = 0.1, train.keep_share = 0.2;
+  std::size_t masks = 0, kept = 0, random = 0;
+  mean_over_rows(history, model, train, [&](const Batch& batch) {
+    check_equal(batch.masked.size(), 10u);
+    for (std::size_t i = 0; i < 10; ++i) {
+      const std::int32_t shown = batch.tokens[batch.masked[i]], target = batch.targets[i];
+      check_equal(target, 500 + static_cast<std::int32_t>(batch.masked[i]));  // always the truth
+      check(shown >= 0 && shown != pad_token && shown != unknown_token && shown < 1003, "a token");
+      ++(shown == mask_token ? masks : shown == token_of(target) ? kept : random);
+    }
+    return 0;
+  });
+  check_share("[MASK]", double(masks) / 40000, 0.7, 0.01);
+  check_share("kept", double(kept) / 40000, 0.2, 0.01);
+  check_share("random", double(random) / 40000, 0.1, 0.01);
+}
+
+void test_windows() {
+  std::vector<std::int32_t> history(11);
+  std::iota(history.begin(), history.end(), 0);
+  // Begin and end of each window, newest first.
+  const auto windows = [&](std::size_t items, std::size_t length, std::size_t stride) {
+    std::vector<ItemSpan> found;
+    add_windows(found, ItemSpan(history).first(items), length, stride);
+    std::string text;
+    for (const ItemSpan window : found) text += join(window.front(), "-", window.back(), " ");
+    return text;
+  };
+  check_equal(windows(11, 4, 0), "7-10 ");
+  check_equal(windows(11, 4, 2), "7-10 5-8 3-6 1-4 0-3 ");
+  check_equal(windows(11, 4, 4), "7-10 3-6 0-3 ");
+  check_equal(windows(11, 4, 100), "7-10 0-3 ");
+  check_equal(windows(4, 4, 1), "0-3 ");
+  check_equal(windows(3, 4, 1), "0-2 ");
+  check_equal(windows(0, 4, 1), "");
+}
+
+void test_folds() {
+  const Dataset data = ring_data(10, 34);
+  TrainConfig config;
+  config.folds = 4;
+  std::vector<int> held_out(34);
+  for (config.fold = 1; config.fold <= 4; ++config.fold) {
+    const DataSplit split(data.histories, config);
+    check(split.validation_users().size() == 8 || split.validation_users().size() == 9, "a fold");
+    check_equal(split.train_users().size() + split.validation_users().size(), 34u);
+    for (const std::size_t user : split.validation_users()) {
+      ++held_out[user];
+      check(split.sequence(user).train.empty(), "held out whole");
+    }
+  }
+  check(held_out == std::vector<int>(34, 1), "every user is held out once");
+  config.folds = 35, config.fold = 1;
+  check_throws([&] { DataSplit(data.histories, config); }, {"folds is 35", "34 users"});
+}
+
 void test_splits() {
   const Dataset data = ring_data(10, 34);
   TrainConfig config;
@@ -226,7 +333,11 @@ int main() {
   test("fingerprint", test_fingerprint);
   test("rows of the Cloze task", test_cloze_rows);
   test("rows that ask for the next item", test_next_item_rows);
+  test("rows of training: last item alone, reversed", test_training_rows);
+  test("hidden items: [MASK], random, kept", test_replacement);
+  test("sliding windows", test_windows);
   test("splits", test_splits);
+  test("folds", test_folds);
   test("ranks and their means", test_rank_metrics);
   test("popularity", test_popularity);
   test("learning rates", test_learning_rates);

@@ -86,8 +86,9 @@ double worst_error(Architecture architecture, const detail::Kernels<double>& ker
   return worst;
 }
 
-void broken_softmax_backward(const double* p, double* dp, double scale, std::size_t n) {
-  for (std::size_t i = 0; i < n; ++i) dp[i] = scale * p[i] * dp[i];  // forgets the mean
+void broken_softmax_backward(const double*, const double* q, double* dq, double scale,
+                             std::size_t n) {
+  for (std::size_t i = 0; i < n; ++i) dq[i] *= scale * q[i];  // forgets the mean
 }
 
 }  // namespace

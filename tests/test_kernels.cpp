@@ -52,26 +52,31 @@ std::vector<Shape> product_shapes() {
   return shapes;
 }
 
+enum class Start { zeros, c, bias };
+
 // C of one product by `kernels`, A and B stored with or without transposition, C with a gap
 // between its rows that must stay untouched.
 std::vector<float> product(const Kernels<float>& kernels, const Shape& shape, bool a_by_row,
-                           bool b_by_row, bool accumulate) {
+                           bool b_by_row, Start start) {
   const auto [m, n, k] = shape;
   const std::vector<float> a = random_floats(m * k, 1), b = random_floats(k * n, 2);
   std::vector<float> c = random_floats(m * (n + 3), 4);
+  const std::vector<float> bias = random_floats(n, 5);
+  const float* from = start == Start::bias ? bias.data() : c.data();
   Buffer<float> scratch(kernels.scratch_size + 1);
   kernels.multiply(m, n, k, a.data(), a_by_row ? k : 1, a_by_row ? 1 : m, b.data(),
-                   b_by_row ? n : 1, b_by_row ? 1 : k, c.data(), n + 3, accumulate, scratch.data());
+                   b_by_row ? n : 1, b_by_row ? 1 : k, start == Start::zeros ? nullptr : from,
+                   start == Start::bias ? 0 : n + 3, c.data(), n + 3, scratch.data());
   return c;
 }
 
 void test_products() {
   const std::vector<const Kernels<float>*> all = detail::available_kernels<float>();
   for (const Shape& shape : product_shapes()) {
-    for (int form = 0; form < 8; ++form) {
-      const bool a_by_row = form & 1, b_by_row = form & 2, accumulate = form & 4;
+    for (int form = 0; form < 12; ++form) {
+      const bool a_by_row = form & 1, b_by_row = form & 2;
       const auto run = [&](const Kernels<float>& kernels) {
-        return product(kernels, shape, a_by_row, b_by_row, accumulate);
+        return product(kernels, shape, a_by_row, b_by_row, static_cast<Start>(form / 4));
       };
       const std::vector<float> plain = run(*all[0]);
       for (std::size_t i = 1; i < all.size(); ++i) {
@@ -96,10 +101,10 @@ std::vector<float> everything(const Kernels<float>& k, std::size_t n) {
   k.scale(y.data(), 0.3f, n), keep(y);
   out.push_back(k.sum_of_squares(x.data(), n));
   out.push_back(k.softmax(p.data(), 0.7f, n)), keep(p);
-  k.softmax_backward(p.data(), y.data(), 0.7f, n), keep(y);
+  k.softmax_backward(p.data(), b.data(), y.data(), 0.7f, n), keep(y);
   k.gelu(x.data(), y.data(), n), keep(y);
   y = d, k.gelu_backward(x.data(), y.data(), n), keep(y);
-  k.dropout(y.data(), n, make_key(n), detail::dropout_threshold(0.3)), keep(y);
+  k.dropout(d.data(), y.data(), n, make_key(n), detail::dropout_threshold(0.3)), keep(y);
   const auto row = k.normalize(x.data(), g.data(), b.data(), y.data(), n);
   keep(y), out.push_back(row.mean), out.push_back(row.inverse_deviation);
   y = d, k.normalize_parameters(x.data(), row, d.data(), y.data(), z.data(), n), keep(y), keep(z);
@@ -177,8 +182,8 @@ int main() {
     const std::uint32_t threshold = detail::dropout_threshold(0.1);
     for (const Kernels<float>* kernels : detail::available_kernels<float>()) {
       std::vector<float> x(n, 1.0f), plain(n, 1.0f);
-      kernels->dropout(x.data(), n, make_key(4), threshold);
-      detail::plain::dropout(plain.data(), n, make_key(4), threshold);
+      kernels->dropout(x.data(), x.data(), n, make_key(4), threshold);
+      detail::plain::dropout(plain.data(), plain.data(), n, make_key(4), threshold);
       check(x == plain, "same as plain");
       const auto dropped = static_cast<double>(std::count(x.begin(), x.end(), 0.0f));
       check(std::abs(dropped / double(n) - 0.1) < 0.004, join("dropped ", dropped));

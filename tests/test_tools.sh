@@ -129,6 +129,23 @@ cp whole $checkpoint
 expect 0 "continuing after epoch 2" train good run --split=last --resume
 expect 0 "epoch 3/3" train good run --split=last --epochs=3 --resume
 
+# ---- presets, folds, early stopping -------------------------------------------------------------
+echo '{"model": {"hidden_size": 8, "num_heads": 2}, "train": {"epochs": 3, "split": "last"}}' >p.json
+expect 0 "epoch 3/3" "$bin/train_model" --data good --output preset --preset p.json --threads 1
+expect 0 "epoch 1/1" "$bin/train_model" --data good --output preset --preset p.json --epochs 1
+expect 0 "epoch 3/3" "$bin/train_model" --data good --output again \
+  --preset preset/models/training_config.json --epochs 3
+echo '{"train": {"epoch": 3}}' >p.json
+expect 1 'p.json: unknown field "epoch"' "$bin/train_model" --data good --output p --preset p.json
+echo '{"train": {"epochs": 3}, "modell": {}}' >p.json
+expect 1 'p.json: unknown field "modell"' "$bin/train_model" --data good --output p --preset p.json
+expect 0 "over 3 folds: loss" train good folds --folds 3
+[ -s folds/fold_3/models/best_model.safetensors ] && grep -q '"standard_deviation"' \
+  folds/cross_validation.json && ok || bad "the folders of the folds"
+expect 0 "8 users to train on, 4 to validate" train good fold --folds 3 --fold 2
+expect 1 "folds is 13" train good fold --folds 13
+expect 0 "stopped early" train good early --split last --epochs 500 --lr 0.1 --patience 3
+
 # ---- models that are not models ----------------------------------------------------------------
 model=run/models/best_model.safetensors
 cp $model whole

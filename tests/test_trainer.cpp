@@ -96,6 +96,86 @@ void test_learns_the_ring() {
   check_throws([&] { recommender.recommend(std::vector<std::int32_t>{20}, 1); }, {"item 20"});
 }
 
+// Each choice must reach the training: another model, still the same bits when interrupted.
+void test_choices() {
+  const Dataset data = ring_data(30, 40);
+  const TemporaryFolder folder;
+  const std::string plain = trained(data, small_model(), small_train(), folder / "plain");
+  const auto differs = [&](const char* name, auto&& choose) {
+    TrainConfig train = small_train();
+    choose(train);
+    const std::string model = trained(data, small_model(), train, folder / name);
+    check(model != plain, join(name, " changes nothing"));
+    check(trained_in_pieces(data, small_model(), train, folder / join(name, "_pieces"), 3) == model,
+          join(name, ": interrupted every 3 steps"));
+  };
+  differs("mask_last", [](TrainConfig& train) { train.mask_last = 0.5; });
+  differs("random_share", [](TrainConfig& train) { train.random_share = 0.5; });
+  differs("keep_share", [](TrainConfig& train) { train.keep_share = 0.5; });
+  differs("static_masks", [](TrainConfig& train) { train.static_masks = 3; });
+  differs("window_stride", [](TrainConfig& train) { train.window_stride = 4; });
+  differs("reversed_share", [](TrainConfig& train) { train.reversed_share = 0.5; });
+  differs("folds", [](TrainConfig& train) { train.folds = 3, train.fold = 2; });
+}
+
+// With one fixed mask a window, training on few users learns its own masks by heart, which with
+// new masks every epoch is not possible: the loss of training falls much lower.
+void test_static_masks() {
+  const Dataset data = ring_data(30, 12);
+  TrainConfig train = small_train();
+  train.epochs = 150, train.learning_rate = 0.01, train.split = Split::last;
+  train.mask_probability = 0.5;
+  ModelConfig model = small_model();
+  model.dropout = model.attention_dropout = 0;
+  const TemporaryFolder folder;
+  double last[2];
+  for (const std::size_t copies : std::vector<std::size_t>{0, 1}) {
+    train.static_masks = copies;
+    Trainer trainer(data, model, train, folder / join("copies_", copies));
+    trainer.run();
+    last[copies] = trainer.metrics().train_losses.back();
+  }
+  check(last[1] < 0.5 * last[0], join("loss ", last[1], " static, ", last[0], " dynamic"));
+}
+
+void test_early_stopping() {
+  const Dataset data = ring_data(30, 12);
+  TrainConfig train = small_train();
+  train.epochs = 400, train.learning_rate = 0.03, train.patience = 5;
+  for (const Metric metric : {Metric::loss, Metric::top10}) {
+    train.best_by = metric;
+    const TemporaryFolder folder;
+    const std::string once = trained(data, small_model(), train, folder / "once");
+    const auto metrics = TrainingMetrics::from_json(
+        Json::parse(file_bytes(folder / "once/plots/training_metrics.json")));
+    check(metrics.epochs() < 400, "it stopped");
+    check_equal(metrics.epochs(), metrics.best_epoch + 5);
+    for (std::size_t epoch = 1; epoch <= metrics.epochs(); ++epoch) {
+      const double best = metrics.quality(metric, metrics.best_epoch);
+      check(epoch < metrics.best_epoch ? metrics.quality(metric, epoch) < best
+                                       : metrics.quality(metric, epoch) <= best,
+            join("epoch ", metrics.best_epoch, " is the first best, not ", epoch));
+    }
+    check(trained_in_pieces(data, small_model(), train, folder / "pieces", 3) == once,
+          "interrupted, it stops at the same epoch");
+  }
+}
+
+void test_validation_limit() {
+  const Dataset data = ring_data(20, 40);
+  TrainConfig train = small_train();
+  train.split = Split::last;
+  ModelConfig model = small_model();
+  model.num_items = 20;
+  CpuEngine<float> engine(model, train);
+  const DataSplit split(data.histories, train);
+  check_equal(evaluate_masked(engine, split, train).count, 40u);
+  train.validation_limit = 7;
+  check_equal(evaluate_masked(engine, split, train).count, 7u);
+  train.validation_limit = 1000;
+  check_equal(evaluate_masked(engine, split, train).count, 40u);
+}
+
 void test_files_of_a_run() {
   const Dataset data = ring_data(15, 30);
   const TemporaryFolder folder;
@@ -263,6 +343,10 @@ void test_allocations() {
 int main() {
   test("same bits on 1, 2, 3 threads, and interrupted anywhere", test_same_bits);
   test("learns a ring, beats popularity, recommends the next", test_learns_the_ring);
+  test("each choice of training matters, and resumes", test_choices);
+  test("static masks are learnt by heart", test_static_masks);
+  test("early stopping, by the metric that was chosen", test_early_stopping);
+  test("validation on a part of the users", test_validation_limit);
   test("a run leaves its files", test_files_of_a_run);
   test("what resuming refuses", test_refusals);
   test("a longer run continues a shorter one", test_more_epochs);

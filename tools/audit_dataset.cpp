@@ -25,6 +25,8 @@ Options parse(int argc, char** argv) {
   line.option("data", options.data, "folder with items.jsonl and histories.jsonl");
   line.option("split", options.train.split, "the split to look at, as for train_model");
   line.option("val-ratio", options.train.validation_ratio, "share of users held out");
+  line.option("folds", options.train.folds, "hold out one of so many parts of the users; 0: none");
+  line.option("fold", options.train.fold, "which of them, from 1");
   line.option("seed", options.train.seed, "seed of the split");
   line.flag("strict", options.strict, "exit 1 if there is a warning");
   line.flag("json", options.json, "print JSON");

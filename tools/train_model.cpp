@@ -10,9 +10,31 @@ using namespace bert4rec;
 struct Options {
   ModelConfig model;
   TrainConfig train;
-  Path data = "data/demo", output = "output";
-  bool resume = false, gpu = false, fp16 = false;
+  Path data = "data/demo", output = "output", preset;
+  bool resume = false, gpu = false, fp16 = false, every_fold = false;
 };
+
+// {"model": {...}, "train": {...}}: what differs from the defaults, or the training_config.json of
+// an older run.
+void read_preset(const Path& path, Options& options) {
+  const Json json = Json::parse(read_file(path), path.string());
+  in_context(path.string(), [&] {
+    for (const auto& member : json.object()) {
+      const std::string& name = member.first;
+      const bool known = name == "model" || name == "train" || name == "version" ||
+                         name == "parameters" || name == "data";
+      require(known, "unknown field \"", name, "\", expected \"model\" and \"train\"");
+    }
+    if (const Json* found = json.find("model")) {
+      Json model = *found;
+      if (model.find("num_items") == nullptr) model.set("num_items", 1);  // the data will tell
+      options.model = config_from_json<ModelConfig>(model);
+    }
+    if (const Json* train = json.find("train")) {
+      options.train = config_from_json<TrainConfig>(*train);
+    }
+  });
+}
 
 Options parse(int argc, char** argv) {
   Options options;
@@ -20,6 +42,7 @@ Options parse(int argc, char** argv) {
                         "train_model --data data/demo --output output --epochs 50 --seed 1");
   line.option("data", options.data, "folder with items.jsonl and histories.jsonl");
   line.option("output", options.output, "folder for models, checkpoints, plots and logs");
+  line.option("preset", options.preset, "JSON file of options; flags beside it go before it");
   line.configuration(options.train, {{"learning_rate", "lr"},
                                      {"validation_ratio", "val-ratio"},
                                      {"mask_probability", "mask-prob"}});
@@ -28,7 +51,14 @@ Options parse(int argc, char** argv) {
   line.flag("gpu", options.gpu, "train on a CUDA device (not in this version)");
   line.flag("fp16", options.fp16, "half precision on a CUDA device (not in this version)");
   line.parse(argc, argv);
-  if (!line.given("attention-dropout")) options.model.attention_dropout = options.model.dropout;
+  if (!options.preset.empty()) {
+    read_preset(options.preset, options);
+    line.parse(argc, argv);  // again, since flags go before the file
+  }
+  if (line.given("dropout") && !line.given("attention-dropout")) {
+    options.model.attention_dropout = options.model.dropout;
+  }
+  options.every_fold = options.train.folds > 0 && !line.given("fold");
   require(!options.gpu && !options.fp16, options.gpu ? "--gpu" : "--fp16", ": version ",
           BERT4REC_VERSION_STRING, " has no CUDA engine; leave the flag out to train on the CPU");
   return options;
@@ -91,22 +121,23 @@ int stopped(const Options& options, std::string command) {
   return 128 + signal;
 }
 
-int train(int argc, char** argv) {
-  const Options options = parse(argc, argv);
-  const Dataset data = Dataset::load(options.data);
-  describe_data(data);
-  print_warnings(data, options.train);
+void resume(Trainer& trainer) {
+  const Path checkpoint = trainer.resume();
+  std::cout << "continuing after epoch " << trainer.metrics().epochs() << " from "
+            << checkpoint.string() << std::endl;
+}
+
+// Trains in options.output; nothing if a signal stopped it.
+std::optional<TrainingMetrics> train(const Options& options, const Dataset& data) {
   Trainer trainer(data, options.model, options.train, options.output);
   std::cout << cli::grouped(trainer.engine().table().size()) << " parameters, "
-            << cli::grouped(trainer.split().train_users().size()) << " users to train on, "
-            << cli::grouped(trainer.split().validation_users().size()) << " to validate"
-            << std::endl;
-  if (options.resume) {
-    const Path checkpoint = trainer.resume();
-    std::cout << "continuing after epoch " << trainer.metrics().epochs() << " from "
-              << checkpoint.string() << std::endl;
+            << cli::grouped(trainer.split().train_users().size()) << " users to train on";
+  if (options.train.window_stride > 0) {
+    std::cout << " (" << cli::grouped(trainer.windows().size()) << " windows)";
   }
-  cli::catch_stop_signals();
+  std::cout << ", " << cli::grouped(trainer.split().validation_users().size()) << " to validate"
+            << std::endl;
+  if (options.resume) resume(trainer);
   cli::ProgressBar bar;
   TrainerCallbacks callbacks;
   callbacks.on_batch = [&](const BatchReport& report) { draw_batch(bar, report); };
@@ -117,19 +148,88 @@ int train(int argc, char** argv) {
   callbacks.should_stop = [] { return cli::received_signal != 0; };
   const bool finished = trainer.run(callbacks);
   bar.clear();
-  if (trainer.metrics().epochs() > 0) {
-    plots::draw_plots(trainer.metrics(), options.output / "plots");
-  }
-  if (!finished) return stopped(options, cli::command_text(argc, argv));
   const TrainingMetrics& metrics = trainer.metrics();
+  if (metrics.epochs() > 0) plots::draw_plots(metrics, options.output / "plots");
+  if (!finished) return std::nullopt;
+  if (metrics.epochs() < options.train.epochs) {
+    std::cout << "stopped early: no better epoch since " << metrics.best_epoch << "\n";
+  }
   std::cout << "best epoch " << metrics.best_epoch << ", validation loss "
             << cli::fixed(metrics.val_losses[metrics.best_epoch - 1], 4) << "\nmodels, checkpoints,"
-            << " plots and logs are in " << options.output.string() << "\n";
-  return 0;
+            << " plots and logs are in " << options.output.string() << std::endl;
+  return metrics;
+}
+
+// ---- K-fold cross-validation: each user is held out once -----------------------------------------
+
+struct Spread {
+  double mean, deviation;  // the sample's
+};
+
+Spread spread_of(const std::vector<double>& values) {
+  const auto n = static_cast<double>(values.size());
+  const double mean = std::accumulate(values.begin(), values.end(), 0.0) / n;
+  double squares = 0;
+  for (const double value : values) squares += (value - mean) * (value - mean);
+  return {mean, std::sqrt(squares / (n - 1))};
+}
+
+// Validation loss and Top-K of the best epoch of each fold, with mean and spread.
+void report_folds(const std::vector<TrainingMetrics>& folds, const Path& output) {
+  Json json;
+  std::string line = join("over ", folds.size(), " folds: ");
+  const auto add = [&](const std::string& name, double scale, const char* unit, auto&& curve) {
+    std::vector<double> values;
+    for (const TrainingMetrics& fold : folds) values.push_back(curve(fold)[fold.best_epoch - 1]);
+    const auto [mean, deviation] = spread_of(values);
+    Json entry;
+    entry.set("mean", mean);
+    entry.set("standard_deviation", deviation);
+    entry.set("folds", values);
+    json.set(name, std::move(entry));
+    line += join(name == "loss" ? "" : ", ", name, " ", cli::fixed(scale * mean, 3), " +- ",
+                 cli::fixed(scale * deviation, 3), unit);
+  };
+  add("loss", 1, "", [](const TrainingMetrics& m) { return m.val_losses; });
+  for (std::size_t i = 0; i < top_k.size(); ++i) {
+    add(join("top", top_k[i]), 100, "%",
+        [&](const TrainingMetrics& m) { return m.val_accuracies[i]; });
+  }
+  write_file(output / "cross_validation.json", json.text(2) + "\n");
+  std::cout << line << "\n(mean and standard deviation of the best epochs; "
+            << (output / "cross_validation.json").string() << ")\n";
+}
+
+// True if all folds were trained; each in its own folder of options.output.
+bool train_folds(const Options& options, const Dataset& data) {
+  std::vector<TrainingMetrics> folds;
+  for (std::size_t fold = 1; fold <= options.train.folds; ++fold) {
+    Options one = options;
+    one.train.fold = fold;
+    one.output = options.output / join("fold_", fold);
+    one.resume = options.resume && std::filesystem::exists(one.output / "checkpoints");
+    std::cout << "== fold " << fold << " of " << options.train.folds << std::endl;
+    const auto metrics = train(one, data);
+    if (!metrics) return false;
+    folds.push_back(*metrics);
+  }
+  report_folds(folds, options.output);
+  return true;
+}
+
+int run(int argc, char** argv) {
+  const Options options = parse(argc, argv);
+  const Dataset data = Dataset::load(options.data);
+  describe_data(data);
+  print_warnings(data, options.train);
+  cli::catch_stop_signals();
+  const bool finished =
+      options.every_fold ? train_folds(options, data) : train(options, data).has_value();
+  return finished ? 0 : stopped(options, cli::command_text(argc, argv));
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  return cli::run("train_model", [&] { return train(argc, argv); });
+  return cli::run("train_model", [&] { return run(argc, argv); });
 }
