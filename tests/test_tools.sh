@@ -64,7 +64,8 @@ $4" good/"$2" >"$1/$2"
 }
 
 # ---- usage --------------------------------------------------------------------------------------
-for tool in train_model recommend evaluate_model import_interactions make_demo_data; do
+for tool in train_model recommend evaluate_model import_interactions make_demo_data \
+  audit_dataset; do
   expect 0 "Example" "$bin/$tool" --help
   expect 2 "unknown option --nonsense" "$bin/$tool" --nonsense
   expect 2 "unexpected word" "$bin/$tool" nonsense
@@ -254,6 +255,35 @@ for name in best_model final_model; do
   cmp straight/models/$name.safetensors pieces/models/$name.safetensors >out 2>&1 && ok ||
     bad "$name differs after SIGINT and --resume"
 done
+
+# ---- auditing ---------------------------------------------------------------------------------
+# windows STEP: 12 users, windows of 20 items of one long list, each STEP items after the one before
+windows() {
+  mkdir "windows_$1"
+  seq 0 259 | sed 's/.*/{"id": &}/' >"windows_$1/items.jsonl"
+  u=0
+  while [ $u -lt 12 ]; do
+    entries=$(seq $((u * $1)) $((u * $1 + 19)) | sed 's/.*/{"id": &}/' | tr '\n' ',')
+    echo "{\"user\": \"u$u\", \"entries\": [${entries%,}]}"
+    u=$((u + 1))
+  done >"windows_$1/histories.jsonl"
+}
+windows 10
+windows 20
+expect 0 "the split leaks: 100 % of the held-out items (20 of 20; all of them for 1 of 1 user)" \
+  "$bin/audit_dataset" --data windows_10
+expect 0 "the split leaks: 91.7 % of the held-out items (22 of 24;" \
+  "$bin/audit_dataset" --data windows_10 --split last
+expect 0 "no leak: 0 %" "$bin/audit_dataset" --data windows_20
+expect 0 "too little data to tell" "$bin/audit_dataset" --data windows_20
+expect 0 '"known_items": 20' "$bin/audit_dataset" --data windows_10 --json
+expect 1 "windows_10: warnings: 2" "$bin/audit_dataset" --data windows_10 --strict
+expect 0 "" "$bin/audit_dataset" --data "$here/data/demo" --split last --strict
+expect 1 "leaves no validation user" "$bin/audit_dataset" --data good --val-ratio 0.01
+expect 1 "validation_ratio is 7" "$bin/audit_dataset" --data good --val-ratio 7
+expect 1 "missing/items.jsonl" "$bin/audit_dataset" --data missing
+expect 0 "warning: the split leaks" train windows_10 leaking --epochs=1
+train windows_20 honest --epochs=1 | grep -q "leaks" && bad "windows_20 accused" || ok
 
 # ---- importing --------------------------------------------------------------------------------
 printf '1 5\n1 6\n2 5\n' >pairs.txt

@@ -224,7 +224,7 @@ inline std::string duration(double seconds) {
 // 1234567 -> "1,234,567"
 inline std::string grouped(std::uint64_t value) {
   std::string digits = join(value);
-  for (std::size_t at = digits.size(); at > 3; at -= 3) digits.insert(at - 3, ",");
+  for (std::size_t at = digits.size(); at > 3; at -= 3) digits.insert(at - 3, 1, ',');
   return digits;
 }
 

@@ -81,6 +81,13 @@ void describe_data(const Dataset& data) {
   }
 }
 
+// Only what makes the figures to come doubtful; audit_dataset tells everything.
+void print_warnings(const Dataset& data, const TrainConfig& config) {
+  for (const Finding& finding : describe(audit_data(data, config))) {
+    if (finding.severity == Severity::warning) std::cout << "warning: " << finding.text << "\n";
+  }
+}
+
 std::string top_text(const MaskedMetrics& metrics) {
   std::string text;
   for (std::size_t i = 0; i < top_k.size(); ++i) {
@@ -214,6 +221,7 @@ int run(int argc, char** argv) {
   const Options options = parse(argc, argv);
   const Dataset data = Dataset::load(options.data);
   describe_data(data);
+  print_warnings(data, options.train);
   cli::catch_stop_signals();
   const bool finished =
       options.every_fold ? train_folds(options, data) : train(options, data).has_value();
