@@ -206,6 +206,14 @@ struct TrainingShape {
   Rows rows;
 };
 
+std::vector<std::size_t> row_lengths(const Batch& batch) {
+  std::vector<std::size_t> lengths;
+  for (std::size_t row = 0; row < batch.rows(); ++row) {
+    lengths.push_back(batch.offsets[row + 1] - batch.offsets[row]);
+  }
+  return lengths;
+}
+
 // Steps on one batch over and over.
 Json train(const Options& options, const TrainingShape& shape) {
   return measure::in_child([&] {
@@ -221,6 +229,8 @@ Json train(const Options& options, const TrainingShape& shape) {
     Json json = measured(options, work, [&] { engine.train(batch, step++, 1e-3); });
     json.set("rows", batch.rows());
     json.set("masked", batch.masked.size());
+    json.set("mask_probability", shape.mask_probability);
+    json.set("lengths", row_lengths(batch));
     json.set("model", to_json(model));
     return json;
   });
@@ -279,10 +289,14 @@ Json recommend(const Options& options, const ModelConfig& model, std::size_t use
   });
 }
 
+Json latency(const Options& options) { return recommend(options, sized(3000, 256, 2, 4), 1); }
+
+Json throughput(const Options& options) { return recommend(options, sized(3000, 256, 2, 4), 1000); }
+
 Json inference(const Options& options) {
   Json json;
-  json.set("latency", recommend(options, sized(3000, 256, 2, 4), 1));
-  json.set("throughput", recommend(options, sized(3000, 256, 2, 4), 1000));
+  json.set("latency", latency(options));
+  json.set("throughput", throughput(options));
   return json;
 }
 
@@ -548,10 +562,12 @@ struct Shape {
   void (*print)(const Json&);
 };
 
-constexpr std::array<Shape, 7> all_shapes{{{"seed", seed, print_work},
+constexpr std::array<Shape, 9> all_shapes{{{"seed", seed, print_work},
                                            {"ml-1m", movielens, print_work},
                                            {"large", large, print_work},
                                            {"inference", inference, print_parts},
+                                           {"latency", latency, print_work},
+                                           {"throughput", throughput, print_work},
                                            {"topk", million, print_million},
                                            {"growth", growth, print_growth},
                                            {"load", load, print_parts}}};
@@ -580,7 +596,8 @@ Options parse(int argc, char** argv) {
                         "times training steps, inference and loading on fixed shapes, and compares "
                         "them with the machine's peak\n\n"
                         "Shapes, separated by commas: seed (31 rows of 200), ml-1m, large, "
-                        "inference, topk (of a million\nitems), growth (time against size), load",
+                        "inference (its two parts alone:\nlatency, throughput), topk (of a million "
+                        "items), growth (time against size), load",
                         "benchmark --shape seed,inference --threads 1 --seconds 10");
   line.option("shape", options.shapes, "what to measure");
   line.option("seconds", options.seconds, "for each measurement, about");
