@@ -182,6 +182,7 @@ Json measured(const Options& options, const Work& work, Body&& body) {
   const double processor_gflops = gflop * static_cast<double>(times.size()) / processor;
   Json json;
   json.set("milliseconds", measure::spread(times));
+  json.set("processor_milliseconds", 1e3 * processor / static_cast<double>(times.size()));
   json.set("processors_used", processor / used);  // less than threads: they sleep, or others run
   json.set("tokens", work.tokens);
   json.set("tokens_per_second", static_cast<double>(work.tokens) / seconds);
@@ -500,7 +501,8 @@ void print_work(const Json& json) {
                               grouped(json, "masked"), " masked"));
   }
   print_line("time", times_text(json.at("milliseconds")));
-  print_line("processors", number(json, "processors_used", 2) + " used on average");
+  print_line("processors", join(number(json, "processors_used", 2), " used on average, ",
+                                number(json, "processor_milliseconds", 2), " ms in all"));
   print_line("speed", number(json, "tokens_per_second", 0) + " tokens/s");
   print_line("products", join(cli::fixed(json.at("flops").number() * 1e-9, 3), " GFLOP, ",
                               number(json, "gflops", 1), " GFLOP/s"));

@@ -1,11 +1,12 @@
 #!/bin/sh
 # Does the speed depend on compiler flags or threads, and what does the header cost to compile?
 #
-#   sh tests/reference/compare_builds.sh [ROUNDS] [SHAPES]        (5, seed,ml-1m; CXX chooses the compiler)
+#   sh tests/reference/compare_builds.sh [ROUNDS] [SHAPES]      (5, seed,ml-1m)
 #
-# Prints the seconds to compile the header (target: below 4), medians of -O2 and of -O3 -march=native,
-# measured in turns, and of one and two threads, and the seconds to import (target: 1.5) and to load
-# (target: 0.2) a data set of the size of MovieLens-1M.
+# Prints the processor seconds to compile the header (target: below 4); ratios of the times of -O2
+# and -O3 -march=native, and of one thread and two, measured in turns; and the times to import
+# (target: 1.5 s) and to load (0.2 s) a data set of the size of MovieLens-1M. CXX chooses the
+# compiler, SECONDS_EACH (3) the length of a measurement.
 set -eu
 cd "$(dirname "$0")/../.."
 rounds=${1:-5} shapes=${2:-seed,ml-1m} seconds=${SECONDS_EACH:-3}
@@ -13,7 +14,7 @@ cxx=${CXX:-c++}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# seconds COMMAND...: processor time, which others on the machine do not change
+# seconds_of COMMAND...: processor time, which others on the machine do not change
 seconds_of() {
   sh -c '"$@" && times' sh "$@" | awk 'END { split($1, user, /[ms]/); split($2, sys, /[ms]/)
     printf "%.2f\n", 60 * user[1] + user[2] + 60 * sys[1] + sys[2] }'
@@ -27,8 +28,11 @@ medians() {
 # ratio LEFT RIGHT: from lines `shape milliseconds` of two files in the same order, the median and
 # the range of LEFT / RIGHT for each shape
 ratio() {
-  paste -d ' ' "$1" "$2" | awk '{ printf "%s %.4f %s %s\n", $1, $2 / $4, $2, $4 }' | sort -k1,1 -k2,2n |
-    awk 'function show() { if (n) printf "  %-12s %.2f  (%.2f ... %.2f, %d rounds)\n", shape, middle(), r[1], r[n], n }
+  paste -d ' ' "$1" "$2" | awk '{ printf "%s %.4f\n", $1, $2 / $4 }' | sort -k1,1 -k2,2n |
+    awk '
+      function show() {
+        if (n) printf "  %-12s %.2f  (%.2f ... %.2f, %d rounds)\n", shape, middle(), r[1], r[n], n
+      }
       function middle() { return (r[int((n + 1) / 2)] + r[int(n / 2) + 1]) / 2 }
       $1 != shape { show(); shape = $1; n = 0 }
       { r[++n] = $2 }

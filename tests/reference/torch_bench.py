@@ -4,8 +4,11 @@
 
 Sizes, row lengths and the number of masked tokens are read from `benchmark --json`, so both do the
 same work. The machine may be shared: each round measures ours and PyTorch's one behind the other,
-and the ratios are taken inside a round. After the first round only the seed system's way and the
-two fastest go on.
+and the ratios are taken inside a round. They are also given in processor time, of all threads
+together. On a busy machine trust only `--threads 1` in processor time: with more threads, PyTorch's
+spin while they wait for one that others have put aside (its processor time grows many times over),
+ours yield (their time on the wall does), and neither says how fast the work itself is.
+After the first round only the seed system's way and the two fastest go on.
 
 Ways of a training step (forward, loss, backward, AdamW), each eager and, unless --no-compile, by
 torch.compile:
@@ -59,7 +62,8 @@ class Rows:
         self.targets = self.items.flatten()[self.masked]
         self.all_targets = (self.items + 3).masked_fill(~masked, -100)
         self.key_padding = self.padding if self.ragged else None
-        self.attend = ~self.padding[:, None, None, :] if self.ragged else None  # SDPA: True takes part
+        # scaled_dot_product_attention has it the other way round: True takes part
+        self.attend = ~self.padding[:, None, None, :] if self.ragged else None
 
 
 def packed_encode(model, rows):
@@ -105,7 +109,8 @@ def masked_vectors(model, rows, way):
 def item_scores(model, rows, way):  # [M,num_items]
     if way == "full":
         return full_logits(model, rows).flatten(0, 1)[rows.masked][:, 3:]
-    return F.linear(masked_vectors(model, rows, way), model.output.weight[3:], model.output.bias[3:])
+    output = model.output
+    return F.linear(masked_vectors(model, rows, way), output.weight[3:], output.bias[3:])
 
 
 def loss_of(model, rows, way):
@@ -142,7 +147,7 @@ def training_step(shape, way, compiled):
     rows, model = training_rows(shape), make_model(shape["model"])
     model.train()
     optimizer = adamw(model, way)
-    loss = torch.compile(loss_of) if compiled else loss_of
+    loss = torch.compile(loss_of, dynamic=False) if compiled else loss_of
 
     def step():
         optimizer.zero_grad()
@@ -160,7 +165,7 @@ def inference_call(shape, way, compiled):
     batches = [Rows([length] * batch, config["num_items"], lambda n: [n - 1])
                for _ in range(users // batch)]
     model = make_model(config).eval()
-    scores_of = torch.compile(item_scores) if compiled else item_scores
+    scores_of = torch.compile(item_scores, dynamic=False) if compiled else item_scores
 
     @torch.inference_mode()
     def call():
@@ -182,13 +187,14 @@ def check_ways(shape):
     assert max(losses) - min(losses) < 1e-4 * losses[0], losses
 
 
-def milliseconds(call, seconds):
-    times = []
+def measured(call, seconds):
+    times, processor = [], time.process_time()
     while not times or sum(times) < seconds:
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times)
+    processor = time.process_time() - processor
+    return {"wall": 1e3 * statistics.median(times), "processor": 1e3 * processor / len(times)}
 
 
 def ours(arguments, shape, seconds):
@@ -203,12 +209,12 @@ def ours(arguments, shape, seconds):
 def make_calls(arguments, shape):
     """What can be measured, warmed up, by name; and why the rest cannot."""
     calls, failures = {}, {}
+    torch.compiler.reset()  # of the shape before
     make = inference_call if "users" in shape else training_step
     for way in ("full", "gathered", "packed"):
         for compiled in (False, True) if not arguments.no_compile else (False,):
             name = way + (" compiled" if compiled else "")
             try:
-                torch.compiler.reset()
                 call = make(shape, way, compiled)
                 call()
                 call()
@@ -229,19 +235,22 @@ def compare(arguments, name):
     calls, failures = make_calls(arguments, shape)
     rounds = []
     for _ in range(arguments.rounds):
-        times = {"ours": ours(arguments, name, arguments.seconds)["milliseconds"]["median"]}
+        result = ours(arguments, name, arguments.seconds)
+        times = {"ours": {"wall": result["milliseconds"]["median"],
+                          "processor": result["processor_milliseconds"]}}
         for way, call in calls.items():
-            times[way] = milliseconds(call, arguments.seconds)
+            times[way] = measured(call, arguments.seconds)
         rounds.append(times)
-        fastest = sorted(calls, key=rounds[0].get)[:2]
+        fastest = sorted(calls, key=lambda way: rounds[0][way]["wall"])[:2]
         calls = {way: call for way, call in calls.items() if way in fastest or way == "full"}
-    theirs = {way: [times[way] for times in rounds if way in times] for way in rounds[0]}
-    best = min(calls, key=lambda way: statistics.median(theirs[way]))
-    return {"milliseconds": {way: summary(times) for way, times in theirs.items()},
-            "failures": failures,
-            "best": best,
-            "best_to_ours": summary([times[best] / times["ours"] for times in rounds]),
-            "seed_to_ours": summary([times["full"] / times["ours"] for times in rounds])}
+    milliseconds = {clock: {way: summary([times[way][clock] for times in rounds if way in times])
+                            for way in rounds[0]} for clock in ("wall", "processor")}
+    best = min(calls, key=lambda way: milliseconds["wall"][way]["median"])
+    ratio = lambda way, clock: summary(
+        [times[way][clock] / times["ours"][clock] for times in rounds])
+    return {"milliseconds": milliseconds, "failures": failures, "best": best,
+            "best_to_ours": {clock: ratio(best, clock) for clock in milliseconds},
+            "seed_to_ours": {clock: ratio("full", clock) for clock in milliseconds}}
 
 
 def peak_memory(arguments, shape, way):
@@ -286,17 +295,20 @@ def parse():
     return parser.parse_args()
 
 
+def text(numbers):
+    return f"{numbers['median']:.2f} ({numbers['lowest']:.2f} ... {numbers['highest']:.2f})"
+
+
 def print_shape(name, result):
     print(name)
-    for way, times in result["milliseconds"].items():
-        print(f"  {way:18} {times['median']:10.2f} ms  ({times['lowest']:.2f} ... "
-              f"{times['highest']:.2f})")
+    wall, processor = result["milliseconds"]["wall"], result["milliseconds"]["processor"]
+    for way in wall:
+        print(f"  {way:18} {text(wall[way])} ms; processor {text(processor[way])} ms")
     for way, why in result["failures"].items():
         print(f"  {way:18} failed: {why}")
     for ratio, of in (("best_to_ours", result["best"]), ("seed_to_ours", "full")):
-        r = result[ratio]
-        print(f"  ours is {r['median']:.2f} times as fast as {of} "
-              f"({r['lowest']:.2f} ... {r['highest']:.2f})", flush=True)
+        print(f"  time of {of} / ours: {text(result[ratio]['wall'])}; processor "
+              f"{text(result[ratio]['processor'])}", flush=True)
 
 
 def main():
