@@ -65,7 +65,7 @@ $4" good/"$2" >"$1/$2"
 
 # ---- usage --------------------------------------------------------------------------------------
 for tool in train_model recommend evaluate_model import_interactions make_demo_data \
-  audit_dataset; do
+  audit_dataset benchmark; do
   expect 0 "Example" "$bin/$tool" --help
   expect 2 "unknown option --nonsense" "$bin/$tool" --nonsense
   expect 2 "unexpected word" "$bin/$tool" nonsense
@@ -324,6 +324,35 @@ expect 1 "one.txt:1: no field for the item" "$bin/import_interactions" --input o
 expect 1 "empty.txt: empty" "$bin/import_interactions" --input empty.txt --output pairs
 expect 1 "absent.txt: cannot open" "$bin/import_interactions" --input absent.txt --output pairs
 diff -r before_import pairs >out && ok || bad "a refused import changed the output"
+
+# ---- the benchmark ------------------------------------------------------------------------------
+expect 2 'unknown shape "seeds"' "$bin/benchmark" --shape ml-1m,seeds
+expect 2 'unknown shape ""' "$bin/benchmark" --shape ""
+expect 2 "--kernels mmx: this machine" "$bin/benchmark" --kernels mmx
+expect 2 "--seconds is -1" "$bin/benchmark" --seconds -1
+expect 1 "missing/items.jsonl" "$bin/benchmark" --shape ml-1m --data missing
+expect 0 '"peak_gflops"' "$bin/benchmark" --shape seed --seconds 0.1 --json
+cp out seed.json
+field() { sed -n "s/^ *\"$1\": \([-0-9.e+]*\),\{0,1\}$/\1/p" seed.json; }
+# 6,200 tokens in 31 rows of 200, 930 of them masked, H = 256, 3,000 items; 3 x for the backward:
+#   linear     3 * 2 (6200 (3 + 9 + 3) + 930 * 9) 256^2 + 3 * 2 * 930 * 3000 * 256
+#   attention  3 * 2 layers * 2 * 2 * 31 * 200^2 * 256
+[ "$(field flops)" = 46454169600 ] && ok || bad "seed: operations a step"
+[ "$(field flops_called)" = 46454169600 ] && ok || bad "seed: operations that the kernels did"
+[ "$(field masked)" = 930 ] && ok || bad "seed: masked tokens"
+within() {  # FIELD LOW HIGH, both excluded
+  awk -v value="$(field "$1")" -v low="$2" -v high="$3" \
+    'BEGIN { exit !(value != "" && value + 0 > low + 0 && value + 0 < high + 0) }' </dev/null &&
+    ok || bad "seed: $1 is \"$(field "$1")\""
+}
+within fraction_of_peak_in_processor_time 0 1.5
+within median 1 1000000
+within tokens_per_second 1 1e8
+within peak_memory_mib 60 1e5 # four arrays of 3,171,771 floats are 48
+for chapter in products attention loss elementwise optimizer other; do within $chapter 0 1; done
+total=$(sed -n '/"chapters"/,/}/s/.*: \([0-9.e-]*\),\{0,1\}$/\1/p' seed.json |
+  awk '{ sum += $1 } END { printf "%.6f", sum }')
+[ "$total" = 1.000000 ] && ok || bad "seed: the chapters add up to $total"
 
 # ---- the demonstration data come out byte for byte ---------------------------------------------
 expect 0 "" "$bin/make_demo_data" --output demo
