@@ -82,7 +82,6 @@
 #include <chrono>
 #include <cmath>
 #include <concepts>
-#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -1169,6 +1168,7 @@ class ThreadPool {
   explicit ThreadPool(std::size_t threads = 0) {
     if (threads == 0) threads = std::max(1u, std::thread::hardware_concurrency());
     workers_.reserve(threads - 1);
+    shares_ = std::make_unique<Share[]>(threads);
     try {
       for (std::size_t worker = 1; worker < threads; ++worker) {
         workers_.emplace_back([this, worker] { work(worker); });
@@ -1196,20 +1196,19 @@ class ThreadPool {
       return;
     }
     using Plain = std::remove_reference_t<Task>;
-    {
-      const std::lock_guard lock(mutex_);
-      job_ = {[](void* context, std::size_t index, std::size_t worker) {
-                (*static_cast<Plain*>(context))(index, worker);
-              },
-              const_cast<void*>(static_cast<const void*>(&task)), tasks};
-      problem_ = nullptr;
-      next_.store(0, std::memory_order_relaxed);
-      busy_.store(workers_.size(), std::memory_order_relaxed);
-      generation_.fetch_add(1, std::memory_order_release);
+    problem_ = nullptr;
+    for (std::size_t worker = 0; worker < size(); ++worker) {
+      shares_[worker].next.store(tasks * worker / size(), std::memory_order_relaxed);
+      shares_[worker].end = tasks * (worker + 1) / size();
     }
-    wake_.notify_all();
+    busy_.store(workers_.size(), std::memory_order_relaxed);
+    publish({[](void* context, std::size_t index, std::size_t worker) {
+               (*static_cast<Plain*>(context))(index, worker);
+             },
+             const_cast<void*>(static_cast<const void*>(&task))});
     run_tasks(job_, 0);
-    while (busy_.load(std::memory_order_acquire) != 0) std::this_thread::yield();
+    const auto all_done = [&] { return busy_.load(std::memory_order_acquire) == 0; };
+    while (!seen_soon(all_done)) std::this_thread::yield();
     if (problem_) std::rethrow_exception(problem_);
   }
 
@@ -1229,59 +1228,75 @@ class ThreadPool {
   struct Job {
     void (*run)(void*, std::size_t, std::size_t) = nullptr;
     void* context = nullptr;
-    std::size_t tasks = 0;
   };
 
+  // The tasks meant for one worker. The same task of like jobs so meets the same worker, whose
+  // caches still hold what it works on; who has done their own share helps the others.
+  struct alignas(64) Share {
+    std::atomic<std::size_t> next{0};
+    std::size_t end = 0;
+  };
+
+  // Every worker takes part in every job, so job_ is free again once busy_ is 0.
+  void publish(const Job& job) {
+    job_ = job;
+    generation_.fetch_add(1, std::memory_order_release);
+    generation_.notify_all();
+  }
+
   void stop() {
-    {
-      const std::lock_guard lock(mutex_);
-      job_ = Job{};
-      generation_.fetch_add(1, std::memory_order_release);
-    }
-    wake_.notify_all();
+    publish(Job{});
     for (std::thread& worker : workers_) worker.join();
   }
 
+  // Looks for a fraction of a millisecond whether the condition holds. Jobs follow each other
+  // closely inside a training step, so looking is cheaper than going to sleep and being woken.
+  template <class Condition>
+  static bool seen_soon(Condition&& condition) {
+    for (int look = 0; look < 10'000; ++look) {
+      if (condition()) return true;
+#if defined(__x86_64__)
+      __builtin_ia32_pause();
+#elif defined(__aarch64__)
+      asm volatile("yield");
+#endif
+    }
+    return false;
+  }
+
   void run_tasks(const Job& job, std::size_t worker) {
-    for (;;) {
-      const std::size_t index = next_.fetch_add(1, std::memory_order_relaxed);
-      if (index >= job.tasks) return;
-      try {
-        job.run(job.context, index, worker);
-      } catch (...) {
-        const std::lock_guard lock(mutex_);
-        if (!problem_) problem_ = std::current_exception();
+    for (std::size_t i = 0; i < size(); ++i) {
+      Share& share = shares_[(worker + i) % size()];
+      for (;;) {
+        const std::size_t index = share.next.fetch_add(1, std::memory_order_relaxed);
+        if (index >= share.end) break;
+        try {
+          job.run(job.context, index, worker);
+        } catch (...) {
+          const std::lock_guard lock(problem_mutex_);
+          if (!problem_) problem_ = std::current_exception();
+        }
       }
     }
   }
 
   void work(std::size_t worker) {
-    for (std::uint64_t seen = 0;;) {
-      // Jobs follow each other closely inside a training step: look for a while before sleeping.
-      for (int look = 0; look < 2000 && generation_.load(std::memory_order_acquire) == seen;
-           ++look) {
-        std::this_thread::yield();
-      }
-      Job job;
-      {
-        std::unique_lock lock(mutex_);
-        wake_.wait(lock, [&] { return generation_.load(std::memory_order_relaxed) != seen; });
-        seen = generation_.load(std::memory_order_relaxed);
-        job = job_;
-      }
-      if (job.run == nullptr) return;
-      run_tasks(job, worker);
+    for (std::uint32_t seen = 0;; ++seen) {
+      const auto published = [&] { return generation_.load(std::memory_order_acquire) != seen; };
+      if (!seen_soon(published)) generation_.wait(seen, std::memory_order_acquire);
+      if (job_.run == nullptr) return;
+      run_tasks(job_, worker);
       busy_.fetch_sub(1, std::memory_order_release);
     }
   }
 
   std::vector<std::thread> workers_;
-  std::mutex mutex_;
-  std::condition_variable wake_;
+  std::unique_ptr<Share[]> shares_;  // [size()]
   Job job_;
+  std::mutex problem_mutex_;
   std::exception_ptr problem_;
-  std::atomic<std::uint64_t> generation_{0};
-  std::atomic<std::size_t> next_{0}, busy_{0};
+  std::atomic<std::uint32_t> generation_{0};  // number of jobs published so far
+  std::atomic<std::size_t> busy_{0};
 };
 
 // ================================================================================================
@@ -2016,13 +2031,14 @@ class Compute {
       kernels.multiply(rows, columns, k, a + i * a_row, a_row, a_col, b + j * b_col, b_row, b_col,
                        begin, start_row, c + i * n + j, n, multiply_scratch_[worker].data());
     };
-    const std::size_t grain = 48;  // rows: the block of A in the appendix
-    if (m >= n || m >= grain * pool.size()) {
-      pool.parallel_ranges(m, grain, [&](std::size_t begin, std::size_t end, std::size_t worker) {
+    // Each thread prepares for itself what all stripes share, so the longer side of C is cut; in
+    // whole register tiles of the appendix.
+    if (m >= n) {
+      pool.parallel_ranges(m, 12, [&](std::size_t begin, std::size_t end, std::size_t worker) {
         stripe(worker, begin, end - begin, 0, n);
       });
     } else {
-      pool.parallel_ranges(n, 64, [&](std::size_t begin, std::size_t end, std::size_t worker) {
+      pool.parallel_ranges(n, 32, [&](std::size_t begin, std::size_t end, std::size_t worker) {
         stripe(worker, 0, m, begin, end - begin);
       });
     }
@@ -2579,7 +2595,8 @@ class MaskedItems {
   MaskedItems(const ModelConfig& config, const TensorTable& table, Real* parameters,
               Real* gradients, const Encoder<Real>& encoder)
       : config_(config),
-        slab_(std::clamp<std::size_t>(slab_numbers / config.num_items, 16, encoder.capacity())),
+        slab_(std::clamp<std::size_t>(slab_numbers / config.num_items, least_slab,
+                                      encoder.capacity())),
         scores_(slab_ * config.num_items),
         losses_(encoder.capacity()),
         counts_(encoder.capacity()) {
@@ -2630,7 +2647,9 @@ class MaskedItems {
   }
 
  private:
-  static constexpr std::size_t slab_numbers = std::size_t{1} << 22;  // scores held at a time
+  // Scores held at a time: of so many numbers, but of 64 tokens at least, since each slab reads the
+  // whole item table.
+  static constexpr std::size_t slab_numbers = std::size_t{1} << 22, least_slab = 64;
 
   struct Transform {
     Real *weight, *bias, *gain, *shift;  // [H,H] [H] [H] [H]
@@ -4810,23 +4829,32 @@ inline std::vector<Recommendation> top_unseen(std::span<const float> scores, Ite
                                               std::size_t count) {
   std::vector<bool> hidden(scores.size(), false);
   for (const std::int32_t item : seen) hidden[static_cast<std::size_t>(item)] = true;
-  std::vector<std::int32_t> order;
-  for (std::size_t i = 0; i < scores.size(); ++i) {
-    require(!std::isnan(scores[i]), "the score of item ", i, " is NaN");
-    if (!hidden[i]) order.push_back(static_cast<std::int32_t>(i));
-  }
-  const auto score = [&](std::int32_t item) { return scores[static_cast<std::size_t>(item)]; };
-  const auto better = [&](std::int32_t a, std::int32_t b) {
-    return score(a) != score(b) ? score(a) > score(b) : a < b;
-  };
-  const auto middle = order.begin() + static_cast<std::ptrdiff_t>(std::min(count, order.size()));
-  std::partial_sort(order.begin(), middle, order.end(), better);
-  order.erase(middle, order.end());
-  std::vector<float> probabilities(scores.begin(), scores.end());
-  detail::kernels<float>().softmax(probabilities.data(), 1.0f, probabilities.size());
+  // The best so far in a heap whose top is the worst of them; a lower item wins a tie.
   std::vector<Recommendation> best;
-  for (const std::int32_t item : order) {
-    best.push_back({item, static_cast<double>(probabilities[static_cast<std::size_t>(item)])});
+  const auto better = [](const Recommendation& a, const Recommendation& b) {
+    return a.score != b.score ? a.score > b.score : a.item < b.item;
+  };
+  for (std::size_t i = 0; i < scores.size() && count > 0; ++i) {
+    if (best.size() == count && !(scores[i] > best.front().score)) continue;
+    if (hidden[i]) continue;
+    if (best.size() == count) {
+      std::pop_heap(best.begin(), best.end(), better);
+      best.pop_back();
+    }
+    best.push_back({static_cast<std::int32_t>(i), static_cast<double>(scores[i])});
+    std::push_heap(best.begin(), best.end(), better);
+  }
+  std::sort_heap(best.begin(), best.end(), better);
+  std::vector<float> probabilities(scores.begin(), scores.end());
+  const float log_sum =
+      detail::kernels<float>().softmax(probabilities.data(), 1.0f, probabilities.size());
+  if (std::isnan(log_sum)) {
+    const auto bad =
+        std::find_if(scores.begin(), scores.end(), [](float s) { return !(s < INFINITY); });
+    fail("the score of item ", bad - scores.begin(), " is ", *bad, ", expected a finite number");
+  }
+  for (Recommendation& pick : best) {
+    pick.score = static_cast<double>(probabilities[static_cast<std::size_t>(pick.item)]);
   }
   return best;
 }

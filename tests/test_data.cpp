@@ -265,6 +265,34 @@ void test_rank_metrics() {
   check_equal(rank_unseen(scores, {{}, 1}), 2u);    // only 0 is better, and half a tie
 }
 
+void test_top_unseen() {
+  std::vector<float> scores(500);
+  for (std::size_t i = 0; i < scores.size(); ++i) {
+    scores[i] = static_cast<float>(below(make_key(5), i, 40));  // many ties
+  }
+  const std::vector<std::int32_t> seen{3, 7, 100, 499};
+  std::vector<std::int32_t> order;
+  for (std::int32_t i = 0; i < 500; ++i) {
+    if (std::find(seen.begin(), seen.end(), i) == seen.end()) order.push_back(i);
+  }
+  std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
+    return scores[static_cast<std::size_t>(a)] > scores[static_cast<std::size_t>(b)];
+  });
+  double sum = 0;
+  for (const float score : scores) sum += std::exp(static_cast<double>(score));
+  for (const std::size_t count : std::vector<std::size_t>{0, 1, 10, 30, 496, 1000}) {
+    const auto best = top_unseen(scores, seen, count);
+    check_equal(best.size(), std::min<std::size_t>(count, 496));
+    for (std::size_t i = 0; i < best.size(); ++i) {
+      check_equal(best[i].item, order[i]);
+      const double score = scores[static_cast<std::size_t>(order[i])];
+      check(std::abs(best[i].score * sum / std::exp(score) - 1) < 1e-5, "its probability");
+    }
+  }
+  scores[17] = std::nanf("");
+  check_throws([&] { top_unseen(scores, seen, 10); }, {"item 17 is nan"});
+}
+
 void test_learning_rates() {
   TrainConfig config;
   config.learning_rate = 1;
@@ -316,6 +344,7 @@ int main() {
   test("splits", test_splits);
   test("folds", test_folds);
   test("ranks and their means", test_rank_metrics);
+  test("the best unseen items, ties by number", test_top_unseen);
   test("learning rates", test_learning_rates);
   test("bad batches are refused", test_bad_batches);
   return finish();
