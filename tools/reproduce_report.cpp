@@ -386,9 +386,10 @@ std::size_t matching_epoch(const TrainingMetrics& curves) {
 }
 
 // How far a run may be from the report and still be said to agree: lists and seed are not theirs.
+// In validation three deviations of a mean over 268 tokens, of which nine in ten are hits with a
+// loss near 0 and the rest misses with one near 9.
 constexpr double loss_room = 0.2, percent_room = 2.5;
-// A share of 268 tokens has a deviation of 1.8 points; three of them.
-constexpr double validation_percent_room = 5.4, validation_loss_room = 0.6;
+constexpr double validation_loss_room = 0.46, validation_percent_room = 5.4;
 
 struct Verdict {
   std::size_t epoch = 0;  // that is compared; counts from 1
@@ -465,20 +466,24 @@ void print_summary(const std::vector<std::pair<const Setup*, Result>>& results) 
   std::printf("\n%-9s %13s %6s %14s %22s\n", "", "first losses", "", "training", "validation");
   std::printf("%-9s %6s %6s %6s %7s %6s %7s %6s %6s  %s\n", "setup", "train", "valid.", "epoch",
               "loss", "top-1", "loss", "top-1", "top-20", "figures that fit");
-  std::string explanations;
+  std::string_view closest;
+  std::size_t most = 0, figures = 0;  // that agree, and that were compared
   for (const auto& [setup, result] : results) {
     const Verdict verdict = judge(result.curves);
+    const std::size_t agree = verdict.figures - verdict.misses.size();
     print_row(setup->name, result.curves.train_losses[0], result.curves.val_losses[0],
               join(verdict.epoch), verdict.train, verdict.validation,
-              join(verdict.figures - verdict.misses.size(), " of ", verdict.figures));
-    if (verdict.misses.empty()) explanations += join(explanations.empty() ? "" : ", ", setup->name);
+              join(agree, " of ", verdict.figures));
+    if (agree > most) closest = setup->name, most = agree;
+    figures = verdict.figures;
   }
   print_row("reported", reported.first_train_loss, reported.first_validation_loss, "",
             reported.train, reported.validation, "");
-  if (explanations.empty())
-    std::printf("None of these explains the report.\n");
+  if (most == 0)
+    std::printf("None of these is like the report.\n");
   else
-    std::printf("The report is explained by: %s.\n", explanations.c_str());
+    std::printf("Closest to the report: %s, with %zu of %zu figures.\n",
+                std::string(closest).c_str(), most, figures);
 }
 
 void reproduce_report(const Options& options) {
