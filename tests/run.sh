@@ -26,9 +26,10 @@ if [ "${1:-}" = quick ]; then
   suite quick "${CXX:-c++}" "" "" ""
   exit
 fi
-# The slow ones once: AniList (a minute of waiting) where memory is watched, consumers with g++.
+# The slow ones less often: AniList (a minute of waiting) where memory is watched, consumers with
+# g++, the tools not with clang++ too.
 suite g++ g++ "" "-E anilist" ""
-suite clang++ clang++ "" "-E anilist|consumer" ""
-suite address g++ address,undefined "" ""
+suite clang++ clang++ "" "-E anilist|consumer|tools" ""
+suite address g++ address,undefined "-E consumer" ""
 suite thread g++ thread "-R test_(threads|trainer|gradients)" \
   "--target test_threads test_trainer test_gradients"

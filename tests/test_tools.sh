@@ -65,7 +65,7 @@ $4" good/"$2" >"$1/$2"
 
 # ---- usage --------------------------------------------------------------------------------------
 for tool in train_model recommend evaluate_model import_interactions make_demo_data \
-  audit_dataset benchmark; do
+  audit_dataset benchmark make_report_lists reproduce_report; do
   expect 0 "Example" "$bin/$tool" --help
   expect 2 "unknown option --nonsense" "$bin/$tool" --nonsense
   expect 2 "unexpected word" "$bin/$tool" nonsense
@@ -358,6 +358,57 @@ total=$(sed -n '/"chapters"/,/}/s/.*: \([0-9.e-]*\),\{0,1\}$/\1/p' seed.json |
 expect 0 "" "$bin/make_demo_data" --output demo
 for name in items histories; do
   cmp demo/$name.jsonl "$here/data/demo/$name.jsonl" >out 2>&1 && ok || bad "demo $name differ"
+done
+
+# ---- the seed's report: lists as promised, and the mistake that makes them look learnt ----------
+expect 0 "" "$bin/make_report_lists" --output lists
+expect 0 "" "$bin/make_report_lists" --output again
+diff -r lists again >out && ok || bad "the same seed gave other lists"
+expect 0 "" "$bin/make_report_lists" --output again --seed 43
+cmp -s lists/histories.jsonl again/histories.jsonl && bad "another seed gave the same lists" || ok
+expect 2 "--titles 19: expected 20 ... 100000" "$bin/make_report_lists" --output t --titles 19
+awk '{ n = gsub(/"id"/, ""); if (n < 20 || n > 1500) exit 1; short += n < 100; long += n > 300 }
+  END { exit !(NR == 34 && short > 17 && long > 0) }' lists/histories.jsonl && ok ||
+  bad "34 lists of 20 to 1500 titles, most of them short"
+awk '{ split("", seen); for (i = 1; i < NF; i++) if ($i == "{\"id\":" && seen[$(i + 1)]++) exit 1 }' \
+  lists/histories.jsonl && ok || bad "a title stands twice in a list"
+
+# report OUTPUT OPTIONS...: at lists cut to 20 titles, of which 3 are hidden
+report() {
+  folder=$1
+  shift
+  BERT4REC_BIN="$bin" sh "$here/tools/reproduce_report.sh" --output "$folder" --hidden-size 32 \
+    --num-heads 2 --max-seq-len 20 --threads 1 "$@"
+}
+expect 0 "Closest to the report: " report tiny --epochs 1 --hidden-size=8
+grep -q "at least 2572 tokens in training" out && grep -q "^268 in validation" out && ok ||
+  bad "the counts behind the reported percentages"
+for line in "31 rows to train on, 3 to validate; scored 93 and 9 " \
+  "34 rows to train on, 3 to validate; scored 102 and 9 " \
+  "31 rows to train on, 3 to validate; scored 620 and 60 "; do
+  grep -qF "$line" out && ok || bad "reproduce_report lacks: $line"
+done
+for stride in 10 2; do  # windows that share half and nine tenths
+  rows=$(awk -v s=$stride '{ n = gsub(/"id"/, "") - 20; rows += 1 + int((n + s - 1) / s) }
+    END { v = int(rows / 10 + 0.5); print rows - v " rows to train on, " v " to" }' \
+    tiny/lists/histories.jsonl)
+  grep -qF "$rows" out && ok || bad "windows $stride apart: $rows"
+done
+cp out first_out
+ls -i tiny/*.json >inodes
+report tiny --epochs 1 --hidden-size=8 >out 2>err
+cmp -s out first_out && [ "$(ls -i tiny/*.json)" = "$(cat inodes)" ] && ok ||
+  bad "finished runs were repeated"
+expect 2 "expected one of honest, seen" report tiny --only nothing
+expect 2 "--data needs a value" report tiny --data
+# Of 40 titles each is seen often: what stands in the input is copied, what is hidden is not known.
+"$bin/make_report_lists" --titles 40 --output few
+for only in every complete; do
+  report few_$only --data few --epochs 60 --lr 0.005 --only $only >out 2>err
+  [ "$(awk '/visible, its title in some/ { for (i = 1; i < NF; i++) if ($i == "top-1") print ($(i + 1) > 90) }' \
+    out)" = 1 ] && ok || bad "$only: visible titles are copied"
+  hidden=$(awk '/[0-9] hidden / { for (i = 1; i < NF; i++) if ($i == "top-1") print ($(i + 1) < 50) }' out)
+  [ "$only $hidden" = "every 1" ] || [ "$only $hidden" = "complete " ] && ok || bad "$only: hidden titles"
 done
 
 echo "$passed passed, $failed failed"

@@ -126,7 +126,7 @@ void test_choices() {
 void test_static_masks() {
   const Dataset data = ring_data(30, 12);
   TrainConfig train = small_train();
-  train.epochs = 150, train.learning_rate = 0.01, train.split = Split::last;
+  train.epochs = 80, train.learning_rate = 0.02, train.split = Split::last;
   train.mask_probability = 0.5;
   ModelConfig model = small_model();
   model.dropout = model.attention_dropout = 0;

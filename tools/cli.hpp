@@ -22,6 +22,13 @@ class UsageError : public Error {
   using Error::Error;
 };
 
+// Wrong usage where the value of an option is out of its range.
+inline void check_range(std::string_view option, std::uint64_t value, std::uint64_t low,
+                        std::uint64_t high) {
+  if (value >= low && value <= high) return;
+  throw UsageError(join("--", option, " ", value, ": expected ", low, " ... ", high));
+}
+
 namespace detail {
 
 inline void parse_value(std::string_view text, std::string& value) { value = text; }

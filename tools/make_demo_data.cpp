@@ -9,10 +9,12 @@
 // arguments of one call, since C++ leaves open which of them would come first.
 
 #include "cli.hpp"
+#include "dice.hpp"
 
 namespace {
 
 using namespace bert4rec;
+using tools::Dice;
 
 constexpr std::int64_t minute = 60, day = 24 * 60 * minute;
 
@@ -25,38 +27,6 @@ constexpr std::int64_t unix_seconds(int year, unsigned month, unsigned day_of_mo
 constexpr std::int64_t first_newcomer = unix_seconds(2015, 1, 1);
 constexpr std::int64_t last_newcomer = unix_seconds(2024, 1, 1);
 constexpr std::int64_t today = unix_seconds(2025, 1, 1);  // nothing is watched after this
-
-// The draws of one stream, one after the other.
-class Dice {
- public:
-  explicit Dice(Key key) : key_(key) {}
-
-  template <class Integer>
-  Integer below(Integer n) {
-    return static_cast<Integer>(bert4rec::below(key_, count_++, static_cast<std::size_t>(n)));
-  }
-  // 0 ... n - 1 with a long tail: the mean is n / 4, the density falls as -log(x / n).
-  template <class Integer>
-  Integer skewed(Integer n) {
-    const Integer bound = below(n) + 1;
-    return below(bound);
-  }
-  bool chance(int percent) { return below(100) < percent; }
-
-  // An index in proportion to its weight, or none where all weights are zero.
-  std::optional<std::size_t> weighted(std::span<const std::int64_t> weights) {
-    const std::int64_t sum = std::accumulate(weights.begin(), weights.end(), std::int64_t{0});
-    if (sum == 0) return std::nullopt;
-    std::int64_t rest = below(sum);
-    std::size_t i = 0;
-    while (rest >= weights[i]) rest -= weights[i++];
-    return i;
-  }
-
- private:
-  Key key_;
-  std::uint64_t count_ = 0;
-};
 
 // ---- Words --------------------------------------------------------------------------------------
 // A name is a material and a thing: "Kohaku no Panya", "The Amber Bakery", "琥珀のパン屋".
@@ -425,12 +395,6 @@ void make_demo_data(const Options& options) {
   write_file(options.output / "histories.jsonl", histories);
 }
 
-void check_range(std::string_view flag, std::uint64_t value, std::uint64_t low,
-                 std::uint64_t high) {
-  if (value >= low && value <= high) return;
-  throw cli::UsageError(join(flag, " ", value, ": expected ", low, " ... ", high));
-}
-
 Options parse(int argc, char** argv) {
   Options options;
   cli::CommandLine line("make_demo_data", "makes a synthetic anime catalogue and viewing histories",
@@ -440,8 +404,8 @@ Options parse(int argc, char** argv) {
   line.option("users", options.users, "number of viewers, 1 ... 9999");
   line.option("titles", options.titles, "number of titles, 100 ... 1500");
   line.parse(argc, argv);
-  check_range("--users", options.users, 1, 9999);
-  check_range("--titles", options.titles, 100, 1500);
+  cli::check_range("users", options.users, 1, 9999);
+  cli::check_range("titles", options.titles, 100, 1500);
   return options;
 }
 
