@@ -1705,6 +1705,9 @@ struct Kernels {
                                Real* dbias, std::size_t n);
   void (*adamw)(Real* p, const Real* g, Real* m, Real* v, const AdamConstants<Real>& constants,
                 std::size_t n);
+  // What softmax and gelu stand on, by themselves: layers do not call them, tests measure them.
+  void (*exp)(const Real* x, Real* y, std::size_t n);
+  void (*erf)(const Real* x, Real* y, std::size_t n);
 };
 
 inline constexpr double layer_norm_epsilon = 1e-5;  // PyTorch's; the authors' code has 1e-12
@@ -1870,6 +1873,16 @@ void adamw(Real* p, const Real* g, Real* m, Real* v, const AdamConstants<Real>& 
   }
 }
 
+template <class Real>
+void exp(const Real* x, Real* y, std::size_t n) {
+  for (std::size_t i = 0; i < n; ++i) y[i] = std::exp(x[i]);
+}
+
+template <class Real>
+void erf(const Real* x, Real* y, std::size_t n) {
+  for (std::size_t i = 0; i < n; ++i) y[i] = std::erf(x[i]);
+}
+
 }  // namespace plain
 
 template <class Real>
@@ -1889,7 +1902,9 @@ const Kernels<Real>& plain_kernels() {
                                        plain::normalize<Real>,
                                        plain::normalize_backward<Real>,
                                        plain::normalize_parameters<Real>,
-                                       plain::adamw<Real>};
+                                       plain::adamw<Real>,
+                                       plain::exp<Real>,
+                                       plain::erf<Real>};
   return table;
 }
 
@@ -5440,6 +5455,14 @@ BERT4REC_TARGET inline void adamw(float* p, const float* g, float* m, float* v,
   }
 }
 
+BERT4REC_TARGET inline void exp_row(const float* x, float* y, size_t n) {
+  for (size_t i = 0; i < n; i += W) store(y, i, n, exp(load(x, i, n)));
+}
+
+BERT4REC_TARGET inline void erf_row(const float* x, float* y, size_t n) {
+  for (size_t i = 0; i < n; i += W) store(y, i, n, erf(load(x, i, n)));
+}
+
 #define BERT4REC_STRING_2(text) #text
 #define BERT4REC_STRING(text) BERT4REC_STRING_2(text)
 
@@ -5459,7 +5482,9 @@ inline const Kernels<float>& vector_kernels() {
                                         normalize,
                                         normalize_backward,
                                         normalize_parameters,
-                                        adamw};
+                                        adamw,
+                                        exp_row,
+                                        erf_row};
   return table;
 }
 

@@ -2,6 +2,7 @@
 
 #include "bert4rec.hpp"
 #include "check.hpp"
+#include "small_data.hpp"
 
 using namespace bert4rec;
 using detail::Kernels;
@@ -116,6 +117,94 @@ std::vector<float> everything(const Kernels<float>& k, std::size_t n) {
   return out;
 }
 
+// The largest distance of f(x) from the true value over all x, in units of the last place of the
+// latter (of 2^-149 below the normal numbers).
+template <class True>
+double worst_ulp(void (*f)(const float*, float*, std::size_t), const std::vector<float>& x,
+                 True&& truth) {
+  std::vector<float> y(x.size());
+  f(x.data(), y.data(), x.size());
+  double worst = 0;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const double expected = truth(static_cast<double>(x[i]));
+    const int exponent = std::max(std::ilogb(expected), -126);
+    const double error =
+        std::abs(static_cast<double>(y[i]) - expected) / std::ldexp(1, exponent - 23);
+    if (!(error <= worst)) worst = error;
+  }
+  return worst;
+}
+
+// Floats from low to high, evenly in their bits, so that every order of magnitude occurs.
+std::vector<float> floats_between(float low, float high, std::size_t count) {
+  const auto first = std::bit_cast<std::uint32_t>(low), last = std::bit_cast<std::uint32_t>(high);
+  std::vector<float> values;
+  for (std::size_t i = 0; i <= count; ++i) {
+    const std::uint64_t bits = first + std::uint64_t{last - first} * i / count;
+    values.push_back(std::bit_cast<float>(static_cast<std::uint32_t>(bits)));
+  }
+  return values;
+}
+
+void test_exp_and_erf() {
+  const std::vector<float> up = floats_between(1e-30f, 88.72f, 400'000),
+                           down = floats_between(-1e-30f, -87.33f, 400'000),
+                           wide = floats_between(1e-30f, 1e30f, 400'000);
+  std::vector<float> minus = wide;
+  for (float& value : minus) value = -value;
+  const auto exp = [](double x) { return std::exp(x); };
+  const auto erf = [](double x) { return std::erf(x); };
+  for (const Kernels<float>* kernels : detail::available_kernels<float>()) {
+    const double worst_exp =
+        std::max(worst_ulp(kernels->exp, up, exp), worst_ulp(kernels->exp, down, exp));
+    const double worst_erf =
+        std::max(worst_ulp(kernels->erf, wide, erf), worst_ulp(kernels->erf, minus, erf));
+    std::cout << kernels->name << ": exp within " << worst_exp << ", erf within " << worst_erf
+              << " units in the last place\n";
+    check(worst_exp <= 2 && worst_erf <= 2, join(kernels->name, ": 2 units in the last place"));
+    const std::vector<float> x{0.0f,  -0.0f,  -87.34f,  -200.0f,      -INFINITY,
+                               88.8f, 200.0f, INFINITY, std::nanf("")};
+    std::vector<float> y(x.size()), z(x.size());
+    kernels->exp(x.data(), y.data(), x.size());
+    kernels->erf(x.data(), z.data(), x.size());
+    check(y[0] == 1 && y[1] == 1, "exp(0)");
+    check(y[2] >= 0 && y[2] < 1.2e-38f && y[3] == 0 && y[4] == 0, "exp of very small numbers");
+    check(y[5] == INFINITY && y[6] == INFINITY && y[7] == INFINITY, "exp of large numbers");
+    check(z[0] == 0 && z[3] == -1 && z[4] == -1 && z[7] == 1, "erf at the ends");
+    check(std::isnan(y[8]) && std::isnan(z[8]), "NaN stays NaN");
+  }
+}
+
+// Losses of 100 steps with the plain kernels and with each instruction set.
+void test_loss_curves() {
+  const Dataset data = ring_data(40, 60);
+  ModelConfig model = small_model();
+  model.num_items = 40, model.max_length = 30, model.hidden_size = 32;
+  const auto losses = [&](const Kernels<float>& kernels) {
+    CpuEngine<float> engine(model, small_train(), kernels);
+    std::vector<double> curve;
+    for (std::uint64_t step = 0; step < 100; ++step) {
+      Batch batch;
+      for (std::size_t user = 0; user < 60; ++user) {
+        const Key key = fold_in(fold_in(make_key(1), step), user);
+        add_cloze_row(batch, data.histories.row(user), model, 0.2, key);
+      }
+      curve.push_back(engine.train(batch, step, 1e-3).loss());
+    }
+    return curve;
+  };
+  const auto all = detail::available_kernels<float>();
+  const std::vector<double> plain = losses(*all[0]);
+  check(plain.back() < 0.9 * plain.front(), "the loss falls");
+  for (std::size_t i = 1; i < all.size(); ++i) {
+    const std::vector<double> curve = losses(*all[i]);
+    check(curve != plain, "it is another path");
+    for (std::size_t step = 0; step < 100; ++step) {
+      check(std::abs(curve[step] - plain[step]) <= 1e-4, join(all[i]->name, " at step ", step));
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -167,6 +256,8 @@ int main() {
       }
     }
   });
+  test("exp and erf against double over their whole range", test_exp_and_erf);
+  test("a hundred steps on the fast and on the plain path", test_loss_curves);
   test("ranks: how many are above, how many tie", [] {
     for_all([](const Kernels<float>& kernels, std::size_t n) {
       std::vector<float> x(n);

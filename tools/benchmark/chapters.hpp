@@ -132,7 +132,9 @@ inline Kernels timed(const Kernels& kernels, std::size_t width) {
           Timed<&Kernels::normalize, elementwise>::call,
           Timed<&Kernels::normalize_backward, elementwise>::call,
           Timed<&Kernels::normalize_parameters, elementwise>::call,
-          Timed<&Kernels::adamw, optimizer>::call};
+          Timed<&Kernels::adamw, optimizer>::call,
+          kernels.exp,
+          kernels.erf};
 }
 
 // All threads together, since the last clear().
