@@ -403,12 +403,13 @@ expect 2 "expected one of honest, seen" report tiny --only nothing
 expect 2 "--data needs a value" report tiny --data
 # Of 40 titles each is seen often: what stands in the input is copied, what is hidden is not known.
 "$bin/make_report_lists" --titles 40 --output few
+top_1() { awk "/$1/"'{ for (i = 1; i < NF; i++) if ($i == "top-1") print int($(i + 1)) }' out; }
 for only in every complete; do
   report few_$only --data few --epochs 60 --lr 0.005 --only $only >out 2>err
-  [ "$(awk '/visible, its title in some/ { for (i = 1; i < NF; i++) if ($i == "top-1") print ($(i + 1) > 90) }' \
-    out)" = 1 ] && ok || bad "$only: visible titles are copied"
-  hidden=$(awk '/[0-9] hidden / { for (i = 1; i < NF; i++) if ($i == "top-1") print ($(i + 1) < 50) }' out)
-  [ "$only $hidden" = "every 1" ] || [ "$only $hidden" = "complete " ] && ok || bad "$only: hidden titles"
+  [ "$(top_1 'title in some')" -gt 90 ] && ok || bad "$only: visible titles are copied"
+  hidden=$(top_1 '[0-9] hidden ')
+  if [ $only = every ]; then [ "$hidden" -lt 50 ]; else [ -z "$hidden" ]; fi && ok ||
+    bad "$only: hidden titles"
 done
 
 echo "$passed passed, $failed failed"

@@ -1,6 +1,6 @@
-// Makes the lists for tools/reproduce_report.sh: made-up users whose lists are as long as AniList's.
+// Makes lists for tools/reproduce_report.sh: made-up users whose lists are as long as AniList's.
 //
-//   length      20 ... 1,500 titles, n with a chance of about n^-1.5: most are short, a few very long
+//   length      20 ... 1,500 titles, n with a chance of about n^-1.5: mostly short, a few very long
 //   popularity  the title of rank r is drawn about as often as 1 / (r + 20)^2, once a list. So of a
 //               short list about one title in ten stands in none of 31 others.
 //   order       shuffled, without times: it says nothing
