@@ -182,7 +182,7 @@ expect 0 "epoch 3/3" train good run --split=last --epochs=3 --resume
 echo '{"model": {"hidden_size": 8, "num_heads": 2}, "train": {"epochs": 3, "split": "last"}}' >p.json
 expect 0 "epoch 3/3" "$bin/train_model" --data good --output preset --preset p.json --threads 1
 expect 0 "epoch 1/1" "$bin/train_model" --data good --output preset --preset p.json --epochs 1
-expect 0 "epoch 3/3" "$bin/train_model" --data good --output again \
+expect 0 "epoch 3/3" "$bin/train_model" --data good --output preset_again \
   --preset preset/models/training_config.json --epochs 3
 echo '{"train": {"epoch": 3}}' >p.json
 expect 1 'p.json: unknown field "epoch"' "$bin/train_model" --data good --output p --preset p.json
