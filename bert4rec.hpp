@@ -1680,8 +1680,8 @@ struct Kernels {
   const char* name;
   // C[m,n] = start + A[m,k] B[k,n]. A(i,k) = a[i * a_row + k * a_col] and so on, so that one
   // function serves A B, A B^T and A^T B. start(i,j) = start[i * start_row + j]: C itself to add to
-  // it, a bias with start_row 0, or nullptr for zeros. Additions run in ascending k for each element
-  // of C. One stride of A and one of B must be 1. `scratch` holds scratch_size numbers.
+  // it, a bias with start_row 0, or nullptr for zeros. Additions run in ascending k for each
+  // element of C. One stride of A and one of B must be 1. `scratch` holds scratch_size numbers.
   void (*multiply)(std::size_t m, std::size_t n, std::size_t k, const Real* a, std::size_t a_row,
                    std::size_t a_col, const Real* b, std::size_t b_row, std::size_t b_col,
                    const Real* start, std::size_t start_row, Real* c, std::size_t c_row,
@@ -3152,8 +3152,8 @@ inline void add_next_item_row(Batch& batch, ItemSpan history, const ModelConfig&
   batch.end_row();
 }
 
-// What the model sees where an item is hidden: [MASK]; or, as in BERT (its 80/10/10), sometimes a
-// random item or the item itself, since [MASK] never occurs in a real history. The paper has [MASK].
+// What the model sees where an item is hidden: [MASK], as in the paper; or, as in BERT (80/10/10),
+// sometimes a random item or the item itself, since [MASK] never occurs in a real history.
 inline std::int32_t shown_token(std::int32_t item, const ModelConfig& model,
                                 const TrainConfig& train, Key key) {
   const double draw = uniform(key, 0);

@@ -160,7 +160,7 @@ std::optional<TrainingMetrics> train(const Options& options, const Dataset& data
   return metrics;
 }
 
-// ---- K-fold cross-validation: each user is held out once -----------------------------------------
+// ---- K-fold cross-validation: each user is held out once ----------------------------------------
 
 struct Spread {
   double mean, deviation;  // the sample's
