@@ -5214,7 +5214,7 @@ BERT4REC_INLINE V exp_in_range(V x) {
   p = p * r + 0.499999911f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  return (V)((VI)p + ((VI)t << 23));  // the exponent grows by n
+  return (V)((VU)p + ((VU)t << 23));  // the exponent grows by n
 }
 
 BERT4REC_INLINE V exp(V x) {
