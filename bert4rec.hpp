@@ -36,7 +36,7 @@
 // Contents
 //    1 Version and includes        7 Configuration         13 Data
 //    2 Errors                      8 Tensors               14 Optimizer
-//    3 Random numbers              9 Kernels               15 Engine
+//    3 Arithmetic, random numbers  9 Kernels               15 Engine
 //    4 JSON                       10 Layers                16 Evaluation
 //    5 Flat files                 11 Encoder               17 Training
 //    6 Threads                    12 Heads and losses      18 Recommendation
@@ -78,6 +78,7 @@
 #include <atomic>
 #include <bit>
 #include <cerrno>
+#include <cfloat>
 #include <charconv>
 #include <chrono>
 #include <cmath>
@@ -112,9 +113,19 @@
 #include <variant>
 #include <vector>
 
-#ifdef __FAST_MATH__
-#error "bert4rec.hpp needs IEEE arithmetic (NaN, infinity, exact order): no -ffast-math, no -Ofast"
+#if defined(__aarch64__) && defined(__GNUC__)
+#include <arm_neon.h>
 #endif
+
+#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || \
+    defined(__NO_SIGNED_ZEROS__) || defined(_M_FP_FAST) ||                                     \
+    (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "bert4rec.hpp needs IEEE arithmetic: compile without -ffast-math and without its parts"
+#endif
+static_assert(FLT_EVAL_METHOD == 0 || FLT_EVAL_METHOD == 16,
+              "bert4rec.hpp needs float arithmetic in float: no x87 (-mfpmath=sse helps)");
+static_assert(0.1 != 0.1f,
+              "bert4rec.hpp needs constants in double: no -fsingle-precision-constant");
 
 static_assert(std::endian::native == std::endian::little,
               "bert4rec.hpp writes its files in the byte order of the machine: little-endian");
@@ -198,8 +209,157 @@ inline std::size_t checked_product(std::span<const std::size_t> factors, std::st
 }
 
 // ================================================================================================
-// 3  Random numbers
+// 3  Arithmetic and random numbers
 // ================================================================================================
+// The same seed gives the same bits on every machine, with every compiler, at every level of
+// optimization: `cmp` and `sha256sum` of two model files are a test that anybody can make. IEEE 754
+// fixes the last bit of + - * / and sqrt, this file fixes their order, and chapter 6 keeps threads
+// from changing it. Two freedoms remain to compilers and libraries, and both are taken away here:
+//   - a * b + c may become one fused instruction, which rounds once instead of twice. So wherever a
+//     product is added to something, this file says which is meant: fused(a, b, c), or
+//     rounded(a * b) + c.
+//   - exp, log, cos and pow of two C libraries differ in the last digit. On the way to a model file
+//     stand only functions of our own.
+// What options of a compiler could still break, check_arithmetic() finds when an engine is made.
+
+// ---- Rounding ----------------------------------------------------------------------------------
+
+namespace detail {
+
+// x itself, hidden from the compiler, so that a product passed through is rounded by itself.
+template <class Real>
+inline Real rounded(Real x) {
+#if defined(BERT4REC_PORTABLE)
+  volatile Real kept = x;
+  return kept;
+#elif defined(__x86_64__)
+  asm("" : "+x"(x));
+  return x;
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+  return x;
+#else
+  asm("" : "+m"(x));
+  return x;
+#endif
+}
+
+// a b + c, rounded once. Without an instruction for it, in double: the product of two floats is
+// exact there, and so is sum + rest. The sum is then rounded to odd (if it is not exact, its last
+// bit becomes 1), so that rounding it once more, to float, gives what one rounding would have given
+// (Boldo and Melquiond, IEEE Transactions on Computers, 2008).
+inline float fused(float a, float b, float c) {
+#if defined(__FP_FAST_FMAF) || (defined(__FMA__) && defined(__GNUC__))
+  return __builtin_fmaf(a, b, c);
+#else
+  const double product = static_cast<double>(a) * static_cast<double>(b);
+  const double sum = product + static_cast<double>(c), part = sum - product;
+  const double rest = (product - (sum - part)) + (static_cast<double>(c) - part);
+  auto bits = std::bit_cast<std::uint64_t>(sum);
+  if ((rest < 0 || rest > 0) && bits % 2 == 0) {
+    const bool outward = (rest > 0) == (sum > 0);
+    bits = outward ? bits + 1 : bits - 1;
+  }
+  return static_cast<float>(std::bit_cast<double>(bits));
+#endif
+}
+
+// In double, which serves to check gradients, two roundings will do.
+inline double fused(double a, double b, double c) { return rounded(a * b) + c; }
+
+// ---- Functions ---------------------------------------------------------------------------------
+
+// (coefficients[0] x + coefficients[1]) x + ..., one fused step a coefficient.
+template <class Real, std::size_t n>
+inline Real polynomial(Real x, const Real (&coefficients)[n]) {
+  Real sum = coefficients[0];
+  for (std::size_t i = 1; i < n; ++i) sum = fused(sum, x, coefficients[i]);
+  return sum;
+}
+
+// log x for a normal x > 0, within 1.5 units in the last place; infinity and NaN stay as they are.
+// With x = 2^n m, m between sqrt(1/2) and sqrt(2), and s = (m - 1) / (m + 1):
+//   log x = n log 2 + 2 (s + s^3 / 3 + s^5 / 5 + ...)
+inline double natural_log(double x) {
+  if (!(x < std::numeric_limits<double>::infinity())) return x;
+  constexpr std::uint64_t root_of_half = 0x3fe6a09e667f3bcd;
+  const auto bits = std::bit_cast<std::uint64_t>(x);
+  const std::int64_t n = static_cast<std::int64_t>(bits - root_of_half) >> 52;
+  const auto m = std::bit_cast<double>(bits - (static_cast<std::uint64_t>(n) << 52));
+  const double s = (m - 1) / (m + 1), square = rounded(s * s);
+  double series = 0;  // s^2 / 3 + s^4 / 5 + ...
+  for (int k = 23; k >= 3; k -= 2) series = rounded(square * (1.0 / k + series));
+  // log 2 in two parts, the first of which times n is exact
+  constexpr double log2_high = 0x1.62e42fee00000p-1, log2_low = 0x1.a39ef35793c76p-33;
+  const auto exponent = static_cast<double>(n);
+  const double low = rounded(exponent * log2_low) + rounded(2 * s * series);
+  return rounded(exponent * log2_high) + (2 * s + low);
+}
+
+// cos(pi x) for 0 <= x <= 1, as the sine of y = pi (1/2 - x):
+//   sin y = y (1 - y^2 / (2 3) (1 - y^2 / (4 5) (1 - ...)))
+inline double cosine_of_pi(double x) {
+  const double y = 3.14159265358979323846 * (0.5 - x), square = rounded(y * y);
+  double series = 1;
+  for (int k = 20; k >= 2; k -= 2) series = 1 - rounded(square / (k * (k + 1)) * series);
+  return rounded(y * series);
+}
+
+// base^exponent by squaring.
+inline double power(double base, std::uint64_t exponent) {
+  double result = 1;
+  for (; exponent > 0; exponent /= 2) {
+    if (exponent % 2 == 1) result *= base;
+    base *= base;
+  }
+  return rounded(result);
+}
+
+// The z below which a normal number, cut to |z| <= 2, lies with probability (1 + q) / 2:
+//   z = sqrt 2 erfinv(q erf(sqrt 2)) = q P(q^2) / Q(q^2),   -1 <= q <= 1
+// The relative error is below 1e-8, a sixth of what rounding to float costs.
+// Coefficients: tests/reference/fit_kernels.py.
+inline double truncated_normal_quantile(double q) {
+  constexpr double over[] = {-0.010175464749667437, 0.26176150454802109, -1.4776513566077967,
+                             3.3226387762722734,    -3.2876576129842021, 1.1962880137706012};
+  constexpr double under[] = {-0.0300052479524448, 0.40508087995118488, -1.7561147701816936,
+                              3.3703743236184974,  -2.9867332552863277, 1.0};
+  const double square = rounded(q * q);
+  return q * polynomial(square, over) / polynomial(square, under);
+}
+
+}  // namespace detail
+
+// ---- What this stands on -----------------------------------------------------------------------
+
+// Throws where an option of the compiler that shows no macro, or the state of the processor, breaks
+// the rules above. A compiler cannot know what it reads from a volatile.
+inline void check_arithmetic() {
+  const auto float_of = [](float x) { return *const_cast<const volatile float*>(&x); };
+  const auto holds = [](bool condition, std::string_view what) {
+    require(condition, "the arithmetic of this program is not that of IEEE 754: ", what,
+            ". Compile without parts of -ffast-math, and leave the processor's modes as they are");
+  };
+  const float one = float_of(1), zero = float_of(0), half_step = float_of(0x1p-24f);
+  holds(one + half_step == 1 && one + 3 * half_step == 1 + 0x1p-22f,
+        "sums are not rounded to the nearest, ties to even");
+  const float smallest = float_of(0x1p-149f), normal = float_of(0x1p-126f);
+  holds(smallest + smallest > 0 && normal * float_of(0.5f) > 0, "subnormal numbers become 0");
+  const float nan = float_of(std::numeric_limits<float>::quiet_NaN());
+  holds(std::isnan(nan) && nan != nan && !(nan < one), "NaN is not recognized");
+  const float large = float_of(0x1p30f);
+  holds((one + large) - large == 0, "sums are not added in the order they are written");
+  holds(!std::signbit(-zero + zero) && std::signbit(-zero), "the sign of 0 is lost");
+  holds(float_of(5) / 49.0f == 0x1.a1f58ep-4f, "quotients are not rounded correctly");
+  holds(std::sqrt(float_of(2)) == 0x1.6a09e6p+0f, "roots are not rounded correctly");
+  const float a = float_of(1 + 0x1p-12f), square = 1 + 0x1p-11f;  // a a = square + 2^-24
+  holds(detail::rounded(a * a) - square == 0 && detail::fused(a, a, -square) == 0x1p-24f,
+        "products are not rounded as they are written");
+  const double b = 1 + 0x1p-27 * static_cast<double>(one), wide_square = 1 + 0x1p-26;
+  holds(detail::rounded(b * b) - wide_square == 0, "products are not rounded as they are written");
+}
+
+// ---- Random numbers ----------------------------------------------------------------------------
 // Counter-based: value = f(key, counter), with no state between draws. Masks, dropout, shuffles and
 // initial weights are pure functions of (seed, purpose, step, place), so a run gives the same bits
 // on any number of threads and after a resume, and nothing about the generator is ever stored.
@@ -282,14 +442,9 @@ constexpr std::size_t below(Key key, std::uint64_t counter, std::size_t n) {
   return static_cast<std::size_t>(uniform(key, counter) * static_cast<double>(n));
 }
 
-// Normal with mean 0 and deviation 1, cut to |z| <= 2 by drawing again (Box-Muller).
+// Normal with mean 0 and deviation 1, cut to |z| <= 2: the inverse of its distribution function.
 inline double truncated_normal(Key key, std::uint64_t counter) {
-  const Key draws = fold_in(key, counter);
-  for (std::uint64_t attempt = 0;; attempt += 2) {
-    const double radius = std::sqrt(-2.0 * std::log(1.0 - uniform(draws, attempt)));
-    const double z = radius * std::cos(6.283185307179586 * uniform(draws, attempt + 1));
-    if (std::abs(z) <= 2.0) return z;
-  }
+  return detail::truncated_normal_quantile(2 * uniform(key, counter) - 1);
 }
 
 // Fisher-Yates: every order equally likely.
@@ -1166,7 +1321,9 @@ class ThreadPool {
  public:
   // 0: one thread a core. The caller of parallel_for is one of them.
   explicit ThreadPool(std::size_t threads = 0) {
-    if (threads == 0) threads = std::max(1u, std::thread::hardware_concurrency());
+    const std::size_t cores = std::max(1u, std::thread::hardware_concurrency());
+    if (threads == 0) threads = cores;
+    looks_ = threads > cores ? 10 : 10'000;
     workers_.reserve(threads - 1);
     shares_ = std::make_unique<Share[]>(threads);
     try {
@@ -1250,10 +1407,11 @@ class ThreadPool {
   }
 
   // Looks for a fraction of a millisecond whether the condition holds. Jobs follow each other
-  // closely inside a training step, so looking is cheaper than going to sleep and being woken.
+  // closely inside a training step, so looking is cheaper than going to sleep and being woken;
+  // unless there are more threads than cores, when it keeps others from their work.
   template <class Condition>
-  static bool seen_soon(Condition&& condition) {
-    for (int look = 0; look < 10'000; ++look) {
+  bool seen_soon(Condition&& condition) const {
+    for (int look = 0; look < looks_; ++look) {
       if (condition()) return true;
 #if defined(__x86_64__)
       __builtin_ia32_pause();
@@ -1290,6 +1448,7 @@ class ThreadPool {
     }
   }
 
+  int looks_ = 0;
   std::vector<std::thread> workers_;
   std::unique_ptr<Share[]> shares_;  // [size()]
   Job job_;
@@ -1321,6 +1480,16 @@ enum class Split {
 // What on the validation data tells the best epoch: the lowest loss, or the highest Top-K accuracy.
 enum class Metric { loss, top1, top5, top10, top20 };
 
+// Which kernels of chapter 9 an engine computes with. All give the same bits.
+enum class KernelSet {
+  automatic,  // those that BERT4REC_KERNELS in the environment names, else the widest there are
+  plain,      // plain loops
+  baseline,   // vectors of 4 floats, without an instruction for multiply-add
+  neon,       // AArch64: vectors of 4
+  avx2,       // x86-64: vectors of 8
+  avx512      // x86-64: vectors of 16
+};
+
 namespace detail {
 
 template <class Enum>
@@ -1336,6 +1505,11 @@ struct EnumNames<Schedule> {
 template <>
 struct EnumNames<Split> {
   static constexpr std::array<std::string_view, 2> names{"users", "last"};
+};
+template <>
+struct EnumNames<KernelSet> {
+  static constexpr std::array<std::string_view, 6> names{"automatic", "plain", "baseline",
+                                                         "neon",      "avx2",  "avx512"};
 };
 template <>
 struct EnumNames<Metric> {
@@ -1430,6 +1604,7 @@ struct TrainConfig {
   std::uint64_t seed = 42;
   std::size_t save_every = 10;
   std::size_t threads = 0;
+  KernelSet kernels = KernelSet::automatic;
 
   template <class Self, class Visit>
   static void fields(Self& self, Visit&& visit) {
@@ -1466,6 +1641,8 @@ struct TrainConfig {
     visit("seed", self.seed, 0, 9'223'372'036'854'775'807, "all randomness comes from this number");
     visit("save_every", self.save_every, 1, 10'000'000, "epochs between checkpoints");
     visit("threads", self.threads, 0, 1024, "threads; 0: one a core. Never changes a result");
+    visit("kernels", self.kernels, 0, 5,
+          "instructions; automatic: BERT4REC_KERNELS or the widest. Never changes a result");
   }
 };
 
@@ -1654,7 +1831,13 @@ inline std::vector<float> initial_parameters(const TensorTable& table, std::uint
 // ================================================================================================
 // The inner loops, each twice: here as plain loops that say what is computed, for any Real; and
 // below for float on vectors, compiled once for each instruction set. Layers call them through a
-// table (struct Kernels) that is filled at run time for the machine at hand. Tests compare the two.
+// table (struct Kernels) that is chosen at run time for the machine at hand. In float the two agree
+// in every bit, and tests compare them so: what stands here is not an outline of the fast kernels,
+// it is their result.
+//
+// So the order of every sum is part of a kernel. A product adds up in ascending k. A sum over a row
+// has 16 partial sums, whatever the width of a register: lane j takes the elements j, j + 16, ...,
+// and then the upper half of the lanes is added to the lower until one is left.
 
 namespace detail {
 
@@ -1662,6 +1845,12 @@ namespace detail {
 template <class Real>
 struct RowStatistics {
   Real mean, inverse_deviation;
+};
+
+// Of one softmax: log sum_j exp(scale x_j) = scale largest + log sum.
+template <class Real>
+struct SoftmaxSum {
+  Real largest, sum;
 };
 
 // AdamW's constants of one step (chapter 14).
@@ -1690,7 +1879,7 @@ struct Kernels {
   void (*add)(const Real* x, Real* y, std::size_t n);
   void (*scale)(Real* x, Real factor, std::size_t n);
   Real (*sum_of_squares)(const Real* x, std::size_t n);
-  Real (*softmax)(Real* x, Real scale, std::size_t n);
+  SoftmaxSum<Real> (*softmax)(Real* x, Real scale, std::size_t n);
   void (*softmax_backward)(const Real* p, const Real* q, Real* dq, Real scale, std::size_t n);
   RankCounts (*count_above)(const Real* x, Real value, std::size_t n);
   void (*gelu)(const Real* x, Real* y, std::size_t n);
@@ -1722,7 +1911,59 @@ constexpr std::uint32_t dropout_threshold(double probability) {
 }
 constexpr double dropout_scale(std::uint32_t threshold) { return 65536.0 / (65536.0 - threshold); }
 
+inline constexpr std::size_t lanes = 16;
+
+// e^x and erf x in float, by polynomials; coefficients from tests/reference/fit_kernels.py.
+//   e^x = 2^n e^r,  n = round(x / log 2),  r = x - n log 2,  |r| <= log(2) / 2
+//   erf x = x + x P(x^2) for |x| <= 0.875, else sign(x) (1 - e^G(|x|)), which is 1 from 3.92 on
+// Largest error: 0.9 units in the last place for e^x, which is 0 below -87.33, and 1.2 for erf x.
+inline constexpr float one_over_log2 = 1.44269502f, log2_high = 0.693145752f,
+                       log2_low = 1.42860677e-06f;
+inline constexpr float least_exponent = -87.3365402f, largest_exponent = 88.7228317f;
+inline constexpr float round_to_integer = 12582912.0f;  // 1.5 * 2^23: a sum with it has no fraction
+inline constexpr float exp_coefficients[] = {
+    0.00137894717f, 0.00836867001f, 0.0416688882f, 0.166665211f, 0.499999911f, 1.0f, 1.0f};
+inline constexpr float erf_small[] = {-0.000625433109f, 0.00504296133f, -0.0267996024f,
+                                      0.112827145f,     -0.376125813f,  0.128379166f};
+inline constexpr float erf_large[] = {0.000199899747f, -0.00308199134f, 0.0223810375f,
+                                      -0.104250237f,   -0.636820614f,   -1.12788939f,
+                                      -0.000144213613f};
+inline constexpr float erf_middle = 0.875f, erf_end = 3.925f;
+
 namespace plain {
+
+// For -87.33 < x < 88.73.
+inline float exp_in_range(float x) {
+  const float shifted = fused(x, one_over_log2, round_to_integer), n = shifted - round_to_integer;
+  const float r = fused(n, -log2_low, fused(n, -log2_high, x));
+  const auto bits = std::bit_cast<std::uint32_t>(polynomial(r, exp_coefficients));
+  return std::bit_cast<float>(bits + (std::bit_cast<std::uint32_t>(shifted) << 23));  // times 2^n
+}
+
+inline float exp(float x) {
+  if (x < least_exponent) return 0;
+  return x <= largest_exponent ? exp_in_range(x) : x + std::numeric_limits<float>::infinity();
+}
+inline double exp(double x) { return std::exp(x); }
+
+inline float erf(float x) {
+  const float size = std::abs(x);
+  if (!(size > erf_middle)) return fused(x, polynomial(rounded(x * x), erf_small), x);
+  const float rest = exp_in_range(polynomial(std::min(size, erf_end), erf_large));
+  return std::copysign(1 - rest, x);
+}
+inline double erf(double x) { return std::erf(x); }
+
+// The sum over a row: add(i, sum) is `sum` with element i added.
+template <class Real, class Add>
+Real sum_row(std::size_t n, Add&& add) {
+  Real lane[lanes] = {};
+  for (std::size_t i = 0; i < n; ++i) lane[i % lanes] = add(i, lane[i % lanes]);
+  for (std::size_t half = lanes / 2; half > 0; half /= 2) {
+    for (std::size_t j = 0; j < half; ++j) lane[j] += lane[j + half];
+  }
+  return lane[0];
+}
 
 template <class Real>
 void multiply(std::size_t m, std::size_t n, std::size_t k, const Real* a, std::size_t a_row,
@@ -1732,7 +1973,7 @@ void multiply(std::size_t m, std::size_t n, std::size_t k, const Real* a, std::s
     for (std::size_t j = 0; j < n; ++j) {
       Real sum = start != nullptr ? start[i * start_row + j] : Real(0);
       for (std::size_t l = 0; l < k; ++l)
-        sum += a[i * a_row + l * a_col] * b[l * b_row + j * b_col];
+        sum = fused(a[i * a_row + l * a_col], b[l * b_row + j * b_col], sum);
       c[i * c_row + j] = sum;
     }
   }
@@ -1752,20 +1993,19 @@ void scale(Real* x, Real factor, std::size_t n) {
 
 template <class Real>
 Real sum_of_squares(const Real* x, std::size_t n) {
-  Real sum = 0;
-  for (std::size_t i = 0; i < n; ++i) sum += x[i] * x[i];
-  return sum;
+  return sum_row<Real>(n, [&](std::size_t i, Real sum) { return fused(x[i], x[i], sum); });
 }
 
-// x_i = exp(scale x_i) / sum_j exp(scale x_j); returns log sum_j exp(scale x_j). The largest is
-// subtracted first, so that nothing overflows.
+// x_i = exp(scale x_i) / sum_j exp(scale x_j). The largest is subtracted first, so that nothing
+// overflows: x_i = exp(scale (x_i - largest)) / sum.
 template <class Real>
-Real softmax(Real* x, Real scale, std::size_t n) {
+SoftmaxSum<Real> softmax(Real* x, Real scale, std::size_t n) {
   const Real largest = *std::max_element(x, x + n);
-  Real sum = 0;
-  for (std::size_t i = 0; i < n; ++i) sum += x[i] = std::exp(scale * (x[i] - largest));
-  for (std::size_t i = 0; i < n; ++i) x[i] /= sum;
-  return scale * largest + std::log(sum);
+  for (std::size_t i = 0; i < n; ++i) x[i] = exp((x[i] - largest) * scale);
+  const Real sum = sum_row<Real>(n, [&](std::size_t i, Real part) { return part + x[i]; });
+  const Real inverse = 1 / sum;
+  for (std::size_t i = 0; i < n; ++i) x[i] *= inverse;
+  return {largest, sum};
 }
 
 // p = softmax(scale x), q = dropout(p) = mask p. With dp_i = mask_i dq_i,
@@ -1773,9 +2013,11 @@ Real softmax(Real* x, Real scale, std::size_t n) {
 // written over dq: the mask itself is not needed.
 template <class Real>
 void softmax_backward(const Real* p, const Real* q, Real* dq, Real scale, std::size_t n) {
-  Real mean = 0;
-  for (std::size_t i = 0; i < n; ++i) mean += q[i] * dq[i];
-  for (std::size_t i = 0; i < n; ++i) dq[i] = scale * (q[i] * dq[i] - p[i] * mean);
+  const Real mean =
+      sum_row<Real>(n, [&](std::size_t i, Real sum) { return fused(q[i], dq[i], sum); });
+  for (std::size_t i = 0; i < n; ++i) {
+    dq[i] = scale * fused(p[i], -mean, rounded(q[i] * dq[i]));
+  }
 }
 
 // How many of x are above `value`, and how many equal it.
@@ -1793,16 +2035,18 @@ RankCounts count_above(const Real* x, Real value, std::size_t n) {
 template <class Real>
 void gelu(const Real* x, Real* y, std::size_t n) {
   const Real half_root = Real(0.70710678118654752440);
-  for (std::size_t i = 0; i < n; ++i) y[i] = x[i] * Real(0.5) * (1 + std::erf(x[i] * half_root));
+  for (std::size_t i = 0; i < n; ++i) y[i] = x[i] * Real(0.5) * (1 + erf(x[i] * half_root));
 }
 
 // dy *= gelu'(x) = Phi(x) + x phi(x), phi(x) = exp(-x^2 / 2) / sqrt(2 pi)
 template <class Real>
 void gelu_backward(const Real* x, Real* dy, std::size_t n) {
-  const Real half_root = Real(0.70710678118654752440), norm = Real(0.39894228040143267794);
+  const Real half = Real(0.5), half_root = Real(0.70710678118654752440);
+  const Real norm = Real(0.39894228040143267794);
   for (std::size_t i = 0; i < n; ++i) {
-    const Real cumulative = Real(0.5) * (1 + std::erf(x[i] * half_root));
-    dy[i] *= cumulative + x[i] * norm * std::exp(Real(-0.5) * x[i] * x[i]);
+    const Real cumulative = fused(erf(x[i] * half_root), half, half);
+    const Real density = exp(x[i] * x[i] * -half) * norm;
+    dy[i] *= fused(x[i], density, cumulative);
   }
 }
 
@@ -1823,13 +2067,12 @@ void dropout(const Real* x, Real* y, std::size_t n, Key key, std::uint32_t row,
 template <class Real>
 RowStatistics<Real> normalize(const Real* x, const Real* gain, const Real* bias, Real* y,
                               std::size_t n) {
-  Real mean = 0, variance = 0;
-  for (std::size_t i = 0; i < n; ++i) mean += x[i];
-  mean /= static_cast<Real>(n);
-  for (std::size_t i = 0; i < n; ++i) variance += (x[i] - mean) * (x[i] - mean);
-  variance /= static_cast<Real>(n);
-  const Real inverse = 1 / std::sqrt(variance + static_cast<Real>(layer_norm_epsilon));
-  for (std::size_t i = 0; i < n; ++i) y[i] = gain[i] * ((x[i] - mean) * inverse) + bias[i];
+  const auto count = static_cast<Real>(n);
+  const Real mean = sum_row<Real>(n, [&](std::size_t i, Real sum) { return sum + x[i]; }) / count;
+  const Real squares = sum_row<Real>(
+      n, [&](std::size_t i, Real sum) { return fused(x[i] - mean, x[i] - mean, sum); });
+  const Real inverse = 1 / std::sqrt(squares / count + static_cast<Real>(layer_norm_epsilon));
+  for (std::size_t i = 0; i < n; ++i) y[i] = fused(gain[i], (x[i] - mean) * inverse, bias[i]);
   return {mean, inverse};
 }
 
@@ -1838,17 +2081,15 @@ RowStatistics<Real> normalize(const Real* x, const Real* gain, const Real* bias,
 template <class Real>
 void normalize_backward(const Real* x, RowStatistics<Real> row, const Real* gain, Real* dy,
                         std::size_t n) {
-  Real mean_e = 0, mean_ez = 0;
+  const auto count = static_cast<Real>(n);
+  const auto z = [&](std::size_t i) { return (x[i] - row.mean) * row.inverse_deviation; };
+  for (std::size_t i = 0; i < n; ++i) dy[i] *= gain[i];  // e
+  const Real mean_e =
+      sum_row<Real>(n, [&](std::size_t i, Real sum) { return sum + dy[i]; }) / count;
+  const Real mean_ez =
+      sum_row<Real>(n, [&](std::size_t i, Real sum) { return fused(dy[i], z(i), sum); }) / count;
   for (std::size_t i = 0; i < n; ++i) {
-    const Real e = gain[i] * dy[i];
-    mean_e += e;
-    mean_ez += e * (x[i] - row.mean) * row.inverse_deviation;
-  }
-  mean_e /= static_cast<Real>(n);
-  mean_ez /= static_cast<Real>(n);
-  for (std::size_t i = 0; i < n; ++i) {
-    const Real z = (x[i] - row.mean) * row.inverse_deviation;
-    dy[i] = row.inverse_deviation * (gain[i] * dy[i] - mean_e - z * mean_ez);
+    dy[i] = fused(z(i), -mean_ez, dy[i] - mean_e) * row.inverse_deviation;
   }
 }
 
@@ -1857,7 +2098,7 @@ template <class Real>
 void normalize_parameters(const Real* x, RowStatistics<Real> row, const Real* dy, Real* dgain,
                           Real* dbias, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) {
-    dgain[i] += dy[i] * ((x[i] - row.mean) * row.inverse_deviation);
+    dgain[i] = fused(dy[i], (x[i] - row.mean) * row.inverse_deviation, dgain[i]);
     dbias[i] += dy[i];
   }
 }
@@ -1865,22 +2106,22 @@ void normalize_parameters(const Real* x, RowStatistics<Real> row, const Real* dy
 template <class Real>
 void adamw(Real* p, const Real* g, Real* m, Real* v, const AdamConstants<Real>& c, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) {
-    const Real gradient = c.gradient_scale * g[i];
-    m[i] += c.rate1 * (gradient - m[i]);
-    v[i] += c.rate2 * (gradient * gradient - v[i]);
-    p[i] = c.decay_factor * p[i] -
-           c.step_size * m[i] / (std::sqrt(v[i]) * c.root_correction + c.epsilon);
+    const Real gradient = rounded(c.gradient_scale * g[i]);
+    m[i] = fused(gradient - m[i], c.rate1, m[i]);
+    v[i] = fused(fused(gradient, gradient, -v[i]), c.rate2, v[i]);
+    const Real root = fused(std::sqrt(v[i]), c.root_correction, c.epsilon);
+    p[i] = fused(p[i], c.decay_factor, -(m[i] * c.step_size / root));
   }
 }
 
 template <class Real>
-void exp(const Real* x, Real* y, std::size_t n) {
-  for (std::size_t i = 0; i < n; ++i) y[i] = std::exp(x[i]);
+void exp_row(const Real* x, Real* y, std::size_t n) {
+  for (std::size_t i = 0; i < n; ++i) y[i] = exp(x[i]);
 }
 
 template <class Real>
-void erf(const Real* x, Real* y, std::size_t n) {
-  for (std::size_t i = 0; i < n; ++i) y[i] = std::erf(x[i]);
+void erf_row(const Real* x, Real* y, std::size_t n) {
+  for (std::size_t i = 0; i < n; ++i) y[i] = erf(x[i]);
 }
 
 }  // namespace plain
@@ -1903,8 +2144,8 @@ const Kernels<Real>& plain_kernels() {
                                        plain::normalize_backward<Real>,
                                        plain::normalize_parameters<Real>,
                                        plain::adamw<Real>,
-                                       plain::exp<Real>,
-                                       plain::erf<Real>};
+                                       plain::exp_row<Real>,
+                                       plain::erf_row<Real>};
   return table;
 }
 
@@ -1919,7 +2160,11 @@ const Kernels<Real>& plain_kernels() {
 #if !__has_include("bert4rec.hpp")
 #error "this header includes itself: keep the name bert4rec.hpp, or define BERT4REC_PORTABLE"
 #endif
+#if defined(__aarch64__)
+#define BERT4REC_ISA neon
+#else
 #define BERT4REC_ISA baseline
+#endif
 #define BERT4REC_TARGET
 #define BERT4REC_WIDTH 4
 #include "bert4rec.hpp"
@@ -1943,7 +2188,11 @@ std::vector<const Kernels<Real>*> available_kernels() {
   std::vector<const Kernels<Real>*> found{&plain_kernels<Real>()};
 #if defined(__GNUC__) && !defined(BERT4REC_PORTABLE)
   if constexpr (std::is_same_v<Real, float>) {
+#if defined(__aarch64__)
+    found.push_back(&neon::vector_kernels());
+#else
     found.push_back(&baseline::vector_kernels());
+#endif
 #if defined(__x86_64__)
     const bool fma = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (fma) found.push_back(&avx2::vector_kernels());
@@ -1957,17 +2206,39 @@ std::vector<const Kernels<Real>*> available_kernels() {
   return found;
 }
 
+// The kernels of that name, which this machine and build must have. In double there are only the
+// plain ones.
+template <class Real>
+const Kernels<Real>& find_kernels(KernelSet wanted) {
+  const std::vector<const Kernels<Real>*> found = available_kernels<Real>();
+  if constexpr (!std::is_same_v<Real, float>) return *found.front();
+  std::string_view name = enum_name(wanted), asked_by = "kernels";
+  if (wanted == KernelSet::automatic) {
+    const char* variable = std::getenv("BERT4REC_KERNELS");
+    if (variable == nullptr || *variable == '\0') return *found.back();
+    name = variable, asked_by = "BERT4REC_KERNELS";
+  }
+  std::string names;
+  for (const Kernels<Real>* kernels : found) {
+    if (name == kernels->name) return *kernels;
+    names += join(names.empty() ? "" : ", ", kernels->name);
+  }
+  fail(asked_by, " is \"", name, "\"; this machine and build have ", names);
+}
+
 template <class Real>
 const Kernels<Real>& kernels() {
-  static const Kernels<Real>& widest = *available_kernels<Real>().back();
-  return widest;
+  static const Kernels<Real>& usual = find_kernels<Real>(KernelSet::automatic);
+  return usual;
 }
 
 #if defined(BERT4REC_EXTERN)
 extern template std::vector<const Kernels<float>*> available_kernels<float>();
+extern template const Kernels<float>& find_kernels<float>(KernelSet);
 extern template const Kernels<float>& kernels<float>();
 #elif defined(BERT4REC_INSTANTIATE)
 template std::vector<const Kernels<float>*> available_kernels<float>();
+template const Kernels<float>& find_kernels<float>(KernelSet);
 template const Kernels<float>& kernels<float>();
 #endif
 
@@ -2011,15 +2282,18 @@ class Buffer {
   Real* data_ = nullptr;
 };
 
+// Sums over tokens, such as the gradient of a bias, are made of the sums of blocks of so many
+// tokens: each starts from zero and adds up in the order of the tokens, and then the blocks are
+// added in their order. So no bit depends on threads, and each thread keeps to its own rows.
+inline constexpr std::size_t sum_block = 64;
+
 // What every layer computes with: threads, kernels, and scratch memory for each thread.
 template <class Real>
 class Compute {
  public:
-  Compute(std::size_t threads, std::size_t scratch_size)
-      : Compute(threads, scratch_size, detail::kernels<Real>()) {}
-  Compute(std::size_t threads, std::size_t scratch_size,
+  Compute(std::size_t threads, std::size_t scratch_size, std::size_t sums_size,
           const detail::Kernels<Real>& kernels_of_this_machine)
-      : pool(threads), kernels(kernels_of_this_machine) {
+      : pool(threads), kernels(kernels_of_this_machine), block_sums_(sums_size) {
     for (std::size_t worker = 0; worker < pool.size(); ++worker) {
       multiply_scratch_.emplace_back(kernels.scratch_size + 1);
       scratch_.emplace_back(scratch_size + 1);
@@ -2059,6 +2333,25 @@ class Compute {
     }
   }
 
+  // add(t, partial) adds what token t < N gives to partial[outputs,width]; sums[o][width] receives
+  // the total of output o on top of what it holds.
+  template <std::size_t outputs, class Add>
+  void sum_tokens(std::size_t N, std::size_t width, const std::array<Real*, outputs>& sums,
+                  Add&& add) {
+    const std::size_t size = outputs * width, blocks = (N + sum_block - 1) / sum_block;
+    for_rows(blocks, [&](std::size_t block) {
+      Real* partial = block_sums_.data() + block * size;
+      std::fill(partial, partial + size, Real(0));
+      const std::size_t end = std::min(N, (block + 1) * sum_block);
+      for (std::size_t t = block * sum_block; t < end; ++t) add(t, partial);
+    });
+    for (std::size_t block = 0; block < blocks; ++block) {
+      for (std::size_t output = 0; output < outputs; ++output) {
+        kernels.add(block_sums_.data() + block * size + output * width, sums[output], width);
+      }
+    }
+  }
+
   // task(row) for each row, in contiguous ranges.
   template <class Task>
   void for_rows(std::size_t rows, Task&& task) {
@@ -2072,6 +2365,7 @@ class Compute {
 
  private:
   std::vector<Buffer<Real>> multiply_scratch_, scratch_;
+  Buffer<Real> block_sums_;
 };
 
 // Dropout at one place of the network in one step. Row `row` of the batch has its own counters, so
@@ -2099,9 +2393,14 @@ void linear_forward(Compute<Real>& compute, std::size_t N, std::size_t O, std::s
   compute.parallel_multiply(N, O, I, x, I, 1, w, 1, I, b, 0, y);
 }
 
-// db[j] += sum_t dy[t,j], each column summed by one thread in the order of t
+// db[j] += sum_t dy[t,j]. Of rows longer than N (scores of items), threads own columns.
 template <class Real>
 void add_columns(Compute<Real>& compute, std::size_t N, std::size_t O, const Real* dy, Real* db) {
+  if (O <= N) {
+    return compute.template sum_tokens<1>(N, O, {db}, [&](std::size_t t, Real* partial) {
+      compute.kernels.add(dy + t * O, partial, O);
+    });
+  }
   compute.pool.parallel_ranges(O, 16, [&](std::size_t begin, std::size_t end, std::size_t) {
     for (std::size_t t = 0; t < N; ++t)
       compute.kernels.add(dy + t * O + begin, db + begin, end - begin);
@@ -2129,20 +2428,16 @@ void norm_forward(Compute<Real>& compute, std::size_t N, std::size_t H, const Re
   });
 }
 
-// Replaces dy[N,H] by dx.
-template <class Real>
+// Replaces dy[N,H] by dx; then calls after(t), while the row is at hand.
+template <class Real, class After>
 void norm_backward(Compute<Real>& compute, std::size_t N, std::size_t H, const Real* x,
                    const detail::RowStatistics<Real>* statistics, const Real* gain, Real* dy,
-                   Real* dgain, Real* dbias) {
-  compute.pool.parallel_ranges(H, 16, [&](std::size_t begin, std::size_t end, std::size_t) {
-    for (std::size_t t = 0; t < N; ++t) {
-      const std::size_t at = t * H + begin;
-      compute.kernels.normalize_parameters(x + at, statistics[t], dy + at, dgain + begin,
-                                           dbias + begin, end - begin);
-    }
-  });
-  compute.for_rows(N, [&](std::size_t t) {
-    compute.kernels.normalize_backward(x + t * H, statistics[t], gain, dy + t * H, H);
+                   Real* dgain, Real* dbias, After&& after) {
+  compute.template sum_tokens<2>(N, H, {dgain, dbias}, [&](std::size_t t, Real* partial) {
+    const Real* row = x + t * H;
+    compute.kernels.normalize_parameters(row, statistics[t], dy + t * H, partial, partial + H, H);
+    compute.kernels.normalize_backward(row, statistics[t], gain, dy + t * H, H);
+    after(t);
   });
 }
 
@@ -2168,8 +2463,7 @@ void residual_norm_backward(Compute<Real>& compute, std::size_t N, std::size_t H
                             std::size_t first_token, const DropoutSite& dropout, const Real* sum,
                             const detail::RowStatistics<Real>* statistics, const Real* gain,
                             Real* dy, Real* dgain, Real* dbias, Real* df) {
-  norm_backward(compute, N, H, sum, statistics, gain, dy, dgain, dbias);
-  compute.for_rows(N, [&](std::size_t t) {
+  norm_backward(compute, N, H, sum, statistics, gain, dy, dgain, dbias, [&](std::size_t t) {
     dropout.apply(compute.kernels, dy + t * H, df + t * H, H, first_token + t);
   });
 }
@@ -2348,6 +2642,17 @@ void embedding_backward(Compute<Real>& compute, std::size_t H, const RowGroup& g
 
 inline constexpr std::size_t group_tokens = 2048;
 
+// Tokens of the largest group.
+inline std::size_t group_capacity(const ModelConfig& config) {
+  return std::max(group_tokens, config.max_length);
+}
+
+// Numbers in the block sums of a group: LayerNorm has 2H a block, a bias as many as tokens at most.
+inline std::size_t block_sums(const ModelConfig& config) {
+  const std::size_t capacity = group_capacity(config);
+  return (capacity + sum_block - 1) / sum_block * std::max(capacity, 2 * config.hidden_size);
+}
+
 // The places of dropout in one training step; by default all are off.
 class DropoutPlan {
  public:
@@ -2431,7 +2736,7 @@ class Encoder {
  public:
   Encoder(const ModelConfig& config, const TensorTable& table, Real* parameters, Real* gradients)
       : config_(config),
-        capacity_(std::max(group_tokens, config.max_length)),
+        capacity_(group_capacity(config)),
         w_(config, table, parameters),
         g_(config, table, gradients),
         embedded_(capacity_ * config.hidden_size),
@@ -2523,8 +2828,8 @@ class Encoder {
     compute.for_rows(N, [&](std::size_t t) {
       embedding_dropout.apply(compute.kernels, d + t * H, d + t * H, H, group.all.first() + t);
     });
-    norm_backward(compute, N, H, embedded_.data(), statistics_.data(), w_.gain, d, g_.gain,
-                  g_.bias);
+    norm_backward(compute, N, H, embedded_.data(), statistics_.data(), w_.gain, d, g_.gain, g_.bias,
+                  [](std::size_t) {});
     embedding_backward(compute, H, group, d, g_.item, g_.position);
   }
 
@@ -2691,7 +2996,8 @@ class MaskedItems {
   void transform_backward(Compute<Real>& compute, std::size_t M, const Real* x, Real* d) {
     if (config_.architecture == Architecture::torch) return;
     const std::size_t H = config_.hidden_size;
-    norm_backward(compute, M, H, active_.data(), statistics_.data(), w_.gain, d, g_.gain, g_.shift);
+    norm_backward(compute, M, H, active_.data(), statistics_.data(), w_.gain, d, g_.gain, g_.shift,
+                  [](std::size_t) {});
     activation_backward(compute, M, H, 0, DropoutSite{}, dense_.data(), d);
     std::copy(d, d + M * H, active_.data());  // the product below cannot work in place
     linear_backward(compute, M, H, H, x, w_.weight, active_.data(), g_.weight, g_.bias, d, false);
@@ -2710,8 +3016,9 @@ class MaskedItems {
       const Real target_score = s[target];
       counts_[begin + i] = compute.kernels.count_above(s, target_score, I);
       counts_[begin + i].ties -= 1;  // the target itself (none, and so wrapped, if it is NaN)
-      const Real log_sum = compute.kernels.softmax(s, Real(1), I);
-      losses_[begin + i] = static_cast<double>(log_sum - target_score);
+      const auto all = compute.kernels.softmax(s, Real(1), I);
+      losses_[begin + i] = static_cast<double>(all.largest) - static_cast<double>(target_score) +
+                           detail::natural_log(static_cast<double>(all.sum));
       if (d_vectors == nullptr) return;
       s[target] -= 1;
       compute.kernels.scale(s, loss_scale, I);
@@ -3119,7 +3426,7 @@ inline ItemSpan newest(ItemSpan items, std::size_t most) {
 // every choice of that many is equally likely. Calls place(i, hidden) for each i < n.
 template <class Place>
 void choose_masks(std::size_t n, double probability, Key key, Place&& place) {
-  const double share = probability * static_cast<double>(n);
+  const double share = detail::rounded(probability * static_cast<double>(n));
   std::size_t wanted = std::max<std::size_t>(1, static_cast<std::size_t>(share + 0.5));
   for (std::size_t i = 0; i < n; ++i) {
     // With `wanted` to choose among the n - i that are left, choose this one with wanted / (n - i).
@@ -3270,7 +3577,7 @@ class DataSplit {
               " users");
       return {users * (config.fold - 1) / config.folds, users * config.fold / config.folds};
     }
-    const double share = config.validation_ratio * static_cast<double>(users);
+    const double share = detail::rounded(config.validation_ratio * static_cast<double>(users));
     const auto count = static_cast<std::size_t>(share + 0.5);
     require(count > 0, "validation_ratio ", config.validation_ratio, " of ", users,
             " users leaves no validation user");
@@ -3304,7 +3611,7 @@ inline double learning_rate_at(const TrainConfig& config, std::uint64_t step, st
     case Schedule::linear:
       return config.learning_rate * (1 - done);
     case Schedule::cosine:
-      return config.learning_rate * 0.5 * (1 + std::cos(3.141592653589793 * done));
+      return config.learning_rate * 0.5 * (1 + detail::cosine_of_pi(done));
     case Schedule::constant:
       break;
   }
@@ -3330,14 +3637,13 @@ template <class Real>
 void adamw_step(Compute<Real>& compute, const TensorTable& table, const TrainConfig& config,
                 std::uint64_t t, double learning_rate, double gradient_scale, Real* parameters,
                 const Real* gradients, Real* first_moment, Real* second_moment) {
-  const double step = static_cast<double>(t);
   detail::AdamConstants<Real> decayed{
       static_cast<Real>(1 - config.adam_beta1),
       static_cast<Real>(1 - config.adam_beta2),
       static_cast<Real>(config.adam_epsilon),
-      static_cast<Real>(learning_rate / (1 - std::pow(config.adam_beta1, step))),
-      static_cast<Real>(1 / std::sqrt(1 - std::pow(config.adam_beta2, step))),
-      static_cast<Real>(1 - learning_rate * config.weight_decay),
+      static_cast<Real>(learning_rate / (1 - detail::power(config.adam_beta1, t))),
+      static_cast<Real>(1 / std::sqrt(1 - detail::power(config.adam_beta2, t))),
+      static_cast<Real>(1 - detail::rounded(learning_rate * config.weight_decay)),
       static_cast<Real>(gradient_scale)};
   detail::AdamConstants<Real> kept = decayed;
   kept.decay_factor = 1;
@@ -3390,13 +3696,13 @@ template <class Real = float, template <class> class Head = MaskedItems>
 class CpuEngine : public Engine {
  public:
   CpuEngine(const ModelConfig& model, const TrainConfig& train)
-      : CpuEngine(model, train, detail::kernels<Real>()) {}
+      : CpuEngine(model, train, detail::find_kernels<Real>(train.kernels)) {}
   CpuEngine(const ModelConfig& model, const TrainConfig& train,
             const detail::Kernels<Real>& kernels)
       : config_(model),
         train_(train),
         table_(Head<Real>::tensors(model)),
-        compute_(train.threads, attention_scratch(model), kernels),
+        compute_(train.threads, attention_scratch(model), block_sums(model), kernels),
         parameters_(table_.size()),
         gradients_(table_.size()),
         first_(table_.size()),
@@ -3406,6 +3712,7 @@ class CpuEngine : public Engine {
         d_x_(encoder_.capacity() * model.hidden_size),
         group_masked_(encoder_.capacity()),
         group_hidden_(encoder_.capacity() + 1) {
+    check_arithmetic();
     write(State::parameters, initial_parameters(table_, train.seed, compute_.pool));
   }
 
@@ -3612,12 +3919,13 @@ struct RankMetrics {
 
 // The mean over ranks, added in their order.
 inline RankMetrics rank_metrics(std::span<const std::size_t> ranks) {
+  const double log_of_2 = detail::natural_log(2);
   RankMetrics metrics;
   metrics.users = ranks.size();
   for (const std::size_t rank : ranks) {
     metrics.mrr += 1 / static_cast<double>(rank);
     if (rank > top_k.back()) continue;
-    const double gain = 1 / std::log2(static_cast<double>(rank + 1));
+    const double gain = log_of_2 / detail::natural_log(static_cast<double>(rank + 1));
     for (std::size_t i = 0; i < top_k.size(); ++i) {
       if (rank > top_k[i]) continue;
       metrics.hit[i] += 1;
@@ -4727,12 +5035,12 @@ class Trainer {
     epoch_seconds_ = json.at("seconds").number();
   }
 
-  // The training configuration without what must not change the bytes of a run: threads, and how
-  // often to save.
+  // The training configuration without what must not change the bytes of a run: threads, kernels,
+  // and how often to save.
   static Json comparable(const Json& config) {
     Json kept;
     for (const auto& [name, value] : config.object()) {
-      if (name != "threads" && name != "save_every") kept.set(name, value);
+      if (name != "threads" && name != "kernels" && name != "save_every") kept.set(name, value);
     }
     return kept;
   }
@@ -4861,9 +5169,9 @@ inline std::vector<Recommendation> top_unseen(std::span<const float> scores, Ite
   }
   std::sort_heap(best.begin(), best.end(), better);
   std::vector<float> probabilities(scores.begin(), scores.end());
-  const float log_sum =
+  const auto all =
       detail::kernels<float>().softmax(probabilities.data(), 1.0f, probabilities.size());
-  if (std::isnan(log_sum)) {
+  if (std::isnan(all.sum)) {
     const auto bad =
         std::find_if(scores.begin(), scores.end(), [](float s) { return !(s < INFINITY); });
     fail("the score of item ", bad - scores.begin(), " is ", *bad, ", expected a finite number");
@@ -4939,10 +5247,8 @@ class Recommender {
 // The same functions as in chapter 9, for float, with the vector types of GCC and Clang. Read once
 // for each instruction set, with BERT4REC_WIDTH floats a register.
 //
-// The product adds up each element in ascending k, and sums over a row keep 16 partial sums,
-// whatever the width of a register. So instruction sets with fused multiply-add agree to the bit,
-// but for the tail of a row whose length is no multiple of 16, where the compiler may or may not
-// fuse.
+// Every result has the bits of its plain twin: each element goes through the same operations in the
+// same order, and `fused` and `rounded` say here, too, how a product is rounded (chapter 3).
 
 #ifdef __clang__
 #define BERT4REC_UNROLL _Pragma("clang loop unroll(full)")
@@ -4959,6 +5265,69 @@ inline constexpr size_t W = BERT4REC_WIDTH;  // floats in a vector register
 typedef float V __attribute__((vector_size(4 * W), aligned(4), may_alias));
 typedef std::int32_t VI __attribute__((vector_size(4 * W), aligned(4), may_alias));
 typedef std::uint32_t VU __attribute__((vector_size(4 * W), aligned(4), may_alias));
+typedef double D __attribute__((vector_size(8 * W)));         // the floats of a register in double,
+typedef std::int64_t DI __attribute__((vector_size(8 * W)));  // and their bits
+
+// ---- Rounding ----------------------------------------------------------------------------------
+
+BERT4REC_INLINE V all(float x) { return x - V{}; }
+
+BERT4REC_INLINE V rounded(V x) {
+#if defined(__x86_64__)
+  asm("" : "+v"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#else
+  asm("" : "+m"(x));
+#endif
+  return x;
+}
+
+// a b + c, rounded once. The last of these is chapter 3's way without an instruction for it.
+BERT4REC_INLINE V fused(V a, V b, V c) {
+#if defined(__has_builtin) && __has_builtin(__builtin_elementwise_fma) && \
+    (BERT4REC_WIDTH > 4 || defined(__FMA__) || defined(__aarch64__))
+  return __builtin_elementwise_fma(a, b, c);
+#elif BERT4REC_WIDTH == 16 && defined(__clang__)
+  return (V)__builtin_ia32_vfmaddps512_mask(a, b, c, 0xffff, 4);  // all lanes, rounded as usual
+#elif BERT4REC_WIDTH == 16
+  return (V)__builtin_ia32_vfmaddps512_mask(a, b, c, -1, 4);
+#elif BERT4REC_WIDTH == 8
+  return (V)__builtin_ia32_vfmaddps256(a, b, c);
+#elif defined(__aarch64__)
+  return (V)vfmaq_f32(c, a, b);
+#else
+  const D product = __builtin_convertvector(a, D) * __builtin_convertvector(b, D);
+  const D wide_c = __builtin_convertvector(c, D), sum = product + wide_c, part = sum - product;
+  const D rest = (product - (sum - part)) + (wide_c - part);
+  const DI even = ((DI)sum & 1) - 1;                           // -1 where the last bit is 0
+  const DI toward = ((DI)(rest > 0) ^ (DI)(sum > 0)) * 2 + 1;  // 1 away from 0, else -1
+  const DI odd = (DI)sum + (((DI)(rest < 0) | (DI)(rest > 0)) & even & toward);
+  return __builtin_convertvector((D)odd, V);
+#endif
+}
+
+template <size_t n>
+BERT4REC_INLINE V polynomial(V x, const float (&coefficients)[n]) {
+  V sum = all(coefficients[0]);
+  BERT4REC_UNROLL
+  for (size_t i = 1; i < n; ++i) sum = fused(sum, x, all(coefficients[i]));
+  return sum;
+}
+
+// The correctly rounded root of IEEE 754.
+BERT4REC_INLINE V sqrt(V x) {
+#if defined(__x86_64__) && (BERT4REC_WIDTH > 4 || defined(__AVX__))
+  asm("vsqrtps %1, %0" : "=v"(x) : "v"(x));
+#elif defined(__x86_64__)
+  asm("sqrtps %1, %0" : "=x"(x) : "x"(x));
+#elif defined(__aarch64__)
+  asm("fsqrt %0.4s, %1.4s" : "=w"(x) : "w"(x));
+#else
+  for (size_t j = 0; j < W; ++j) x[j] = std::sqrt(x[j]);
+#endif
+  return x;
+}
 
 // ---- Product -----------------------------------------------------------------------------------
 
@@ -4982,7 +5351,6 @@ static_assert(block_m % MR == 0 && block_n % NR == 0 && block_k % W == 0);
 // C(i, j) = start(i, j) + sum_k A(i, k) B(k, j) for one tile, i < MR, j < vectors * W.
 // Each element is one chain of multiply-adds in ascending k. As a deeper product goes on from
 // the stored C, its value depends neither on the blocks nor on the width W.
-// (The compiler makes one fused instruction of `sum += a * b`, unless -ffp-contract=off.)
 // A is indexed i * a_row + k, or i + k * MR if `a_by_column`; packed B k * NR + j.
 template <bool a_by_column, size_t vectors>
 BERT4REC_TARGET inline void multiply_tile(size_t depth, const float* a, size_t a_row,
@@ -5003,7 +5371,7 @@ BERT4REC_TARGET inline void multiply_tile(size_t depth, const float* a, size_t a
     for (size_t v = 0; v < vectors; ++v) b_k[v] = *reinterpret_cast<const V*>(b + v * W);
     BERT4REC_UNROLL
     for (size_t i = 0; i < MR; ++i) BERT4REC_UNROLL
-    for (size_t v = 0; v < vectors; ++v) sum[i][v] += a[i * row] * b_k[v];
+    for (size_t v = 0; v < vectors; ++v) sum[i][v] = fused(all(a[i * row]), b_k[v], sum[i][v]);
   }
   BERT4REC_UNROLL
   for (size_t i = 0; i < MR; ++i, c += c_row) BERT4REC_UNROLL
@@ -5176,7 +5544,7 @@ BERT4REC_TARGET inline void multiply(size_t m, size_t n, size_t k, const float* 
 // Elements i ... i + W - 1 of x[n]; `fill` where there is none.
 BERT4REC_INLINE V load(const float* x, size_t i, size_t n, float fill = 0.0f) {
   if (i + W <= n) return *reinterpret_cast<const V*>(x + i);
-  V v = fill - V{};
+  V v = all(fill);
   for (size_t j = 0; i + j < n; ++j) v[j] = x[i + j];
   return v;
 }
@@ -5189,8 +5557,8 @@ BERT4REC_INLINE void store(float* x, size_t i, size_t n, V v) {
   }
 }
 
-// A row is summed in 16 lanes: `parts` registers.
-inline constexpr size_t lanes = 16, parts = lanes / W;
+// The lanes of a row in `parts` registers.
+inline constexpr size_t parts = lanes / W;
 
 BERT4REC_INLINE float sum_lanes(const V (&sums)[parts]) {
   float lane[lanes];
@@ -5201,55 +5569,24 @@ BERT4REC_INLINE float sum_lanes(const V (&sums)[parts]) {
   return lane[0];
 }
 
-// exp(x) = 2^n exp(r), n = round(x / log 2), |r| <= log(2) / 2; at most 0.9 units in the last
-// place off with fused multiply-add. 0 below -87.33. Coefficients: tests/reference/fit_kernels.py.
 BERT4REC_INLINE V exp_in_range(V x) {
-  const V magic = 12582912.0f - V{};  // 1.5 * 2^23: adding it rounds to an integer
-  const V t = x * 1.44269502f + magic, n = t - magic;
-  V r = n * -0.693145752f + x;
-  r = n * -1.42860677e-06f + r;
-  V p = r * 0.00137894717f + 0.00836867001f;
-  p = p * r + 0.0416688882f;
-  p = p * r + 0.166665211f;
-  p = p * r + 0.499999911f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  return (V)((VU)p + ((VU)t << 23));  // the exponent grows by n
+  const V shifted = fused(x, all(one_over_log2), all(round_to_integer));
+  const V n = shifted - round_to_integer;
+  const V r = fused(n, all(-log2_low), fused(n, all(-log2_high), x));
+  return (V)((VU)polynomial(r, exp_coefficients) + ((VU)shifted << 23));
 }
 
 BERT4REC_INLINE V exp(V x) {
-  const V y = x < -87.3365402f ? V{} : exp_in_range(x);
-  return x <= 88.7228317f ? y : x + std::numeric_limits<float>::infinity();  // or NaN
+  const V y = x < least_exponent ? V{} : exp_in_range(x);
+  return x <= largest_exponent ? y : x + std::numeric_limits<float>::infinity();  // or NaN
 }
 
-// |x| <= 0.875: x + x P(x^2);  else 1 - exp(G(|x|)), 1 from 3.92 on. At most 1.2 units off.
 BERT4REC_INLINE V erf(V x) {
   const VI sign = (VI)x & std::numeric_limits<std::int32_t>::min();
-  const V a = (V)((VI)x ^ sign), s = x * x;
-  V p = s * -0.000625433109f + 0.00504296133f;
-  p = p * s + -0.0267996024f;
-  p = p * s + 0.112827145f;
-  p = p * s + -0.376125813f;
-  p = p * s + 0.128379166f;
-  const V b = a < 3.925f ? a : 3.925f - V{};
-  V g = b * 0.000199899747f + -0.00308199134f;
-  g = g * b + 0.0223810375f;
-  g = g * b + -0.104250237f;
-  g = g * b + -0.636820614f;
-  g = g * b + -1.12788939f;
-  g = g * b + -0.000144213613f;
-  const V big = (V)((VI)(1.0f - exp_in_range(g)) | sign);
-  return a > 0.875f ? big : x * p + x;
-}
-
-// sqrt(x) = x / sqrt(x), the inverse root from a guess by its exponent and three Newton steps.
-BERT4REC_INLINE V sqrt(V x) {
-  V r = (V)(0x5f3759df - ((VI)x >> 1));
-  const V half = x * 0.5f;
-  r = r * (1.5f - half * r * r);
-  r = r * (1.5f - half * r * r);
-  r = r * (1.5f - half * r * r);
-  return x * r;
+  const V size = (V)((VI)x ^ sign), end = all(erf_end);
+  const V small = fused(x, polynomial(rounded(x * x), erf_small), x);
+  const V rest = exp_in_range(polynomial(size < end ? size : end, erf_large));
+  return size > erf_middle ? (V)((VI)(1.0f - rest) | sign) : small;
 }
 
 // ---- The kernels of chapter 9 ------------------------------------------------------------------
@@ -5268,14 +5605,14 @@ BERT4REC_TARGET inline float sum_of_squares(const float* x, size_t n) {
     BERT4REC_UNROLL
     for (size_t p = 0; p < parts; ++p) {
       const V v = load(x, i + p * W, n);
-      sum[p] = v * v + sum[p];
+      sum[p] = fused(v, v, sum[p]);
     }
   }
   return sum_lanes(sum);
 }
 
-BERT4REC_TARGET inline float softmax(float* x, float scale, size_t n) {
-  V most = x[0] - V{};
+BERT4REC_TARGET inline SoftmaxSum<float> softmax(float* x, float scale, size_t n) {
+  V most = all(x[0]);
   for (size_t i = 0; i < n; i += W) {
     const V v = load(x, i, n, x[0]);
     most = v > most ? v : most;
@@ -5294,7 +5631,7 @@ BERT4REC_TARGET inline float softmax(float* x, float scale, size_t n) {
   }
   const float total = sum_lanes(sum);
   bert4rec::detail::BERT4REC_ISA::scale(x, 1.0f / total, n);
-  return scale * largest + std::log(total);
+  return {largest, total};
 }
 
 BERT4REC_TARGET inline void softmax_backward(const float* p, const float* q, float* dq, float scale,
@@ -5304,12 +5641,13 @@ BERT4REC_TARGET inline void softmax_backward(const float* p, const float* q, flo
     BERT4REC_UNROLL
     for (size_t part = 0; part < parts; ++part) {
       const size_t at = i + part * W;
-      sum[part] = load(q, at, n) * load(dq, at, n) + sum[part];
+      sum[part] = fused(load(q, at, n), load(dq, at, n), sum[part]);
     }
   }
-  const float mean = sum_lanes(sum);
+  const V minus_mean = all(-sum_lanes(sum));
   for (size_t i = 0; i < n; i += W) {
-    store(dq, i, n, (load(q, i, n) * load(dq, i, n) - load(p, i, n) * mean) * scale);
+    const V product = rounded(load(q, i, n) * load(dq, i, n));
+    store(dq, i, n, fused(load(p, i, n), minus_mean, product) * scale);
   }
 }
 
@@ -5318,8 +5656,8 @@ BERT4REC_TARGET inline RankCounts count_above(const float* x, float value, size_
   size_t i = 0;
   for (; i + W <= n; i += W) {
     const V v = *reinterpret_cast<const V*>(x + i);
-    better -= v > value - V{};  // a comparison gives -1 where it holds
-    ties -= v == value - V{};
+    better -= v > all(value);  // a comparison gives -1 where it holds
+    ties -= v == all(value);
   }
   RankCounts counts = plain::count_above(x + i, value, n - i);
   for (size_t j = 0; j < W; ++j) {
@@ -5339,9 +5677,9 @@ BERT4REC_TARGET inline void gelu(const float* x, float* y, size_t n) {
 BERT4REC_TARGET inline void gelu_backward(const float* x, float* dy, size_t n) {
   for (size_t i = 0; i < n; i += W) {
     const V v = load(x, i, n);
-    const V cumulative = erf(v * 0.707106769f) * 0.5f + 0.5f;
+    const V cumulative = fused(erf(v * 0.707106769f), all(0.5f), all(0.5f));
     const V density = exp(v * v * -0.5f) * 0.398942292f;
-    store(dy, i, n, load(dy, i, n) * (v * density + cumulative));
+    store(dy, i, n, load(dy, i, n) * fused(v, density, cumulative));
   }
 }
 
@@ -5399,14 +5737,14 @@ BERT4REC_TARGET inline RowStatistics<float> normalize(const float* x, const floa
     BERT4REC_UNROLL
     for (size_t p = 0; p < parts; ++p) {
       const V d = load(x, i + p * W, n, mean) - mean;
-      squares[p] = d * d + squares[p];
+      squares[p] = fused(d, d, squares[p]);
     }
   }
   const float variance = sum_lanes(squares) / count;
   const float inverse = 1.0f / std::sqrt(variance + static_cast<float>(layer_norm_epsilon));
   for (size_t i = 0; i < n; i += W) {
     const V z = (load(x, i, n) - mean) * inverse;
-    store(y, i, n, load(gain, i, n) * z + load(bias, i, n));
+    store(y, i, n, fused(load(gain, i, n), z, load(bias, i, n)));
   }
   return {mean, inverse};
 }
@@ -5418,16 +5756,17 @@ BERT4REC_TARGET inline void normalize_backward(const float* x, RowStatistics<flo
   for (size_t i = 0; i < n; i += lanes) {
     BERT4REC_UNROLL
     for (size_t p = 0; p < parts; ++p) {
-      const V e = load(gain, i + p * W, n) * load(dy, i + p * W, n);
+      const size_t at = i + p * W;
+      const V e = rounded(load(dy, at, n) * load(gain, at, n));
       sum_e[p] += e;
-      sum_ez[p] = e * ((load(x, i + p * W, n) - row.mean) * inverse) + sum_ez[p];
+      sum_ez[p] = fused(e, (load(x, at, n) - row.mean) * inverse, sum_ez[p]);
     }
   }
   const float mean_e = sum_lanes(sum_e) / count, mean_ez = sum_lanes(sum_ez) / count;
   for (size_t i = 0; i < n; i += W) {
     const V z = (load(x, i, n) - row.mean) * inverse;
-    const V e = load(gain, i, n) * load(dy, i, n);
-    store(dy, i, n, (e - mean_e - z * mean_ez) * inverse);
+    const V e = rounded(load(dy, i, n) * load(gain, i, n));
+    store(dy, i, n, fused(z, all(-mean_ez), e - mean_e) * inverse);
   }
 }
 
@@ -5436,22 +5775,22 @@ BERT4REC_TARGET inline void normalize_parameters(const float* x, RowStatistics<f
                                                  size_t n) {
   for (size_t i = 0; i < n; i += W) {
     const V z = (load(x, i, n) - row.mean) * row.inverse_deviation, d = load(dy, i, n);
-    store(dgain, i, n, d * z + load(dgain, i, n));
-    store(dbias, i, n, d + load(dbias, i, n));
+    store(dgain, i, n, fused(d, z, load(dgain, i, n)));
+    store(dbias, i, n, load(dbias, i, n) + d);
   }
 }
 
 BERT4REC_TARGET inline void adamw(float* p, const float* g, float* m, float* v,
                                   const AdamConstants<float>& c, size_t n) {
   for (size_t i = 0; i < n; i += W) {
-    const V gradient = load(g, i, n) * c.gradient_scale;
+    const V gradient = rounded(load(g, i, n) * c.gradient_scale);
     const V old_mean = load(m, i, n), old_square = load(v, i, n);
-    const V mean = (gradient - old_mean) * c.rate1 + old_mean;
-    const V square = (gradient * gradient - old_square) * c.rate2 + old_square;
-    const V step = mean * c.step_size / (sqrt(square) * c.root_correction + c.epsilon);
+    const V mean = fused(gradient - old_mean, all(c.rate1), old_mean);
+    const V square = fused(fused(gradient, gradient, -old_square), all(c.rate2), old_square);
+    const V root = fused(sqrt(square), all(c.root_correction), all(c.epsilon));
     store(m, i, n, mean);
     store(v, i, n, square);
-    store(p, i, n, load(p, i, n) * c.decay_factor - step);
+    store(p, i, n, fused(load(p, i, n), all(c.decay_factor), -(mean * c.step_size / root)));
   }
 }
 

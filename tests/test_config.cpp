@@ -76,7 +76,8 @@ void check_train_round_trip() {
               "\"reversed_share\": 0.6, \"split\": \"last\", \"validation_ratio\": 0.05, "
               "\"folds\": 0, \"fold\": 1, \"validation_limit\": 7, \"best_by\": \"top10\", "
               "\"patience\": 12, "
-              "\"seed\": 9223372036854775807, \"save_every\": 4, \"threads\": 9}");
+              "\"seed\": 9223372036854775807, \"save_every\": 4, \"threads\": 9, \"kernels\": "
+              "\"automatic\"}");
   check_round_trip(train);
   check_round_trip(TrainConfig());
   check_equal(config_from_json<TrainConfig>(to_json(train)).seed, train.seed);
@@ -99,7 +100,7 @@ void check_defaults() {
               "\"window_stride\": 0, \"reversed_share\": 0, \"split\": \"users\", "
               "\"validation_ratio\": 0.1, \"folds\": 0, \"fold\": 1, \"validation_limit\": 0, "
               "\"best_by\": \"loss\", \"patience\": 0, "
-              "\"seed\": 42, \"save_every\": 10, \"threads\": 0}");
+              "\"seed\": 42, \"save_every\": 10, \"threads\": 0, \"kernels\": \"automatic\"}");
 }
 
 // ---- Ranges -------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ inline void multiply(std::size_t m, std::size_t n, std::size_t k, const float* a
 }
 
 // Attention divides its scores by sqrt D > 1; those of the items stay as they are.
-inline float softmax(float* x, float scale, std::size_t n) {
+inline bert4rec::detail::SoftmaxSum<float> softmax(float* x, float scale, std::size_t n) {
   const Clock clock(scale == 1.0f ? loss : attention);
   return true_kernels->softmax(x, scale, n);
 }
