@@ -187,6 +187,40 @@ void require(bool condition, const Parts&... parts) {
   if (!condition) fail(parts...);
 }
 
+// What compiled this header, for the record: "g++ 12.2.0".
+inline std::string compiler_name() {
+#if defined(__clang__)
+  return join("clang++ ", __clang_major__, ".", __clang_minor__, ".", __clang_patchlevel__);
+#elif defined(__GNUC__)
+  return join("g++ ", __GNUC__, ".", __GNUC_MINOR__, ".", __GNUC_PATCHLEVEL__);
+#elif defined(_MSC_VER)
+  return join("MSVC ", _MSC_FULL_VER);
+#else
+  return "unknown";
+#endif
+}
+
+// What it was compiled for: "Linux x86-64".
+inline std::string system_name() {
+#if defined(_WIN32)
+  constexpr std::string_view system = "Windows";
+#elif defined(__APPLE__)
+  constexpr std::string_view system = "macOS";
+#elif defined(__linux__)
+  constexpr std::string_view system = "Linux";
+#else
+  constexpr std::string_view system = "POSIX";
+#endif
+#if defined(__x86_64__) || defined(_M_X64)
+  constexpr std::string_view processor = "x86-64";
+#elif defined(__aarch64__) || defined(_M_ARM64)
+  constexpr std::string_view processor = "AArch64";
+#else
+  constexpr std::string_view processor = "unknown processor";
+#endif
+  return join(system, " ", processor);
+}
+
 // Runs body(); puts `context: ` in front of the message of an Error from it.
 template <class Body>
 auto in_context(const std::string& context, Body&& body) {
@@ -3674,6 +3708,7 @@ class Engine {
   virtual ~Engine() = default;
   virtual const ModelConfig& config() const = 0;
   virtual const TensorTable& table() const = 0;
+  virtual std::string name() const = 0;  // what computes: "cpu avx512"
 
   // One AdamW step on the mean loss of a batch; step counts from 0 and, with the seed, decides
   // dropout. Throws before anything is updated if loss or gradient is not finite.
@@ -3718,6 +3753,7 @@ class CpuEngine : public Engine {
 
   const ModelConfig& config() const override { return config_; }
   const TensorTable& table() const override { return table_; }
+  std::string name() const override { return join("cpu ", compute_.kernels.name); }
   std::span<Real> parameters() { return parameters_.span(); }
   std::span<const Real> gradients() const { return gradients_.span(); }
 
@@ -5073,6 +5109,9 @@ class Trainer {
   void write_descriptions() const {
     Json config, data;
     config.set("version", BERT4REC_VERSION_STRING);
+    config.set("engine", engine_->name());
+    config.set("compiler", compiler_name());
+    config.set("system", system_name());
     config.set("parameters", engine_->table().size());
     config.set("model", to_json(model_));
     config.set("train", to_json(train_));

@@ -21,8 +21,11 @@ void read_preset(const Path& path, Options& options) {
   in_context(path.string(), [&] {
     for (const auto& member : json.object()) {
       const std::string& name = member.first;
-      const bool known = name == "model" || name == "train" || name == "version" ||
-                         name == "parameters" || name == "data";
+      constexpr std::string_view described[] = {"version", "engine",     "compiler",
+                                                "system",  "parameters", "data"};
+      const bool known =
+          name == "model" || name == "train" ||
+          std::find(std::begin(described), std::end(described), name) != std::end(described);
       require(known, "unknown field \"", name, "\", expected \"model\" and \"train\"");
     }
     if (const Json* found = json.find("model")) {
