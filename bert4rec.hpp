@@ -82,6 +82,7 @@
 #include <chrono>
 #include <cmath>
 #include <concepts>
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -1240,8 +1241,11 @@ class ThreadPool {
   // Every worker takes part in every job, so job_ is free again once busy_ is 0.
   void publish(const Job& job) {
     job_ = job;
-    generation_.fetch_add(1, std::memory_order_release);
-    generation_.notify_all();
+    {
+      const std::lock_guard lock(sleep_mutex_);  // nobody is between looking and falling asleep
+      generation_.fetch_add(1, std::memory_order_release);
+    }
+    wake_.notify_all();
   }
 
   void stop() {
@@ -1283,7 +1287,11 @@ class ThreadPool {
   void work(std::size_t worker) {
     for (std::uint32_t seen = 0;; ++seen) {
       const auto published = [&] { return generation_.load(std::memory_order_acquire) != seen; };
-      if (!seen_soon(published)) generation_.wait(seen, std::memory_order_acquire);
+      if (!seen_soon(published)) {
+        // (Not generation_.wait(): where there is no futex, that of libstdc++ misses calls.)
+        std::unique_lock lock(sleep_mutex_);
+        wake_.wait(lock, published);
+      }
       if (job_.run == nullptr) return;
       run_tasks(job_, worker);
       busy_.fetch_sub(1, std::memory_order_release);
@@ -1295,6 +1303,8 @@ class ThreadPool {
   Job job_;
   std::mutex problem_mutex_;
   std::exception_ptr problem_;
+  std::mutex sleep_mutex_;
+  std::condition_variable wake_;
   std::atomic<std::uint32_t> generation_{0};  // number of jobs published so far
   std::atomic<std::size_t> busy_{0};
 };
