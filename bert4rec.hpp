@@ -8,7 +8,8 @@
 //
 // This file is the whole algorithm: flat files and JSON, a Transformer encoder with its backward
 // pass written out, AdamW, the Cloze task, training that resumes bit for bit, evaluation and
-// recommendation. It needs the C++20 standard library and a POSIX system, and prints nothing.
+// recommendation. It needs the C++20 standard library and a POSIX system or Windows, and prints
+// nothing.
 //
 //     #include "bert4rec.hpp"
 //     #include <iostream>
@@ -22,7 +23,8 @@
 //         std::cout << pick.score << "  " << data.catalogue.title(pick.item) << "\n";
 //     }
 //
-// Compile with: g++ -std=c++20 -O2 -pthread (GCC 11, Clang 14 with libstdc++ 11, or later)
+// Compile with: g++ -std=c++20 -O2 -pthread (GCC 11, Clang 14 with libstdc++ 11, or later; on
+// Windows the g++ of MinGW-w64 with POSIX threads, as MSYS2 has it)
 //
 // Notation. Every array is row-major; shapes stand in brackets.
 //   B  rows (one user's window each)      H  hidden size (width of a token vector)
@@ -68,11 +70,6 @@
 #define BERT4REC_VERSION 100  // MAJOR * 10000 + MINOR * 100 + PATCH
 #define BERT4REC_VERSION_STRING "0.1.0"
 
-#include <fcntl.h>
-#include <sys/file.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -83,6 +80,7 @@
 #include <chrono>
 #include <cmath>
 #include <concepts>
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -116,6 +114,9 @@
 #if defined(__aarch64__) && defined(__GNUC__)
 #include <arm_neon.h>
 #endif
+#if defined(min) || defined(max)
+#error "bert4rec.hpp needs std::min and std::max: define NOMINMAX before windows.h is included"
+#endif
 
 #if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || \
     defined(__NO_SIGNED_ZEROS__) || defined(_M_FP_FAST) ||                                     \
@@ -137,10 +138,36 @@ namespace bert4rec {
 // ================================================================================================
 // One exception type. require(condition, parts...) throws it with the parts joined to a sentence.
 
+using Path = std::filesystem::path;
+
 class Error : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
 };
+
+// The path as UTF-8 on every system. (path.string() is in another encoding on Windows, or throws.)
+inline std::string path_text(const Path& path) {
+  try {
+    const std::u8string text = path.u8string();
+    return {text.begin(), text.end()};
+  } catch (const std::system_error&) {  // Windows has names that are no Unicode
+    std::string text;
+    for (const auto unit : path.native()) {
+      const auto code = static_cast<std::uint32_t>(unit);
+      text += code < 0x80 ? static_cast<char>(code) : '?';
+    }
+    return text;
+  }
+}
+
+// The path that a text in UTF-8 stands for; throws on Windows if it is no UTF-8.
+inline Path path_from(std::string_view text) {
+  try {
+    return std::u8string(text.begin(), text.end());
+  } catch (const std::system_error&) {
+    throw Error("a path that is not UTF-8: " + std::string(text));
+  }
+}
 
 namespace detail {
 
@@ -160,8 +187,8 @@ void append_part(std::string& out, const Part& part) {
     out += part;
   } else if constexpr (std::is_arithmetic_v<Part>) {
     append_number(out, part);
-  } else if constexpr (std::is_same_v<Part, std::filesystem::path>) {
-    out += part.string();
+  } else if constexpr (std::is_same_v<Part, Path>) {
+    out += path_text(part);
   } else {
     out += std::string_view(part);
   }
@@ -1005,62 +1032,273 @@ inline void Json::write(std::string& out, int indent, int depth) const {
 // and safetensors (https://github.com/huggingface/safetensors: 8 bytes little-endian header size, a
 // JSON header {name: {dtype, shape, data_offsets}}, then the numbers).
 
-using Path = std::filesystem::path;
+// ---- The operating system ----------------------------------------------------------------------
+// All that differs between systems, once for Windows and once for POSIX. What fails returns false,
+// a negative number or `no_handle`; last_problem() then tells the system's reason.
+
+}  // namespace bert4rec
+
+#ifdef _WIN32
+#include <cstdarg>
+// What is needed of windows.h, whose macros stay out of the programs that include this file.
+#define BERT4REC_IMPORT __declspec(dllimport)
+extern "C" {
+struct _SECURITY_ATTRIBUTES;
+struct _OVERLAPPED;
+union _LARGE_INTEGER;
+BERT4REC_IMPORT void* __stdcall CreateFileW(const wchar_t*, unsigned long, unsigned long,
+                                            struct _SECURITY_ATTRIBUTES*, unsigned long,
+                                            unsigned long, void*);
+BERT4REC_IMPORT int __stdcall CloseHandle(void*);
+BERT4REC_IMPORT unsigned long __stdcall GetFileType(void*);
+BERT4REC_IMPORT int __stdcall GetFileSizeEx(void*, union _LARGE_INTEGER*);
+BERT4REC_IMPORT int __stdcall ReadFile(void*, void*, unsigned long, unsigned long*,
+                                       struct _OVERLAPPED*);
+BERT4REC_IMPORT int __stdcall WriteFile(void*, const void*, unsigned long, unsigned long*,
+                                        struct _OVERLAPPED*);
+BERT4REC_IMPORT int __stdcall FlushFileBuffers(void*);
+BERT4REC_IMPORT int __stdcall LockFile(void*, unsigned long, unsigned long, unsigned long,
+                                       unsigned long);
+BERT4REC_IMPORT int __stdcall MoveFileExW(const wchar_t*, const wchar_t*, unsigned long);
+BERT4REC_IMPORT unsigned long __stdcall GetCurrentProcessId();
+BERT4REC_IMPORT unsigned long __stdcall GetLastError();
+BERT4REC_IMPORT unsigned long __stdcall FormatMessageW(unsigned long, const void*, unsigned long,
+                                                       unsigned long, wchar_t*, unsigned long,
+                                                       va_list*);
+}
+#undef BERT4REC_IMPORT
+#else
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#endif
+
+namespace bert4rec::detail::os {
+
+enum class Use { read, create, append, lock };  // create: empty; append, lock: there may be one
+enum class Kind { regular, other, unknown };
+enum class LockResult { taken, held, failed };
+
+#ifdef _WIN32
+
+using Handle = void*;
+inline const Handle no_handle = reinterpret_cast<Handle>(std::intptr_t{-1});
+
+// In the language of the system, and one line.
+inline std::string last_problem() {
+  const unsigned long number = GetLastError();
+  constexpr unsigned long from_system = 0x1000, without_inserts = 0x200, one_line = 0xFF;
+  wchar_t text[512];
+  const unsigned long length = FormatMessageW(from_system | without_inserts | one_line, nullptr,
+                                              number, 0, text, 512, nullptr);
+  std::string reason = path_text(std::wstring(text, length));
+  while (reason.ends_with(' ') || reason.ends_with('.')) reason.pop_back();
+  return join(reason.empty() ? "error" : reason, " (", number, ")");
+}
+
+// Others may read, write, rename and delete what is open here, as on POSIX.
+inline Handle open(const Path& path, Use use) {
+  constexpr unsigned long to_read = 0x80000000, to_write = 0x40000000, to_append = 4;
+  constexpr unsigned long access[] = {to_read, to_write, to_append, to_read | to_write};
+  constexpr unsigned long create_always = 2, open_existing = 3, open_always = 4;
+  constexpr unsigned long way[] = {open_existing, create_always, open_always, open_always};
+  constexpr unsigned long share_all = 7, normal_file = 0x80;
+  const auto index = static_cast<std::size_t>(use);
+  return CreateFileW(path.c_str(), access[index], share_all, nullptr, way[index], normal_file,
+                     nullptr);
+}
+
+inline bool close(Handle file) { return CloseHandle(file) != 0; }
+
+inline Kind examine(Handle file, std::uint64_t& size) {
+  constexpr unsigned long on_disk = 1;
+  if (GetFileType(file) != on_disk) return Kind::other;
+  const bool known = GetFileSizeEx(file, reinterpret_cast<union _LARGE_INTEGER*>(&size)) != 0;
+  return known ? Kind::regular : Kind::unknown;
+}
+
+// At most a GiB at once, since Windows counts in 32 bits.
+inline unsigned long part_of(std::size_t size) {
+  return static_cast<unsigned long>(std::min(size, std::size_t{1} << 30));
+}
+
+inline std::ptrdiff_t read(Handle file, char* to, std::size_t size) {
+  unsigned long count = 0;
+  if (ReadFile(file, to, part_of(size), &count, nullptr) == 0) return -1;
+  return static_cast<std::ptrdiff_t>(count);
+}
+
+inline std::ptrdiff_t write(Handle file, const char* from, std::size_t size) {
+  unsigned long count = 0;
+  if (WriteFile(file, from, part_of(size), &count, nullptr) == 0) return -1;
+  return static_cast<std::ptrdiff_t>(count);
+}
+
+inline bool flush(Handle file) { return FlushFileBuffers(file) != 0; }
+
+// Tries for a second: readers, virus scanners and indexers may hold either file for a moment.
+inline bool replace(const Path& from, const Path& to) {
+  constexpr unsigned long replace_existing = 1, write_through = 8;
+  constexpr unsigned long access_denied = 5, sharing_violation = 32;
+  for (int attempt = 0;; ++attempt) {
+    if (MoveFileExW(from.c_str(), to.c_str(), replace_existing | write_through) != 0) return true;
+    const unsigned long number = GetLastError();
+    if (attempt == 40 || (number != access_denied && number != sharing_violation)) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(25));
+  }
+}
+
+inline bool flush_folder(const Path&) { return true; }  // replace() has written through
+
+inline LockResult lock(Handle file) {
+  constexpr unsigned long lock_violation = 33, whole = 0xFFFFFFFF;
+  if (LockFile(file, 0, 0, whole, whole) != 0) return LockResult::taken;
+  return GetLastError() == lock_violation ? LockResult::held : LockResult::failed;
+}
+
+inline std::uint64_t process_number() { return GetCurrentProcessId(); }
+
+inline std::tm utc(std::time_t time) {
+  std::tm parts{};
+  ::gmtime_s(&parts, &time);
+  return parts;
+}
+
+#else
+
+using Handle = int;
+inline constexpr Handle no_handle = -1;
+
+inline std::string last_problem() { return std::generic_category().message(errno); }
+
+inline Handle open(const Path& path, Use use) {
+  // O_NONBLOCK: opening a named pipe must not wait for a writer.
+  constexpr int flags[] = {O_RDONLY | O_NONBLOCK, O_WRONLY | O_CREAT | O_TRUNC,
+                           O_WRONLY | O_CREAT | O_APPEND, O_RDWR | O_CREAT};
+  Handle file = no_handle;
+  do file = ::open(path.c_str(), flags[static_cast<std::size_t>(use)] | O_CLOEXEC, 0644);
+  while (file < 0 && errno == EINTR);
+  return file;
+}
+
+inline bool close(Handle file) { return ::close(file) == 0; }
+
+inline Kind examine(Handle file, std::uint64_t& size) {
+  struct stat facts {};
+  if (::fstat(file, &facts) != 0) return Kind::unknown;
+  size = static_cast<std::uint64_t>(facts.st_size);
+  return S_ISREG(facts.st_mode) ? Kind::regular : Kind::other;
+}
+
+inline std::ptrdiff_t read(Handle file, char* to, std::size_t size) {
+  std::ptrdiff_t count = 0;
+  do count = ::read(file, to, size);
+  while (count < 0 && errno == EINTR);
+  return count;
+}
+
+inline std::ptrdiff_t write(Handle file, const char* from, std::size_t size) {
+  std::ptrdiff_t count = 0;
+  do count = ::write(file, from, size);
+  while (count < 0 && errno == EINTR);
+  return count;
+}
+
+inline bool flush(Handle file) {
+#ifdef __APPLE__
+  if (::fcntl(file, F_FULLFSYNC) == 0) return true;  // fsync() stops at the cache of the disk
+#endif
+  return ::fsync(file) == 0;
+}
+
+inline bool replace(const Path& from, const Path& to) {
+  return ::rename(from.c_str(), to.c_str()) == 0;
+}
+
+inline bool flush_folder(const Path& folder) {
+  const Handle file = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (file < 0) return false;
+  const bool flushed = flush(file) || errno == EINVAL;  // not every file system can
+  const int number = errno;
+  ::close(file);
+  errno = number;
+  return flushed;
+}
+
+inline LockResult lock(Handle file) {
+  if (::flock(file, LOCK_EX | LOCK_NB) == 0) return LockResult::taken;
+  return errno == EWOULDBLOCK ? LockResult::held : LockResult::failed;
+}
+
+inline std::uint64_t process_number() { return static_cast<std::uint64_t>(::getpid()); }
+
+inline std::tm utc(std::time_t time) {
+  std::tm parts{};
+  ::gmtime_r(&time, &parts);
+  return parts;
+}
+
+#endif
+
+}  // namespace bert4rec::detail::os
+
+namespace bert4rec {
+
+// ---- Files, whole ------------------------------------------------------------------------------
 
 namespace detail {
 
-[[noreturn]] inline void fail_errno(const Path& path, std::string_view action) {
-  const int number = errno;
-  fail(path, ": cannot ", action, ": ", std::generic_category().message(number));
+[[noreturn]] inline void fail_system(const Path& path, std::string_view action) {
+  const std::string reason = os::last_problem();  // before anything else can fail
+  fail(path, ": cannot ", action, ": ", reason);
 }
 
-// Owns a POSIX file descriptor.
+// Owns an open file.
 class FileHandle {
  public:
-  FileHandle() = default;
-  FileHandle(const Path& path, int flags, std::string_view action) {
-    do number_ = ::open(path.c_str(), flags | O_CLOEXEC, 0644);
-    while (number_ < 0 && errno == EINTR);
-    if (number_ < 0) fail_errno(path, action);
+  FileHandle(const Path& path, os::Use use, std::string_view action)
+      : handle_(os::open(path, use)) {
+    if (handle_ == os::no_handle) fail_system(path, action);
   }
-  FileHandle(FileHandle&& other) noexcept : number_(std::exchange(other.number_, -1)) {}
-  FileHandle& operator=(FileHandle&& other) noexcept {
-    std::swap(number_, other.number_);
-    return *this;
-  }
+  FileHandle(const FileHandle&) = delete;
+  FileHandle& operator=(const FileHandle&) = delete;
   ~FileHandle() { close(); }
 
-  int number() const { return number_; }
-  bool close() { return number_ < 0 || ::close(std::exchange(number_, -1)) == 0; }
+  os::Handle handle() const { return handle_; }
+  bool close() {
+    return handle_ == os::no_handle || os::close(std::exchange(handle_, os::no_handle));
+  }
 
  private:
-  int number_ = -1;
+  os::Handle handle_;
 };
 
-inline std::string temporary_suffix() {
-  return join(".tmp.", static_cast<std::int64_t>(::getpid()));
+inline Path temporary_name(const Path& name) {
+  return path_from(join(".", name, ".tmp.", os::process_number()));
 }
 
 }  // namespace detail
 
 // The bytes of a regular file.
 inline std::string read_file(const Path& path) {
-  // O_NONBLOCK: opening a named pipe must not wait for a writer.
-  const detail::FileHandle file(path, O_RDONLY | O_NONBLOCK, "open");
-  struct stat facts {};
-  if (::fstat(file.number(), &facts) != 0) detail::fail_errno(path, "examine");
-  require(S_ISREG(facts.st_mode), path, ": not a regular file");
+  std::error_code ignored;  // (Windows would only say that the access to a folder is denied.)
+  require(!std::filesystem::is_directory(path, ignored), path, ": not a regular file");
+  const detail::FileHandle file(path, detail::os::Use::read, "open");
+  std::uint64_t size = 0;
+  const auto kind = detail::os::examine(file.handle(), size);
+  if (kind == detail::os::Kind::unknown) detail::fail_system(path, "examine");
+  require(kind == detail::os::Kind::regular, path, ": not a regular file");
   std::string bytes;
   try {
-    bytes.resize(static_cast<std::size_t>(facts.st_size));
+    bytes.resize(static_cast<std::size_t>(size));
   } catch (const std::exception&) {
-    fail(path, ": too large to read: ", facts.st_size, " bytes");
+    fail(path, ": too large to read: ", size, " bytes");
   }
   std::size_t done = 0;
   while (done < bytes.size()) {
-    const ssize_t count = ::read(file.number(), bytes.data() + done, bytes.size() - done);
-    if (count < 0 && errno == EINTR) continue;
-    if (count < 0) detail::fail_errno(path, "read");
+    const auto count = detail::os::read(file.handle(), bytes.data() + done, bytes.size() - done);
+    if (count < 0) detail::fail_system(path, "read");
     if (count == 0) break;
     done += static_cast<std::size_t>(count);
   }
@@ -1081,33 +1319,32 @@ class AtomicFile {
  public:
   explicit AtomicFile(const Path& path)
       : path_(path),
-        temporary_(path.parent_path() / join(".", path.filename(), detail::temporary_suffix())),
-        file_(temporary_, O_WRONLY | O_CREAT | O_TRUNC, "create") {}
+        temporary_(path.parent_path() / detail::temporary_name(path.filename())),
+        file_(temporary_, detail::os::Use::create, "create") {}
   AtomicFile(const AtomicFile&) = delete;
   AtomicFile& operator=(const AtomicFile&) = delete;
   ~AtomicFile() {
-    if (!committed_) file_.close(), ::unlink(temporary_.c_str());
+    if (committed_) return;
+    file_.close();
+    std::error_code ignored;
+    std::filesystem::remove(temporary_, ignored);
   }
 
   void write(std::string_view bytes) {
     while (!bytes.empty()) {
-      const ssize_t count = ::write(file_.number(), bytes.data(), bytes.size());
-      if (count < 0 && errno == EINTR) continue;
-      if (count < 0) detail::fail_errno(path_, "write");
+      const auto count = detail::os::write(file_.handle(), bytes.data(), bytes.size());
+      if (count < 0) detail::fail_system(path_, "write");
       bytes.remove_prefix(static_cast<std::size_t>(count));
     }
   }
 
   void commit() {
-    if (::fsync(file_.number()) != 0) detail::fail_errno(path_, "flush to the disk");
-    if (!file_.close()) detail::fail_errno(path_, "close");
-    if (::rename(temporary_.c_str(), path_.c_str()) != 0) detail::fail_errno(path_, "replace");
+    if (!detail::os::flush(file_.handle())) detail::fail_system(path_, "flush to the disk");
+    if (!file_.close()) detail::fail_system(path_, "close");
+    if (!detail::os::replace(temporary_, path_)) detail::fail_system(path_, "replace");
     committed_ = true;
     const Path folder = path_.has_parent_path() ? path_.parent_path() : Path(".");
-    const detail::FileHandle parent(folder, O_RDONLY | O_DIRECTORY, "open the folder");
-    if (::fsync(parent.number()) != 0 && errno != EINVAL) {
-      detail::fail_errno(folder, "flush to the disk");
-    }
+    if (!detail::os::flush_folder(folder)) detail::fail_system(folder, "flush to the disk");
   }
 
  private:
@@ -1126,7 +1363,7 @@ inline void write_file(const Path& path, std::string_view bytes) {
 inline void remove_stale_temporaries(const Path& folder) {
   std::error_code ignored;
   for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
-    const std::string name = entry.path().filename().string();
+    const std::string name = path_text(entry.path().filename());
     const std::size_t at = name.rfind(".tmp.");
     if (name.starts_with('.') && at != name.npos && at + 5 < name.size() &&
         name.find_first_not_of("0123456789", at + 5) == name.npos) {
@@ -1140,10 +1377,11 @@ inline void remove_stale_temporaries(const Path& folder) {
 class FolderLock {
  public:
   explicit FolderLock(const Path& folder)
-      : file_(folder / ".lock", O_RDWR | O_CREAT, "create the lock file") {
-    if (::flock(file_.number(), LOCK_EX | LOCK_NB) == 0) return;
-    if (errno != EWOULDBLOCK) detail::fail_errno(folder, "lock");
-    fail(folder, ": another process or Trainer is writing to this folder");
+      : file_(folder / ".lock", detail::os::Use::lock, "create the lock file") {
+    const auto result = detail::os::lock(file_.handle());
+    if (result == detail::os::LockResult::failed) detail::fail_system(folder, "lock");
+    require(result == detail::os::LockResult::taken, folder,
+            ": another process or Trainer is writing to this folder");
   }
 
  private:
@@ -1246,7 +1484,7 @@ class Safetensors {
             " does not fit a file of ", bytes_.size(),
             " bytes: truncated, or not a safetensors file");
     numbers_ = std::string_view(bytes_).substr(8 + size);
-    const Json header = Json::parse(std::string_view(bytes_).substr(8, size), path_.string());
+    const Json header = Json::parse(std::string_view(bytes_).substr(8, size), path_text(path_));
     in_context(join(path_, ": safetensors header"), [&] { read_header(header); });
     check_layout();
   }
@@ -1431,8 +1669,11 @@ class ThreadPool {
   // Every worker takes part in every job, so job_ is free again once busy_ is 0.
   void publish(const Job& job) {
     job_ = job;
-    generation_.fetch_add(1, std::memory_order_release);
-    generation_.notify_all();
+    {
+      const std::lock_guard lock(sleep_mutex_);  // nobody is between looking and falling asleep
+      generation_.fetch_add(1, std::memory_order_release);
+    }
+    wake_.notify_all();
   }
 
   void stop() {
@@ -1475,7 +1716,11 @@ class ThreadPool {
   void work(std::size_t worker) {
     for (std::uint32_t seen = 0;; ++seen) {
       const auto published = [&] { return generation_.load(std::memory_order_acquire) != seen; };
-      if (!seen_soon(published)) generation_.wait(seen, std::memory_order_acquire);
+      if (!seen_soon(published)) {
+        // (Not generation_.wait(): where there is no futex, that of libstdc++ misses calls.)
+        std::unique_lock lock(sleep_mutex_);
+        wake_.wait(lock, published);
+      }
       if (job_.run == nullptr) return;
       run_tasks(job_, worker);
       busy_.fetch_sub(1, std::memory_order_release);
@@ -1488,6 +1733,8 @@ class ThreadPool {
   Job job_;
   std::mutex problem_mutex_;
   std::exception_ptr problem_;
+  std::mutex sleep_mutex_;
+  std::condition_variable wake_;
   std::atomic<std::uint32_t> generation_{0};  // number of jobs published so far
   std::atomic<std::size_t> busy_{0};
 };
@@ -3195,7 +3442,7 @@ class Catalogue {
   }
 
   static Catalogue load(const Path& path) {
-    const std::string text = read_file(path), file = path.string();
+    const std::string text = read_file(path), file = path_text(path);
     Catalogue catalogue;
     for_each_line(text, [&](std::string_view line, std::size_t number) {
       JsonReader reader(line, file, number);
@@ -3345,7 +3592,7 @@ inline Entry read_entry(JsonReader& reader, const Catalogue& catalogue) {
 }  // namespace detail
 
 inline Histories Histories::load(const Path& path, const Catalogue& catalogue) {
-  const std::string text = read_file(path), file = path.string();
+  const std::string text = read_file(path), file = path_text(path);
   Histories histories;
   std::vector<detail::Entry> entries;
   std::vector<std::int32_t> items;
@@ -4918,7 +5165,7 @@ class Trainer {
     const Json progress = stored("progress"), metrics = stored("training_metrics");
     require(file.metadata("data") == fingerprint_, file.path(),
             ": made from other data (other items, users or histories)");
-    in_context(file.path().string(), [&] {
+    in_context(path_text(file.path()), [&] {
       require_same(to_json(model_), model);
       require_same(to_json(train_), train);
       read_progress(progress);
@@ -5098,7 +5345,7 @@ class Trainer {
     std::error_code ignored;
     std::vector<std::tuple<std::filesystem::file_time_type, std::size_t, Path>> found;
     for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
-      const std::string name = entry.path().filename().string();
+      const std::string name = path_text(entry.path().filename());
       if (!name.starts_with("checkpoint_") || !name.ends_with(".safetensors")) continue;
       found.emplace_back(entry.last_write_time(ignored), name.size(), entry.path());
     }
@@ -5140,9 +5387,7 @@ class Trainer {
   }
 
   void append_log(const EpochReport& report) const {
-    const std::time_t now = std::time(nullptr);
-    std::tm utc{};
-    ::gmtime_r(&now, &utc);
+    const std::tm utc = detail::os::utc(std::time(nullptr));
     char stamp[32];
     std::strftime(stamp, sizeof stamp, "%Y-%m-%dT%H:%M:%SZ", &utc);
     std::string line = join(stamp, " epoch ", report.epoch, "/", report.epochs, " train_loss ",
@@ -5153,10 +5398,9 @@ class Trainer {
     line += join(" learning_rate ", report.learning_rate, " seconds ", report.seconds,
                  report.improved ? " best\n" : "\n");
     const Path path = output_ / "logs" / "training.log";
-    const detail::FileHandle log(path, O_WRONLY | O_CREAT | O_APPEND, "open");
-    if (::write(log.number(), line.data(), line.size()) != static_cast<ssize_t>(line.size())) {
-      detail::fail_errno(path, "append to");
-    }
+    const detail::FileHandle log(path, detail::os::Use::append, "open");
+    const auto count = detail::os::write(log.handle(), line.data(), line.size());
+    if (count != std::ssize(line)) detail::fail_system(path, "append to");
   }
 
   const Dataset& data_;
@@ -5228,7 +5472,7 @@ class Recommender {
   // `models`: the folder that a Trainer wrote.
   explicit Recommender(const Path& models, std::string_view name = "best_model",
                        std::size_t threads = 0) {
-    const Safetensors file(models / join(name, ".safetensors"));
+    const Safetensors file(models / path_from(join(name, ".safetensors")));
     engine_ = load_model(file, threads);
     const std::string data = load_mappings(models / "item_mappings.json");
     require(data == file.metadata("data"), models,
@@ -5253,7 +5497,7 @@ class Recommender {
  private:
   // Fills the catalogue; returns the fingerprint of the data it belongs to.
   std::string load_mappings(const Path& path) {
-    const std::string text = read_file(path), file = path.string();
+    const std::string text = read_file(path), file = path_text(path);
     std::string data;
     JsonReader reader(text, file);
     reader.object([&](std::string_view name) {

@@ -6,7 +6,7 @@
 //   }
 //
 // Tests run in order; a failed check or an unexpected exception fails its test, and finish()
-// returns 1 if any failed, or if none ran.
+// returns 1 if any failed, or if none ran. skip() names a test that a system cannot have.
 
 #ifndef BERT4REC_TESTS_CHECK_HPP
 #define BERT4REC_TESTS_CHECK_HPP
@@ -17,11 +17,10 @@
 #include <filesystem>
 #include <functional>
 #include <iostream>
+#include <random>
 #include <span>
 #include <string>
 #include <string_view>
-
-#include <unistd.h>
 
 // Where a check stands. (std::source_location is missing from Clang 14.)
 struct Place {
@@ -30,7 +29,7 @@ struct Place {
 };
 
 namespace check_detail {
-inline int passed = 0, failed = 0, problems = 0;
+inline int passed = 0, failed = 0, skipped = 0, problems = 0;
 inline void problem(const Place& where, const std::string& what) {
   ++problems;
   std::cerr << where.file << ":" << where.line << ": " << what << "\n";
@@ -50,8 +49,15 @@ inline void test(std::string_view name, const std::function<void()>& body) {
   std::cout << (good ? "ok      " : "FAILED  ") << name << std::endl;
 }
 
+inline void skip(std::string_view name, std::string_view reason) {
+  ++check_detail::skipped;
+  std::cout << "skipped " << name << ": " << reason << std::endl;
+}
+
 inline int finish() {
-  std::cout << check_detail::passed << " passed, " << check_detail::failed << " failed\n";
+  std::cout << check_detail::passed << " passed, " << check_detail::failed << " failed";
+  if (check_detail::skipped > 0) std::cout << ", " << check_detail::skipped << " skipped";
+  std::cout << "\n";
   return check_detail::failed == 0 && check_detail::passed > 0 ? 0 : 1;
 }
 
@@ -118,8 +124,9 @@ void check_throws(Body&& body, std::initializer_list<std::string_view> parts,
 class TemporaryFolder {
  public:
   TemporaryFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "bert4rec.XXXXXX").string();
-    path_ = ::mkdtemp(name.data());
+    std::random_device random;
+    do path_ = std::filesystem::temp_directory_path() / ("bert4rec." + std::to_string(random()));
+    while (!std::filesystem::create_directory(path_));
   }
   ~TemporaryFolder() {
     std::error_code ignored;
@@ -128,7 +135,9 @@ class TemporaryFolder {
   TemporaryFolder(const TemporaryFolder&) = delete;
   TemporaryFolder& operator=(const TemporaryFolder&) = delete;
   const std::filesystem::path& path() const { return path_; }
-  std::filesystem::path operator/(std::string_view name) const { return path_ / name; }
+  std::filesystem::path operator/(std::string_view name) const {  // a name in UTF-8
+    return path_ / std::u8string(name.begin(), name.end());
+  }
 
  private:
   std::filesystem::path path_;

@@ -282,18 +282,27 @@ void check_files() {
   uneven.val_accuracies[2].pop_back();
   check_throws([&] { draw_plots(uneven, output); }, {"val_accuracies 10 has 2 values, expected 3"});
   write_file(folder / "file", "");
-  check_throws([&] { draw_plots(sample(2), folder / "file"); }, {(folder / "file").string()});
+  check_throws([&] { draw_plots(sample(2), folder / "file"); }, {path_text(folder / "file")});
 }
 
 // Runs `visualize`: its exit code and what it printed.
 std::pair<int, std::string> visualize(const std::string& flags) {
-  const std::string command = join(BERT4REC_BINARY_FOLDER, "/visualize ", flags, " 2>&1");
+  const Path program = Path(BERT4REC_BINARY_FOLDER) / "visualize";
+  const std::string command = join(Path(program).make_preferred(), " ", flags, " 2>&1");
+#ifdef _WIN32
+  std::FILE* pipe = ::_popen(command.c_str(), "r");
+#else
   std::FILE* pipe = ::popen(command.c_str(), "r");
+#endif
   require(pipe != nullptr, "cannot run ", command);
   std::string text;
   for (int c = std::fgetc(pipe); c != EOF; c = std::fgetc(pipe)) text += static_cast<char>(c);
+#ifdef _WIN32
+  return {::_pclose(pipe), text};
+#else
   const int status = ::pclose(pipe);
   return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, text};
+#endif
 }
 
 void check_refused(const std::string& flags, std::string_view part, int code = 1) {

@@ -412,5 +412,18 @@ for only in every complete; do
     bad "$only: hidden titles"
 done
 
+# ---- both quickstarts run the same commands ---------------------------------------------------
+# commands FILE: its calls of the three programs, one a line, without what the shells write
+# differently: ends of lines, quotes, the folder of the programs, the names of variables.
+commands() {
+  tr -d '\r"$%' <"$1" | sed -e ':join' -e '/[\\^]$/{N;s/[\\^]\n */ /;b join' -e '}' |
+    sed -n 's/^.*[\\/]\(\(train_model\|evaluate_model\|recommend\) --\)/\1/p' | tr -s ' '
+}
+commands "$here/tools/quickstart.sh" >sh_commands
+commands "$here/tools/quickstart.bat" >bat_commands
+expect 0 "" grep -q '^train_model .*--hidden-size 64 .*--best-by top10$' sh_commands
+expect 0 "" test "$(wc -l <sh_commands)" = 3
+expect 0 "" diff sh_commands bat_commands
+
 echo "$passed passed, $failed failed"
 [ $failed = 0 ]

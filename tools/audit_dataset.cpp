@@ -104,7 +104,7 @@ int audit(int argc, char** argv) {
   if (options.json) {
     std::cout << report(audit, options.train.split, findings).text(2) << "\n";
   } else {
-    std::cout << options.data.string() << ": " << cli::grouped(audit.counts.items) << " items, "
+    std::cout << path_text(options.data) << ": " << cli::grouped(audit.counts.items) << " items, "
               << cli::grouped(audit.counts.users) << " users, "
               << cli::grouped(audit.counts.interactions) << " interactions; split by "
               << (options.train.split == Split::users ? "users" : "last item") << "\n";
@@ -122,6 +122,4 @@ int audit(int argc, char** argv) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  return cli::run("audit_dataset", [&] { return audit(argc, argv); });
-}
+int main(int argc, char** argv) { return cli::run("audit_dataset", argc, argv, audit); }

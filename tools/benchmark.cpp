@@ -1,5 +1,7 @@
 // Measures the speed of bert4rec.hpp on named shapes, and how near the machine's peak it comes.
 
+#include <random>
+
 #include "benchmark/chapters.hpp"
 #include "benchmark/measure.hpp"
 #include "cli.hpp"
@@ -401,9 +403,9 @@ Json growth(const Options& options) {
 
 struct TemporaryFolder {
   TemporaryFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "benchmark_XXXXXX").string();
-    require(::mkdtemp(name.data()) != nullptr, name, ": cannot make a folder");
-    path = name;
+    std::random_device random;
+    do path = std::filesystem::temp_directory_path() / join("benchmark_", random());
+    while (!std::filesystem::create_directory(path));
   }
   ~TemporaryFolder() {
     std::error_code ignored;
@@ -460,10 +462,10 @@ Json load(const Options& options) {
            }));
   const Path importer = options.program.parent_path() / "import_interactions";
   if (!std::filesystem::exists(importer)) return json;  // it is built beside this program, or not
-  const std::string table = (folder.path / "ratings.dat").string();
-  const std::string output = (folder.path / "imported").string();
+  const Path table = folder.path / "ratings.dat", output = folder.path / "imported";
   json.set("import", reading(options.seconds / 2, table, [&] {
-             measure::run_program({importer.string(), "--input", table, "--output", output});
+             measure::run_program(
+                 {path_text(importer), "--input", path_text(table), "--output", path_text(output)});
            }));
   return json;
 }
@@ -485,6 +487,10 @@ std::string grouped(const Json& json, std::string_view field) {
 std::string times_text(const Json& spread) {
   return join(number(spread, "median", 2), " ms (quartiles ", number(spread, "lower_quartile", 2),
               " ... ", number(spread, "upper_quartile", 2), ", n = ", grouped(spread, "n"), ")");
+}
+
+std::string memory_text(const Json& mebibytes) {
+  return mebibytes.is_null() ? "not measured" : cli::fixed(mebibytes.number(), 0) + " MiB";
 }
 
 void print_line(const std::string& name, const std::string& text) {
@@ -519,7 +525,7 @@ void print_work(const Json& json) {
     shares += join(name, " ", percent(by_chapter, name), "  ");
   print_line("chapters",
              join(shares, "(with clocks: ", number(json, "milliseconds_with_clocks", 2), " ms)"));
-  print_line("peak memory", number(json, "peak_memory_mib", 0) + " MiB");
+  print_line("peak memory", memory_text(json.at("peak_memory_mib")));
 }
 
 void print_million(const Json& json) {
@@ -528,7 +534,7 @@ void print_million(const Json& json) {
   print_line("top_unseen", times_text(json.at("milliseconds_top_unseen")));
   print_line("reading", times_text(json.at("milliseconds_reading")) + ": the table, once");
   print_line("", number(json, "times_reading", 2) + " times the reading");
-  print_line("peak memory", number(json, "peak_memory_mib", 0) + " MiB");
+  print_line("peak memory", memory_text(json.at("peak_memory_mib")));
 }
 
 void print_growth(const Json& json) {
@@ -602,7 +608,8 @@ Options parse(int argc, char** argv) {
                         "them with the machine's peak\n\n"
                         "Shapes, separated by commas: seed (31 rows of 200), ml-1m, large, "
                         "inference (its two parts alone:\nlatency, throughput), topk (of a million "
-                        "items), growth (time against size), load",
+                        "items), growth (time against size), load\n\n"
+                        "On Windows without two figures: peak memory, and the import in load",
                         "benchmark --shape seed,inference --threads 1 --seconds 10");
   line.option("shape", options.shapes, "what to measure");
   line.option("seconds", options.seconds, "for each measurement, about");
@@ -611,7 +618,7 @@ Options parse(int argc, char** argv) {
   line.option("data", options.data, "a data folder from which ml-1m takes its rows");
   line.flag("json", options.json, "print JSON");
   line.parse(argc, argv);
-  options.program = argv[0];
+  options.program = path_from(argv[0]);
   if (!(options.seconds >= 0 && options.seconds <= 1e6)) {
     throw cli::UsageError(join("--seconds is ", options.seconds, ", expected 0 ... 1000000"));
   }
@@ -647,6 +654,4 @@ int benchmark(int argc, char** argv) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  return cli::run("benchmark", [&] { return benchmark(argc, argv); });
-}
+int main(int argc, char** argv) { return cli::run("benchmark", argc, argv, benchmark); }

@@ -1,4 +1,5 @@
-// What the command-line tools share: flags with --help, errors as one line, progress, signals.
+// What the command-line tools share: flags with --help, errors as one line, progress, signals. Text
+// is UTF-8 on every system: words of the command line, what is printed, paths.
 
 #ifndef BERT4REC_TOOLS_CLI_HPP
 #define BERT4REC_TOOLS_CLI_HPP
@@ -9,12 +10,127 @@
 
 #include "bert4rec.hpp"
 
+#ifdef _WIN32
+#define WIN32_LEAN_AND_MEAN
+#ifndef NOMINMAX
+#define NOMINMAX
+#endif
+#include <windows.h>
+
+#include <shellapi.h>
+#else
+#include <unistd.h>
+#endif
+
 namespace cli {
 
 using bert4rec::Error;
 using bert4rec::fail;
 using bert4rec::join;
 using bert4rec::require;
+
+using bert4rec::path_text;
+
+// ---- The operating system -----------------------------------------------------------------------
+
+inline std::atomic<int> received_signal{0};
+static_assert(std::atomic<int>::is_always_lock_free);
+
+namespace detail {
+
+inline std::string replaced(std::string_view text, char old, std::string_view by) {
+  std::string out;
+  for (const char c : text) out += c == old ? by : std::string_view(&c, 1);
+  return out;
+}
+
+}  // namespace detail
+
+#ifdef _WIN32
+
+// The words of the command line. (Those that main() is given are in another encoding.)
+inline std::vector<std::string> words_of_program(int, char**) {
+  int count = 0;
+  wchar_t** const words = ::CommandLineToArgvW(::GetCommandLineW(), &count);
+  require(words != nullptr, "cannot read the command line");
+  std::vector<std::string> texts;
+  for (int i = 0; i < count; ++i) texts.push_back(path_text(words[i]));
+  ::LocalFree(words);
+  return texts;
+}
+
+// The console shows UTF-8 until the program ends.
+inline void print_utf8() {
+  static const struct Console {
+    Console() { ::SetConsoleOutputCP(CP_UTF8); }
+    ~Console() { ::SetConsoleOutputCP(before); }
+    const UINT before = ::GetConsoleOutputCP();
+  } console;
+}
+
+// Whether stderr goes to a terminal, which understands "\033[K" then.
+inline bool on_terminal() {
+  const HANDLE output = ::GetStdHandle(STD_ERROR_HANDLE);
+  DWORD mode = 0;
+  return ::GetConsoleMode(output, &mode) != 0 &&
+         ::SetConsoleMode(output, mode | ENABLE_VIRTUAL_TERMINAL_PROCESSING) != 0;
+}
+
+// The first Ctrl-C or Ctrl-Break only sets received_signal; a second one ends the process at once.
+inline void catch_stop_signals() {
+  for (const int number : {SIGINT, SIGBREAK}) {
+    std::signal(number, [](int signal) { received_signal = signal; });
+  }
+}
+
+inline constexpr std::string_view plain_in_shell = "-_=./\\,:+@";
+inline std::string quoted(std::string_view word) {
+  const std::string_view end = word.ends_with('\\') ? "\\\"" : "\"";
+  return join('"', detail::replaced(word, '"', "\\\""), end);
+}
+
+#else
+
+inline std::vector<std::string> words_of_program(int argc, char** argv) {
+  return {argv, argv + argc};
+}
+
+inline void print_utf8() {}
+
+// Whether stderr goes to a terminal.
+inline bool on_terminal() { return ::isatty(STDERR_FILENO) != 0; }
+
+// The first SIGINT or SIGTERM only sets received_signal; a second one ends the process at once.
+inline void catch_stop_signals() {
+  struct sigaction action {};
+  action.sa_handler = [](int number) { received_signal = number; };
+  action.sa_flags = static_cast<int>(SA_RESETHAND);
+  for (const int number : {SIGINT, SIGTERM}) ::sigaction(number, &action, nullptr);
+}
+
+inline constexpr std::string_view plain_in_shell = "-_=./,:+@%";
+inline std::string quoted(std::string_view word) {
+  return join('\'', detail::replaced(word, '\'', "'\\''"), '\'');
+}
+
+#endif
+
+// The command line, quoted for a shell.
+inline std::string command_text(int argc, char** argv) {
+  const auto plain = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+           plain_in_shell.find(c) != plain_in_shell.npos;
+  };
+  std::string text;
+  for (int i = 0; i < argc; ++i) {
+    const std::string_view word = argv[i];
+    const bool as_it_is = !word.empty() && std::all_of(word.begin(), word.end(), plain);
+    text += join(i > 0 ? " " : "", as_it_is ? std::string(word) : quoted(word));
+  }
+  return text;
+}
+
+// ---- Flags --------------------------------------------------------------------------------------
 
 // Wrong usage, as opposed to a failure: exit code 2.
 class UsageError : public Error {
@@ -32,7 +148,9 @@ inline void check_range(std::string_view option, std::uint64_t value, std::uint6
 namespace detail {
 
 inline void parse_value(std::string_view text, std::string& value) { value = text; }
-inline void parse_value(std::string_view text, bert4rec::Path& value) { value = text; }
+inline void parse_value(std::string_view text, bert4rec::Path& value) {
+  value = bert4rec::path_from(text);
+}
 
 template <class Number>
 requires std::is_arithmetic_v<Number>
@@ -52,10 +170,8 @@ template <class Value>
 std::string show_value(const Value& value) {
   if constexpr (std::is_enum_v<Value>)
     return std::string(bert4rec::enum_name(value));
-  else if constexpr (std::is_arithmetic_v<Value>)
-    return join(value);
   else
-    return std::string(value);
+    return join(value);
 }
 
 template <class Value>
@@ -185,12 +301,17 @@ class CommandLine {
   std::vector<Option> options_;
 };
 
-// Runs a tool: its exit code, or 2 for wrong usage and 1 for a failure, each with one line on
-// stderr.
+// Runs a tool, body(argc, argv) with the words in UTF-8: its exit code, or 2 for wrong usage and 1
+// for a failure, each with one line on stderr.
 template <class Body>
-int run(const char* name, Body&& body) {
+int run(const char* name, int argc, char** argv, Body&& body) {
   try {
-    const int code = body();
+    print_utf8();
+    std::vector<std::string> texts = words_of_program(argc, argv);
+    std::vector<char*> words;
+    for (std::string& text : texts) words.push_back(text.data());
+    words.push_back(nullptr);
+    const int code = body(static_cast<int>(texts.size()), words.data());
     std::cout.flush();
     require(static_cast<bool>(std::cout), "cannot write to the standard output");
     return code;
@@ -205,8 +326,7 @@ int run(const char* name, Body&& body) {
   return 1;
 }
 
-// ---- Text
-// -----------------------------------------------------------------------------------------
+// ---- Text ---------------------------------------------------------------------------------------
 
 inline std::string fixed(double value, int decimals) {
   char text[64];
@@ -235,8 +355,7 @@ inline std::string grouped(std::uint64_t value) {
   return digits;
 }
 
-// ---- Progress
-// -------------------------------------------------------------------------------------
+// ---- Progress -----------------------------------------------------------------------------------
 
 // A bar on stderr that redraws itself, on a terminal; nothing elsewhere.
 class ProgressBar {
@@ -262,46 +381,10 @@ class ProgressBar {
   ~ProgressBar() { clear(); }
 
  private:
-  bool terminal_ = ::isatty(STDERR_FILENO) != 0;
+  bool terminal_ = on_terminal();
   bool drawn_ = false;
   std::chrono::steady_clock::time_point last_{};
 };
-
-// ---- Signals
-// --------------------------------------------------------------------------------------
-
-inline std::atomic<int> received_signal{0};
-static_assert(std::atomic<int>::is_always_lock_free);
-
-// The first SIGINT or SIGTERM only sets received_signal; a second one ends the process at once.
-inline void catch_stop_signals() {
-  struct sigaction action {};
-  action.sa_handler = [](int number) { received_signal = number; };
-  action.sa_flags = static_cast<int>(SA_RESETHAND);
-  for (const int number : {SIGINT, SIGTERM}) ::sigaction(number, &action, nullptr);
-}
-
-// The command line, quoted for a shell.
-inline std::string command_text(int argc, char** argv) {
-  std::string text;
-  for (int i = 0; i < argc; ++i) {
-    const std::string_view word = argv[i];
-    const bool plain =
-        !word.empty() &&
-        word.find_first_not_of(
-            "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_=./,:+@%") ==
-            word.npos;
-    text += i > 0 ? " " : "";
-    if (plain) {
-      text += word;
-      continue;
-    }
-    text += '\'';
-    for (const char c : word) text += c == '\'' ? std::string("'\\''") : std::string(1, c);
-    text += '\'';
-  }
-  return text;
-}
 
 }  // namespace cli
 

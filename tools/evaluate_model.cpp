@@ -97,12 +97,12 @@ PublishedRow read_row(const Json& json, const Json& sources) {
 std::vector<PublishedRow> read_published(const Path& path, const Dataset& data) {
   std::vector<PublishedRow> rows;
   if (path.empty()) return rows;
-  const Json json = Json::parse(read_file(path), path.string());
+  const Json json = Json::parse(read_file(path), path_text(path));
   const std::pair<const char*, std::size_t> facts[] = {
       {"users", data.histories.size()},
       {"items", data.catalogue.size()},
       {"interactions", data.histories.interactions()}};
-  in_context(path.string(), [&] {
+  in_context(path_text(path), [&] {
     for (const auto& [name, count] : facts) {
       const std::int64_t published = json.at(name).integer();
       require(published == static_cast<std::int64_t>(count),
@@ -343,7 +343,7 @@ Model load(const Options& options, const Dataset& data) {
 void print_json(const Options& options, const Model& model,
                 const std::optional<MaskedMetrics>& masked, const std::vector<Table>& tables) {
   Json json;
-  json.set("model", model.engine ? Json(model.path.string()) : Json());
+  json.set("model", model.engine ? Json(path_text(model.path)) : Json());
   json.set("split", enum_name(model.train.split));
   json.set("held_out", enum_name(options.held_out));
   json.set("seed", options.seed);
@@ -362,7 +362,7 @@ void print_json(const Options& options, const Model& model,
 
 void print_heading(const Options& options, const Model& model,
                    const std::optional<MaskedMetrics>& masked) {
-  std::printf("%s (split by %s)\n", (model.engine ? model.path : options.data).c_str(),
+  std::printf("%s (split by %s)\n", path_text(model.engine ? model.path : options.data).c_str(),
               model.train.split == Split::users ? "users" : "last item");
   if (!masked) return;
   std::printf("validation, %s masked tokens: loss %.4f, top-1/5/10/20 %.2f/%.2f/%.2f/%.2f%%\n",
@@ -403,6 +403,4 @@ int evaluate(int argc, char** argv) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  return cli::run("evaluate_model", [&] { return evaluate(argc, argv); });
-}
+int main(int argc, char** argv) { return cli::run("evaluate_model", argc, argv, evaluate); }

@@ -180,7 +180,7 @@ bool is_utf8(std::string_view text) {
 std::string read_table(const Path& path) {
   std::string text = read_file(path);
   if (is_utf8(text)) return text;
-  std::cout << path.string() << " is not UTF-8: read as Latin-1\n";
+  std::cout << path_text(path) << " is not UTF-8: read as Latin-1\n";
   std::string out;
   for (const char c : text) {
     const auto byte = static_cast<unsigned char>(c);
@@ -487,12 +487,10 @@ int import(int argc, char** argv) {
   }
   std::cout << (table.timed ? "histories are sorted by time\n"
                             : "no times: histories keep the order of the lines\n")
-            << "written to " << options.output.string() << "\n";
+            << "written to " << path_text(options.output) << "\n";
   return 0;
 }
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  return cli::run("import_interactions", [&] { return import(argc, argv); });
-}
+int main(int argc, char** argv) { return cli::run("import_interactions", argc, argv, import); }

@@ -57,7 +57,7 @@ std::vector<std::string> read_names(const Path& path) {
     const std::size_t begin = line.find_first_not_of(" \t");
     if (begin == line.npos) return;
     const std::string name(line.substr(begin, line.find_last_not_of(" \t") + 1 - begin));
-    JsonReader(Json(name).text(), path.string(), number).skip();  // refuses what is not UTF-8
+    JsonReader(Json(name).text(), path_text(path), number).skip();  // refuses what is not UTF-8
     require(name.size() <= 60 && name.find('\0') == name.npos, path, ":", number,
             ": not a user name: ", name.substr(0, 60));
     if (seen.insert(folded(name)).second) names.push_back(name);
@@ -107,7 +107,8 @@ class UserStore {
   Json get(anilist::Client& client, const std::string& name) {
     const Path file = folder_ / file_name(name);
     const bool stored = std::filesystem::exists(file);
-    Json record = stored ? Json::parse(read_file(file), file.string()) : fetch_record(client, name);
+    Json record =
+        stored ? Json::parse(read_file(file), path_text(file)) : fetch_record(client, name);
     if (!stored) write_file(file, record.text() + "\n");
     if (record.find("problem") != nullptr) problems_.push_back(file);
     (stored ? from_store : fetched) += 1;
@@ -245,15 +246,15 @@ int load_users(const Options& options) {
   if (loader.failed > 0) std::cout << loader.failed << " failed; run it again to try once more\n";
   require(!text.empty(), "no user is left with ", options.min_anime, " titles of the catalogue; ",
           output, " was not written");
-  std::cout << "written to " << output.string() << "\n";
+  std::cout << "written to " << path_text(output) << "\n";
   return 0;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  return cli::run("load_users", [&] {
-    const Options options = parse(argc, argv);
-    return anilist::until_interrupted(argc, argv, [&] { return load_users(options); });
+  return cli::run("load_users", argc, argv, [](int count, char** words) {
+    const Options options = parse(count, words);
+    return anilist::until_interrupted(count, words, [&] { return load_users(options); });
   });
 }

@@ -412,8 +412,8 @@ Options parse(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  return cli::run("make_demo_data", [&] {
-    make_demo_data(parse(argc, argv));
+  return cli::run("make_demo_data", argc, argv, [](int count, char** words) {
+    make_demo_data(parse(count, words));
     return 0;
   });
 }

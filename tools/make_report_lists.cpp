@@ -83,8 +83,8 @@ Options parse(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  return cli::run("make_report_lists", [&] {
-    make_report_lists(parse(argc, argv));
+  return cli::run("make_report_lists", argc, argv, [](int count, char** words) {
+    make_report_lists(parse(count, words));
     return 0;
   });
 }

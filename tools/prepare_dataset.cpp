@@ -233,7 +233,7 @@ int prepare(const Options& options) {
   if (!options.refresh && has_items && !store.exists()) {
     require(has_source, items, ": was not made by prepare_dataset; --refresh replaces it");
     if (read_file(source) == source_text(options, read_file(items))) {
-      std::cout << items.string() << " is complete; --refresh fetches it anew\n";
+      std::cout << path_text(items) << " is complete; --refresh fetches it anew\n";
       return 0;
     }
   }
@@ -245,7 +245,7 @@ int prepare(const Options& options) {
   write_file(items, text);
   store.clear();
   const auto titles = static_cast<std::size_t>(std::count(text.begin(), text.end(), '\n'));
-  std::cout << cli::grouped(titles) << " titles written to " << items.string() << "\n";
+  std::cout << cli::grouped(titles) << " titles written to " << path_text(items) << "\n";
   if (titles < options.count) std::cout << "the server has no more in this order\n";
   return 0;
 }
@@ -253,8 +253,8 @@ int prepare(const Options& options) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  return cli::run("prepare_dataset", [&] {
-    const Options options = parse(argc, argv);
-    return anilist::until_interrupted(argc, argv, [&] { return prepare(options); });
+  return cli::run("prepare_dataset", argc, argv, [](int count, char** words) {
+    const Options options = parse(count, words);
+    return anilist::until_interrupted(count, words, [&] { return prepare(options); });
   });
 }

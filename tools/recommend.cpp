@@ -1,6 +1,33 @@
 // Recommends unseen items for a user of the data, a list of ids, or somebody's list on AniList.
 
+#ifndef BERT4REC_WITHOUT_CURL
 #include "anilist.hpp"
+#else
+#include "cli.hpp"
+
+// Stands for anilist.hpp where there is no libcurl: everything but --anilist works.
+namespace anilist {
+
+struct Options {};
+struct Entry {
+  std::int64_t id;
+  std::string status;
+};
+struct Client {
+  Client(const Options&, void (*)(const std::string&)) {
+    bert4rec::fail("--anilist: this program was built without libcurl");
+  }
+};
+inline void add_options(cli::CommandLine&, Options&) {}
+inline std::vector<Entry> fetch_list(Client&, const std::string&) { return {}; }
+
+template <class Body>
+int until_interrupted(int, char**, Body&& body) {
+  return body();
+}
+
+}  // namespace anilist
+#endif
 
 namespace {
 
@@ -69,7 +96,7 @@ std::vector<std::int32_t> typed_items(const Options& options, const Catalogue& c
 // What somebody watched, of the titles the model knows; the others are counted on stderr.
 std::vector<std::int32_t> items_on_anilist(const Options& options, const Catalogue& catalogue) {
   anilist::Client client(options.anilist, [](const std::string& what) {
-    if (::isatty(STDERR_FILENO)) std::cerr << what << "\n";
+    if (cli::on_terminal()) std::cerr << what << "\n";
   });
   std::vector<std::int32_t> items;
   std::size_t unknown = 0;
@@ -158,7 +185,7 @@ int recommend(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  return cli::run("recommend", [&] {
-    return anilist::until_interrupted(argc, argv, [&] { return recommend(argc, argv); });
+  return cli::run("recommend", argc, argv, [](int count, char** words) {
+    return anilist::until_interrupted(count, words, [&] { return recommend(count, words); });
   });
 }

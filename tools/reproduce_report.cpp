@@ -320,10 +320,10 @@ Result run_or_read(const Dataset& data, const Setup& setup, const Options& optio
   const Path path = options.output / join(setup.name, ".json");
   const Json run = identity(data, setup, options);
   if (std::filesystem::exists(path)) {
-    const Json stored = Json::parse(read_file(path), path.string());
+    const Json stored = Json::parse(read_file(path), path_text(path));
     const Json* made_by = stored.find("run");
     if (made_by != nullptr && made_by->text() == run.text())
-      return in_context(path.string(), [&] { return result_from_json(stored.at("result")); });
+      return in_context(path_text(path), [&] { return result_from_json(stored.at("result")); });
   }
   const Result result = Run(data, setup, options).result();
   Json json;
@@ -547,8 +547,8 @@ Options parse(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  return cli::run("reproduce_report", [&] {
-    reproduce_report(parse(argc, argv));
+  return cli::run("reproduce_report", argc, argv, [](int count, char** words) {
+    reproduce_report(parse(count, words));
     return 0;
   });
 }

@@ -17,8 +17,8 @@ struct Options {
 // {"model": {...}, "train": {...}}: what differs from the defaults, or the training_config.json of
 // an older run.
 void read_preset(const Path& path, Options& options) {
-  const Json json = Json::parse(read_file(path), path.string());
-  in_context(path.string(), [&] {
+  const Json json = Json::parse(read_file(path), path_text(path));
+  in_context(path_text(path), [&] {
     for (const auto& member : json.object()) {
       const std::string& name = member.first;
       constexpr std::string_view described[] = {"version", "engine",     "compiler",
@@ -127,7 +127,7 @@ int stopped(const Options& options, std::string command) {
 void resume(Trainer& trainer) {
   const Path checkpoint = trainer.resume();
   std::cout << "continuing after epoch " << trainer.metrics().epochs() << " from "
-            << checkpoint.string() << std::endl;
+            << path_text(checkpoint) << std::endl;
 }
 
 // Trains in options.output; nothing if a signal stopped it.
@@ -159,7 +159,7 @@ std::optional<TrainingMetrics> train(const Options& options, const Dataset& data
   }
   std::cout << "best epoch " << metrics.best_epoch << ", validation loss "
             << cli::fixed(metrics.val_losses[metrics.best_epoch - 1], 4) << "\nmodels, checkpoints,"
-            << " plots and logs are in " << options.output.string() << std::endl;
+            << " plots and logs are in " << path_text(options.output) << std::endl;
   return metrics;
 }
 
@@ -200,7 +200,7 @@ void report_folds(const std::vector<TrainingMetrics>& folds, const Path& output)
   }
   write_file(output / "cross_validation.json", json.text(2) + "\n");
   std::cout << line << "\n(mean and standard deviation of the best epochs; "
-            << (output / "cross_validation.json").string() << ")\n";
+            << path_text(output / "cross_validation.json") << ")\n";
 }
 
 // True if all folds were trained; each in its own folder of options.output.
@@ -233,6 +233,4 @@ int run(int argc, char** argv) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  return cli::run("train_model", [&] { return run(argc, argv); });
-}
+int main(int argc, char** argv) { return cli::run("train_model", argc, argv, run); }

@@ -15,8 +15,8 @@ int visualize(int argc, char** argv) {
   line.option("output", output, "folder for the pictures (that of --metrics)");
   line.parse(argc, argv);
   if (output.empty()) output = file.has_parent_path() ? file.parent_path() : Path(".");
-  const Json json = Json::parse(read_file(file), file.string());
-  const TrainingMetrics metrics = in_context(file.string(), [&] {
+  const Json json = Json::parse(read_file(file), path_text(file));
+  const TrainingMetrics metrics = in_context(path_text(file), [&] {
     TrainingMetrics read = TrainingMetrics::from_json(json);
     plots::check_curves(read);
     return read;
@@ -24,12 +24,10 @@ int visualize(int argc, char** argv) {
   plots::draw_plots(metrics, output);
   std::cout
       << "drew loss_curve.png, accuracy_curve.png, combined_metrics.png and learning_curve.png"
-      << " in " << output.string() << "\n";
+      << " in " << path_text(output) << "\n";
   return 0;
 }
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  return cli::run("visualize", [&] { return visualize(argc, argv); });
-}
+int main(int argc, char** argv) { return cli::run("visualize", argc, argv, visualize); }

@@ -3,8 +3,10 @@
 #ifndef BERT4REC_TOOLS_MEASURE_HPP
 #define BERT4REC_TOOLS_MEASURE_HPP
 
+#ifndef _WIN32
 #include <sys/resource.h>
 #include <sys/wait.h>
+#endif
 
 #include "bert4rec.hpp"
 
@@ -149,8 +151,25 @@ inline Peak measure_peak(std::string_view kernels, std::size_t threads, double b
 
 // ---- Memory ------------------------------------------------------------------------------------
 
+#ifdef _WIN32
+
+// There is no fork(), so the measurements share one process, whose peak would tell of all of them:
+// it is not measured. A program in its own process is not timed either.
+inline Json peak_memory() { return {}; }
+
+template <class Body>
+Json in_child(Body&& body) {
+  return body();
+}
+
+inline void run_program(const std::vector<std::string>& words) {
+  fail(words.front(), ": is not run on Windows");
+}
+
+#else
+
 // The largest resident memory of this process so far, in MiB. (Linux counts it in KiB.)
-inline double peak_memory() {
+inline Json peak_memory() {
   rusage usage{};
   ::getrusage(RUSAGE_SELF, &usage);
   return static_cast<double>(usage.ru_maxrss) / 1024;
@@ -226,6 +245,8 @@ inline void run_program(const std::vector<std::string>& words) {
   }
   require(WIFEXITED(status) && WEXITSTATUS(status) == 0, words.front(), " failed");
 }
+
+#endif
 
 }  // namespace measure
 

@@ -1,0 +1,70 @@
+@echo off
+rem What tools/quickstart.sh does elsewhere, on Windows: from a fresh checkout to recommendations.
+rem Builds, trains on data\demo, evaluates, and recommends ten titles to one viewer; a few minutes.
+rem
+rem   tools\quickstart.bat [OUTPUT]        (default: output\demo)
+rem
+rem BERT4REC_PROGRAMS: a folder with the programs (default: build; built there if they are missing).
+setlocal
+cd /d "%~dp0.."
+set "output=%~1"
+if not defined output set "output=output\demo"
+set "programs=%BERT4REC_PROGRAMS%"
+if not defined programs set "programs=build"
+if exist "%programs%\train_model.exe" if exist "%programs%\recommend.exe" goto train
+
+echo.
+echo == looking for compiler and libraries
+for %%p in (g++.exe cmake.exe ninja.exe) do if "%%~$PATH:p" == "" call :missing %%p
+if defined missing goto help
+
+echo.
+echo == building (%programs%)
+cmake -S . -B "%programs%" -G Ninja -DCMAKE_CXX_COMPILER=g++
+if errorlevel 1 goto help
+cmake --build "%programs%"
+if errorlevel 1 goto failed
+
+:train
+echo.
+echo == training on data/demo
+"%programs%\train_model" --data data/demo --output "%output%" ^
+  --hidden-size 64 --num-heads 2 --max-seq-len 64 --mask-prob 0.3 --mask-last 0.1 ^
+  --epochs 150 --batch-size 16 --lr 0.003 --schedule linear --warmup-steps 100 ^
+  --split last --best-by top10
+if errorlevel 1 goto failed
+
+echo.
+echo == evaluating on the last title of each viewer, which training never saw
+"%programs%\evaluate_model" --data data/demo --model "%output%/models"
+if errorlevel 1 goto failed
+
+set viewer=demo_0007
+echo.
+echo == ten titles for the viewer %viewer%
+"%programs%\recommend" --data data/demo --model "%output%/models" --user %viewer% --count 10
+if errorlevel 1 goto failed
+
+echo.
+echo == where things are
+echo models       %output%\models (best_model.safetensors, item_mappings.json)
+echo checkpoints  %output%\checkpoints
+echo pictures     %output%\plots\*.png (and training_metrics.json)
+echo log          %output%\logs\training.log
+echo your own data: %programs%\import_interactions --help
+exit /b 0
+
+:missing
+echo missing: %1
+set missing=%1
+exit /b 0
+
+:help
+echo Please install MSYS2 (winget install MSYS2.MSYS2, or www.msys2.org), type in its UCRT64 window
+echo   pacman -S --needed mingw-w64-ucrt-x86_64-gcc mingw-w64-ucrt-x86_64-cmake
+echo   pacman -S --needed mingw-w64-ucrt-x86_64-ninja mingw-w64-ucrt-x86_64-stb
+echo put C:\msys64\ucrt64\bin on the PATH, and run this again.
+exit /b 1
+
+:failed
+exit /b %errorlevel%
