@@ -22,7 +22,8 @@
 //         std::cout << pick.score << "  " << data.catalogue.title(pick.item) << "\n";
 //     }
 //
-// Compile with: g++ -std=c++20 -O2 -pthread (GCC 11, Clang 14 with libstdc++ 11, or later)
+// Compile with: g++ -std=c++20 -O2 -pthread (GCC 11, or Clang 14 with libstdc++ 11 or libc++ 14, or
+// later)
 //
 // Notation. Every array is row-major; shapes stand in brackets.
 //   B  rows (one user's window each)      H  hidden size (width of a token vector)
@@ -136,6 +137,12 @@ namespace detail {
 // Shortest decimal text that reads back as the same number, in any locale.
 template <class Number>
 void append_number(std::string& out, Number value) {
+  if constexpr (std::is_floating_point_v<Number>) {
+    if (std::isnan(value)) {  // where libraries differ: "nan", "-nan", "-nan(ind)"
+      out += "nan";
+      return;
+    }
+  }
   char digits[40];
   const auto end = std::to_chars(digits, digits + sizeof digits, value).ptr;
   out.append(digits, end);

@@ -246,6 +246,12 @@ void check_refused() {
   check_equal(whole, -123);
 }
 
+void check_written() {
+  const double nan = std::nan("");
+  check_equal(join(nan, " ", std::copysign(nan, -1.0), " ", -std::nanf("")), "nan nan nan");
+  check_equal(join(0.1f, " ", 0.1, " ", 1e23, " ", -1e-7), "0.1 0.1 1e+23 -1e-07");
+}
+
 // ---- Locales ------------------------------------------------------------------------------------
 
 void check_locale() {
@@ -275,6 +281,7 @@ int main() {
   test("zeros", check_zeros);
   test("where a number ends", check_garbage);
   test("what is no number", check_refused);
+  test("numbers written", check_written);
   if (set_decimal_comma())
     test("a decimal comma", check_locale);
   else
