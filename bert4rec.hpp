@@ -45,7 +45,8 @@
 //
 // Options, defined before the include:
 //   BERT4REC_PORTABLE   compile only the plain kernels: slower, standard C++ only (chapter 9);
-//                       the same in every source file of a program
+//                       the same in every source file of a program. Compilers other than GCC and
+//                       Clang get it without being asked
 //   BERT4REC_EXTERN     for programs of many source files: do not compile the float engine here ...
 //   BERT4REC_INSTANTIATE  ... but in the one source file that defines this
 //
@@ -113,7 +114,12 @@
 #include <variant>
 #include <vector>
 
-#ifdef __FAST_MATH__
+#ifndef __GNUC__  // which Clang defines too: both have the vector types of the appendix
+#undef BERT4REC_PORTABLE
+#define BERT4REC_PORTABLE
+#endif
+
+#if defined(__FAST_MATH__) || defined(_M_FP_FAST)
 #error "bert4rec.hpp needs IEEE arithmetic (NaN, infinity, exact order): no -ffast-math, no -Ofast"
 #endif
 
@@ -1402,9 +1408,9 @@ class ThreadPool {
   static bool seen_soon(Condition&& condition) {
     for (int look = 0; look < 10'000; ++look) {
       if (condition()) return true;
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(BERT4REC_PORTABLE)
       __builtin_ia32_pause();
-#elif defined(__aarch64__)
+#elif defined(__aarch64__) && !defined(BERT4REC_PORTABLE)
       asm volatile("yield");
 #endif
     }

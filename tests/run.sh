@@ -1,7 +1,7 @@
 #!/bin/sh
-# All tests, from a fresh checkout: plain with g++ and clang++, some with clang++ and its own library
-# (as on macOS), under AddressSanitizer with UndefinedBehaviorSanitizer, and the threaded ones under
-# ThreadSanitizer.
+# All tests, from a fresh checkout: plain with g++ and clang++, some with clang++ and its own
+# library (as on macOS), under AddressSanitizer with UndefinedBehaviorSanitizer, and the threaded
+# ones under ThreadSanitizer.
 #
 #   sh tests/run.sh           everything (about a quarter of an hour on two cores)
 #   sh tests/run.sh quick     only the plain build with the default compiler
