@@ -23,8 +23,8 @@
 //         std::cout << pick.score << "  " << data.catalogue.title(pick.item) << "\n";
 //     }
 //
-// Compile with: g++ -std=c++20 -O2 -pthread (GCC 11, Clang 14 with libstdc++ 11, or later; on
-// Windows the g++ of MinGW-w64 with POSIX threads, as MSYS2 has it)
+// Compile with: g++ -std=c++20 -O2 -pthread (GCC 11, or Clang 14 with libstdc++ 11 or libc++ 14, or
+// later; on Windows the g++ of MinGW-w64 with POSIX threads, as MSYS2 has it)
 //
 // Notation. Every array is row-major; shapes stand in brackets.
 //   B  rows (one user's window each)      H  hidden size (width of a token vector)
@@ -46,7 +46,8 @@
 //
 // Options, defined before the include:
 //   BERT4REC_PORTABLE   compile only the plain kernels: slower, standard C++ only (chapter 9);
-//                       the same in every source file of a program
+//                       the same in every source file of a program. Compilers other than GCC and
+//                       Clang get it without being asked
 //   BERT4REC_EXTERN     for programs of many source files: do not compile the float engine here ...
 //   BERT4REC_INSTANTIATE  ... but in the one source file that defines this
 //
@@ -111,7 +112,11 @@
 #include <variant>
 #include <vector>
 
-#if defined(__aarch64__) && defined(__GNUC__)
+#ifndef __GNUC__  // which Clang defines too: both have the vector types of the appendix
+#undef BERT4REC_PORTABLE
+#define BERT4REC_PORTABLE
+#endif
+#if defined(__aarch64__) && !defined(BERT4REC_PORTABLE)
 #include <arm_neon.h>
 #endif
 #if defined(min) || defined(max)
@@ -174,6 +179,12 @@ namespace detail {
 // Shortest decimal text that reads back as the same number, in any locale.
 template <class Number>
 void append_number(std::string& out, Number value) {
+  if constexpr (std::is_floating_point_v<Number>) {
+    if (std::isnan(value)) {  // where libraries differ: "nan", "-nan", "-nan(ind)"
+      out += "nan";
+      return;
+    }
+  }
   char digits[40];
   const auto end = std::to_chars(digits, digits + sizeof digits, value).ptr;
   out.append(digits, end);
@@ -311,7 +322,7 @@ inline Real rounded(Real x) {
 // (Boldo and Melquiond, IEEE Transactions on Computers, 2008).
 inline float fused(float a, float b, float c) {
 #if defined(__FP_FAST_FMAF) || (defined(__FMA__) && defined(__GNUC__))
-  return __builtin_fmaf(a, b, c);
+  return std::fma(a, b, c);
 #else
   const double product = static_cast<double>(a) * static_cast<double>(b);
   const double sum = product + static_cast<double>(c), part = sum - product;
@@ -522,6 +533,146 @@ void shuffle(std::vector<Element>& elements, Key key) {
 // RFC 8259, strict: UTF-8 only, no NaN, no trailing commas, at most 512 levels, no repeated names
 // in a tree. JsonReader pulls values out of a text without building a tree, which is what makes
 // large histories load fast; Json is the small tree used for configurations and metrics.
+
+// ---- Numbers in decimal ------------------------------------------------------------------------
+// libc++ has std::from_chars for double since LLVM 20, and Apple's may not be called by a program
+// that is to run on a system before macOS 26. So with libc++ parse_decimal() stands in. It works in
+// whole numbers of any length, and so rounds correctly in any locale.
+
+namespace detail {
+
+// A whole number to the base 2^32: the lowest limb first, and no zeros on top.
+using Limbs = std::vector<std::uint32_t>;
+
+inline constexpr std::uint32_t powers_of_ten[10] = {
+    1, 10, 100, 1000, 10000, 100000, 1000000, 10000000, 100000000, 1000000000};
+
+inline void multiply_add(Limbs& limbs, std::uint32_t factor, std::uint32_t summand) {
+  std::uint64_t carry = summand;
+  for (std::uint32_t& limb : limbs) {
+    carry += std::uint64_t{limb} * factor;
+    limb = static_cast<std::uint32_t>(carry);
+    carry >>= 32;
+  }
+  if (carry > 0) limbs.push_back(static_cast<std::uint32_t>(carry));
+}
+
+// Rounds down; returns whether there was a remainder.
+inline bool divide(Limbs& limbs, std::uint32_t divisor) {
+  std::uint64_t rest = 0;
+  for (std::size_t i = limbs.size(); i-- > 0;) {
+    rest = rest << 32 | limbs[i];
+    limbs[i] = static_cast<std::uint32_t>(rest / divisor);
+    rest %= divisor;
+  }
+  while (!limbs.empty() && limbs.back() == 0) limbs.pop_back();
+  return rest > 0;
+}
+
+// whole * 10^power and, with `more`, something less than one unit of `whole` above it.
+struct Decimal {
+  Limbs whole;
+  std::int64_t power = 0, digits = 0;  // digits: how many `whole` has
+  bool more = false;
+};
+
+// Reads digits (. digits)? ([eE] [+-]? digits)?, where the point may stand at either end. Returns
+// where that ends: `first` if there is no digit. Where two doubles meet halfway is a number of at
+// most 767 digits, so that of digits after the 800th only matters whether all are 0.
+inline const char* read_decimal(const char* first, const char* last, Decimal& decimal) {
+  const char* at = first;
+  bool point = false, any = false;
+  for (; at != last && ((*at >= '0' && *at <= '9') || (*at == '.' && !point)); ++at) {
+    if (*at == '.') {
+      point = true;
+      continue;
+    }
+    any = true;
+    const bool kept = decimal.digits < 800;
+    if (kept) multiply_add(decimal.whole, 10, static_cast<std::uint32_t>(*at - '0'));
+    decimal.digits += kept && !decimal.whole.empty();
+    decimal.more = decimal.more || (!kept && *at != '0');
+    decimal.power += int{!kept} - int{point};
+  }
+  if (!any) return first;
+  if (at == last || (*at != 'e' && *at != 'E')) return at;
+  const char* exponent = at + 1;
+  const bool minus = exponent != last && *exponent == '-';
+  if (minus || (exponent != last && *exponent == '+')) ++exponent;
+  constexpr std::uint64_t most = 1'000'000'000'000'000'000;
+  std::uint64_t power = most;  // stays if there are more digits than 64 bits hold
+  const char* end = std::from_chars(exponent, last, power).ptr;
+  if (end == exponent) return at;
+  const auto shift = static_cast<std::int64_t>(std::min(power, most));
+  decimal.power += minus ? -shift : shift;
+  return end;
+}
+
+// The nearest Real, of two as near the even one: 0 or infinity beyond what Real holds.
+template <class Real>
+Real nearest(Decimal decimal) {
+  auto& [whole, power, digits, more] = decimal;
+  if (whole.empty() || digits + power < -400) return 0;
+  if (digits + power > 400) return std::numeric_limits<Real>::infinity();
+  for (std::int64_t step = 0; power > 0; power -= step) {
+    step = std::min<std::int64_t>(power, 9);
+    multiply_add(whole, powers_of_ten[step], 0);
+  }
+  // Multiplied by 2^scale, which leaves more than 64 bits of the quotient, since 10 < 2^4.
+  const auto zeros = static_cast<std::size_t>(3 - power / 8);
+  whole.insert(whole.begin(), zeros, 0);
+  for (std::int64_t step = 0; power < 0; power += step) {
+    step = std::min<std::int64_t>(-power, 9);
+    more = divide(whole, powers_of_ten[step]) || more;
+  }
+  // The last bit of the result is worth 2^unit; one bit more is kept, which is worth a half of it.
+  using Limits = std::numeric_limits<Real>;
+  const int scale = static_cast<int>(32 * zeros);
+  const int bits = static_cast<int>(32 * whole.size()) - std::countl_zero(whole.back());
+  const int unit = std::max(bits - scale, Limits::min_exponent) - Limits::digits;
+  for (int excess = unit + scale - 1; excess > 0; excess -= 31) {
+    more = divide(whole, std::uint32_t{1} << std::min(excess, 31)) || more;
+  }
+  whole.resize(2);
+  const std::uint64_t halves = std::uint64_t{whole[1]} << 32 | whole[0];
+  const bool up = (halves & 1) != 0 && (more || (halves & 2) != 0);
+  return std::ldexp(static_cast<Real>((halves >> 1) + up), unit);
+}
+
+// What std::from_chars does with a decimal number; "inf" and "nan" are none.
+template <class Real>
+std::from_chars_result parse_decimal(const char* first, const char* last, Real& value) {
+  const bool minus = first != last && *first == '-';
+  Decimal decimal;
+  const char* end = read_decimal(first + minus, last, decimal);
+  if (end == first + minus) return {first, std::errc::invalid_argument};
+  const bool zero = decimal.whole.empty();
+  const Real found = nearest<Real>(std::move(decimal));
+  if (std::isinf(found) || (found == 0 && !zero)) return {end, std::errc::result_out_of_range};
+  value = minus ? -found : found;
+  return {end, std::errc()};
+}
+
+// std::from_chars, for integers too, with every standard library; "inf" and "nan" are refused.
+template <class Number>
+std::from_chars_result parse_number(const char* first, const char* last, Number& value) {
+#ifdef _LIBCPP_VERSION
+  constexpr bool ours = std::is_floating_point_v<Number>;
+#else
+  constexpr bool ours = false;
+#endif
+  if constexpr (ours) {
+    return parse_decimal(first, last, value);
+  } else {
+    const char* digit = first + (first != last && *first == '-');
+    if (digit != last && *digit > '9') return {first, std::errc::invalid_argument};
+    return std::from_chars(first, last, value);
+  }
+}
+
+}  // namespace detail
+
+// ---- The reader --------------------------------------------------------------------------------
 
 class JsonReader {
  public:
@@ -774,7 +925,7 @@ inline std::int64_t JsonReader::integer() {
 inline double JsonReader::number() {
   const std::string_view found = number_text();
   double value = 0;
-  const auto problem = std::from_chars(found.data(), found.data() + found.size(), value).ec;
+  const auto problem = detail::parse_number(found.data(), found.data() + found.size(), value).ec;
   if (problem == std::errc::result_out_of_range) {
     if (!is_tiny(found)) error("number too large: ", found.substr(0, 40));
     return 0.0;
@@ -1688,9 +1839,9 @@ class ThreadPool {
   bool seen_soon(Condition&& condition) const {
     for (int look = 0; look < looks_; ++look) {
       if (condition()) return true;
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(BERT4REC_PORTABLE)
       __builtin_ia32_pause();
-#elif defined(__aarch64__)
+#elif defined(__aarch64__) && !defined(BERT4REC_PORTABLE)
       asm volatile("yield");
 #endif
     }

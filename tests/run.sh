@@ -1,6 +1,7 @@
 #!/bin/sh
-# All tests, from a fresh checkout: plain with g++ and clang++, under AddressSanitizer with
-# UndefinedBehaviorSanitizer, and the threaded ones under ThreadSanitizer.
+# All tests, from a fresh checkout: plain with g++ and clang++, some with clang++ and its own
+# library (as on macOS), under AddressSanitizer with UndefinedBehaviorSanitizer, and the threaded
+# ones under ThreadSanitizer.
 #
 #   sh tests/run.sh           everything (about a quarter of an hour on two cores)
 #   sh tests/run.sh quick     only the plain build with the default compiler
@@ -30,6 +31,10 @@ fi
 # g++, the tools not with clang++ too.
 suite g++ g++ "" "-E anilist" ""
 suite clang++ clang++ "" "-E anilist|consumer|tools" ""
+export CXXFLAGS=-stdlib=libc++
+suite libc++ clang++ "" "-R test_(numbers|json|evaluation|trainer)" \
+  "--target test_numbers test_json test_evaluation test_trainer"
+unset CXXFLAGS
 suite address g++ address,undefined "-E consumer" ""
 suite thread g++ thread "-R test_(threads|trainer|gradients)" \
   "--target test_threads test_trainer test_gradients"

@@ -1,10 +1,10 @@
 #!/bin/sh
 # The library in other hands: add_subdirectory, install and find_package, and the README's example,
 # compiled as it stands and run.
-#   sh tests/test_consumer.sh COMPILER
+#   sh tests/test_consumer.sh COMPILER [FLAGS]
 set -eu
 here=$(cd "$(dirname "$0")/.." && pwd)
-export CXX="$1"
+export CXX="$1" CXXFLAGS="${2:-}"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
@@ -25,8 +25,20 @@ echo "the example of the README, and the same one in the header"
 sed -n '/^```cpp$/,/^```$/p' "$here/README.md" | sed '/^```/d' >example.cpp
 sed -n 's/^\/\/     //p' "$here/bert4rec.hpp" | sed -n '/^#include "bert4rec/,/^}/p' >header.cpp
 diff example.cpp header.cpp
-"$CXX" -std=c++20 -O2 -pthread -I "$here" example.cpp -o example
-"$CXX" -std=c++20 -fsyntax-only -DBERT4REC_PORTABLE -I "$here" example.cpp
+"$CXX" $CXXFLAGS -std=c++20 -O2 -pthread -I "$here" example.cpp -o example
+
+echo "in standard C++ where it is asked for, or where the compiler is neither GCC nor Clang"
+strict="$CXX $CXXFLAGS -std=c++20 -pedantic-errors -fsyntax-only"
+$strict -DBERT4REC_PORTABLE -I "$here" example.cpp
+{ # The includes first, since the system's own headers need what is taken away after them.
+  sed -n 's/^#include \(<.*>\)$/#if __has_include(\1)\n#include \1\n#endif/p' \
+    "$here/bert4rec.hpp" example.cpp
+  echo "#undef __GNUC__"
+  echo "#pragma GCC poison __attribute__ asm __asm__ __extension__ __builtin_ia32_pause"
+  cat example.cpp
+} >other.cpp
+$strict -I "$here" other.cpp
+
 cd "$here"
 "$work/example" >"$work/picks" 2>&1 || { cat "$work/picks"; exit 1; }
 [ "$(wc -l <"$work/picks")" = 10 ]

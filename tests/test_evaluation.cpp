@@ -12,6 +12,8 @@ namespace {
 
 using Items = std::vector<std::int32_t>;
 
+bool same(ItemSpan a, ItemSpan b) { return std::equal(a.begin(), a.end(), b.begin(), b.end()); }
+
 Histories histories_of(const std::vector<Items>& rows) {
   Histories histories;
   for (const Items& row : rows) histories.add(join("user ", histories.size()), row);
@@ -104,7 +106,6 @@ void test_negatives() {
   const RankingTask task(data.cases, data.counts, 1), again(data.cases, data.counts, 1);
   const RankingTask other(data.cases, data.counts, 2);
   const RankingTask reversed({data.cases.rbegin(), data.cases.rend()}, data.counts, 1);
-  const auto same = [](ItemSpan a, ItemSpan b) { return std::ranges::equal(a, b); };
   double mean_count[2] = {0, 0};
   for (const Protocol protocol : {Protocol::popular_100, Protocol::uniform_100}) {
     for (std::size_t i = 0; i < 30; ++i) {
@@ -181,7 +182,7 @@ void test_known_histories_of_users() {
   const auto known = known_histories(split, HeldOut::test);
   check_equal(known.size(), split.train_users().size());
   for (std::size_t i = 0; i < known.size(); ++i) {
-    check(std::ranges::equal(known[i], data.histories.row(split.train_users()[i])),
+    check(same(known[i], data.histories.row(split.train_users()[i])),
           "training users whole, held-out users not at all");
   }
 }
@@ -228,7 +229,7 @@ void test_shuffled() {
   std::size_t changed = 0;
   for (std::size_t i = 0; i < orders.size(); ++i) {
     const ItemSpan before = data.cases[i].before;
-    changed += !std::ranges::equal(orders[i], before);
+    changed += !same(orders[i], before);
     check(std::is_permutation(orders[i].begin(), orders[i].end(), before.begin(), before.end()),
           "the same items");
   }

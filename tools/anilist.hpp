@@ -101,7 +101,7 @@ struct Answer {
     const std::string& text = found->second;
     if (text.find_first_not_of("0123456789") != text.npos || text.size() > 300) return {};
     double value = 0;
-    std::from_chars(text.data(), text.data() + text.size(), value);
+    bert4rec::detail::parse_number(text.data(), text.data() + text.size(), value);
     return value;
   }
 };

@@ -156,7 +156,7 @@ template <class Number>
 requires std::is_arithmetic_v<Number>
 void parse_value(std::string_view text, Number& value) {
   const auto end = text.data() + text.size();
-  const auto [stop, problem] = std::from_chars(text.data(), end, value);
+  const auto [stop, problem] = bert4rec::detail::parse_number(text.data(), end, value);
   if (stop != end || problem != std::errc()) throw UsageError("expected a number");
 }
 

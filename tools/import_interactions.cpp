@@ -232,9 +232,8 @@ std::string_view field_at(const std::vector<std::string_view>& fields, std::size
 double number_of(std::string_view text, std::string_view what) {
   double value = 0;
   const auto end = text.data() + text.size();
-  const auto [stop, problem] = std::from_chars(text.data(), end, value);
-  require(stop == end && problem == std::errc() && std::isfinite(value), what, " is \"", text,
-          "\", expected a number");
+  const auto [stop, problem] = bert4rec::detail::parse_number(text.data(), end, value);
+  require(stop == end && problem == std::errc(), what, " is \"", text, "\", expected a number");
   return value;
 }
 

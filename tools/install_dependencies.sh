@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs what is missing of: a C++ compiler, CMake, and the development packages of libcurl and stb
 # (for the tools that fetch and draw). Without the right to install, prints the command to type.
-# With `--tests`, also clang and the sanitizers' runtime, which tests/run.sh uses.
+# With `--tests`, also clang with its library, and the sanitizers' runtime, which
+# tests/run.sh uses.
 set -eu
 
 packages=
@@ -15,6 +16,8 @@ command -v make >/dev/null 2>&1 || command -v ninja >/dev/null 2>&1 || need make
 if [ "${1:-}" = --tests ]; then
   command -v g++ >/dev/null 2>&1 || need g++
   command -v clang++ >/dev/null 2>&1 || need clang
+  echo '#include <vector>' | clang++ -stdlib=libc++ -fsyntax-only -x c++ - 2>/dev/null ||
+    need "libc++-dev libc++abi-dev"
 fi
 [ -n "$packages" ] || exit 0
 
