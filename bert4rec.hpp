@@ -1,4 +1,4 @@
-// bert4rec.hpp: BERT4Rec in one C++20 header. Version 0.1.0.
+// bert4rec.hpp: BERT4Rec in one C++20 header. Version 0.2.0.
 // Copyright (c) 2026 The bert4rec.hpp authors. SPDX-License-Identifier: MIT (text at the end).
 //
 // BERT4Rec (Sun et al., "BERT4Rec: Sequential Recommendation with Bidirectional Encoder
@@ -66,10 +66,10 @@
 // ================================================================================================
 
 #define BERT4REC_VERSION_MAJOR 0
-#define BERT4REC_VERSION_MINOR 1
+#define BERT4REC_VERSION_MINOR 2
 #define BERT4REC_VERSION_PATCH 0
-#define BERT4REC_VERSION 100  // MAJOR * 10000 + MINOR * 100 + PATCH
-#define BERT4REC_VERSION_STRING "0.1.0"
+#define BERT4REC_VERSION 200  // MAJOR * 10000 + MINOR * 100 + PATCH
+#define BERT4REC_VERSION_STRING "0.2.0"
 
 #include <algorithm>
 #include <array>
@@ -5330,6 +5330,7 @@ class Trainer {
   // resume() before it, it begins anew, and the files of an older run are replaced one by one.
   bool run(const TrainerCallbacks& callbacks = {}) {
     write_descriptions();
+    log_start();
     const auto stopping = [&] { return callbacks.should_stop && callbacks.should_stop(); };
     while (!finished()) {
       if (!train_epoch(callbacks)) {
@@ -5421,7 +5422,7 @@ class Trainer {
       std::filesystem::remove(checkpoint_path("interrupted"), ignored);
     }
     write_file(output_ / "plots" / "training_metrics.json", metrics_.to_json().text(2) + "\n");
-    append_log(report);
+    log_epoch(report);
     if (callbacks.on_epoch) callbacks.on_epoch(report);
   }
 
@@ -5537,21 +5538,31 @@ class Trainer {
     return text + "\n]}\n";
   }
 
-  void append_log(const EpochReport& report) const {
+  // Appends a line with the time before it.
+  void append_log(std::string_view text) const {
     const std::tm utc = detail::os::utc(std::time(nullptr));
     char stamp[32];
     std::strftime(stamp, sizeof stamp, "%Y-%m-%dT%H:%M:%SZ", &utc);
-    std::string line = join(stamp, " epoch ", report.epoch, "/", report.epochs, " train_loss ",
-                            report.train.loss(), " val_loss ", report.validation.loss());
-    for (std::size_t i = 0; i < top_k.size(); ++i) {
-      line += join(" val_top", top_k[i], " ", report.validation.accuracy(i));
-    }
-    line += join(" learning_rate ", report.learning_rate, " seconds ", report.seconds,
-                 report.improved ? " best\n" : "\n");
+    const std::string line = join(stamp, " ", text, "\n");
     const Path path = output_ / "logs" / "training.log";
     const detail::FileHandle log(path, detail::os::Use::append, "open");
     const auto count = detail::os::write(log.handle(), line.data(), line.size());
     if (count != std::ssize(line)) detail::fail_system(path, "append to");
+  }
+
+  void log_start() const {
+    append_log(join("bert4rec.hpp ", BERT4REC_VERSION_STRING, " ", engine_->name(), ", ",
+                    compiler_name(), ", ", system_name(), ", after epoch ", metrics_.epochs()));
+  }
+
+  void log_epoch(const EpochReport& report) const {
+    std::string line = join("epoch ", report.epoch, "/", report.epochs, " train_loss ",
+                            report.train.loss(), " val_loss ", report.validation.loss());
+    for (std::size_t i = 0; i < top_k.size(); ++i) {
+      line += join(" val_top", top_k[i], " ", report.validation.accuracy(i));
+    }
+    append_log(join(line, " learning_rate ", report.learning_rate, " seconds ", report.seconds,
+                    report.improved ? " best" : ""));
   }
 
   const Dataset& data_;

@@ -15,5 +15,5 @@ set(CMAKE_FIND_ROOT_PATH_MODE_LIBRARY ONLY)
 set(CMAKE_FIND_ROOT_PATH_MODE_INCLUDE ONLY)
 set(CMAKE_FIND_ROOT_PATH_MODE_PACKAGE ONLY)
 # A header alone serves every system, so that of this one will do.
-find_path(STB_INCLUDE stb_image_write.h PATHS /usr/include/stb /usr/local/include/stb
+find_path(STB_FOLDER stb_image_write.h PATHS /usr/include/stb /usr/local/include/stb
           NO_DEFAULT_PATH NO_CMAKE_FIND_ROOT_PATH)
