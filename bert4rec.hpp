@@ -70,6 +70,10 @@
 #define BERT4REC_VERSION 100  // MAJOR * 10000 + MINOR * 100 + PATCH
 #define BERT4REC_VERSION_STRING "0.1.0"
 
+#if defined(min) || defined(max)
+#error "bert4rec.hpp needs std::min and std::max: define NOMINMAX before windows.h is included"
+#endif
+
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -112,9 +116,6 @@
 
 #ifdef __FAST_MATH__
 #error "bert4rec.hpp needs IEEE arithmetic (NaN, infinity, exact order): no -ffast-math, no -Ofast"
-#endif
-#if defined(min) || defined(max)
-#error "bert4rec.hpp needs std::min and std::max: define NOMINMAX before windows.h is included"
 #endif
 
 static_assert(std::endian::native == std::endian::little,
