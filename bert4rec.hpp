@@ -2167,20 +2167,28 @@ const Kernels<Real>& plain_kernels() {
 #if !__has_include("bert4rec.hpp")
 #error "this header includes itself: keep the name bert4rec.hpp, or define BERT4REC_PORTABLE"
 #endif
+// (GCC for Windows breaks down over vectors wider than 16 bytes where it does not optimize.)
+#if defined(_WIN32) && !defined(__OPTIMIZE__) && !defined(__clang__)
+#define BERT4REC_OPTIMIZE , optimize("O1")
+#else
+#define BERT4REC_OPTIMIZE
+#endif
 #define BERT4REC_ISA baseline
 #define BERT4REC_TARGET
 #define BERT4REC_WIDTH 4
 #include "bert4rec.hpp"
 #if defined(__x86_64__)
 #define BERT4REC_ISA avx2
-#define BERT4REC_TARGET __attribute__((target("avx2,fma")))
+#define BERT4REC_TARGET __attribute__((target("avx2,fma") BERT4REC_OPTIMIZE))
 #define BERT4REC_WIDTH 8
 #include "bert4rec.hpp"
 #define BERT4REC_ISA avx512
-#define BERT4REC_TARGET __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")))
+#define BERT4REC_TARGET \
+  __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma") BERT4REC_OPTIMIZE))
 #define BERT4REC_WIDTH 16
 #include "bert4rec.hpp"
 #endif
+#undef BERT4REC_OPTIMIZE
 #endif
 
 namespace bert4rec::detail {
