@@ -71,6 +71,10 @@
 #define BERT4REC_VERSION 200  // MAJOR * 10000 + MINOR * 100 + PATCH
 #define BERT4REC_VERSION_STRING "0.2.0"
 
+#if defined(min) || defined(max)
+#error "bert4rec.hpp needs std::min and std::max: define NOMINMAX before windows.h is included"
+#endif
+
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -118,9 +122,6 @@
 #endif
 #if defined(__aarch64__) && !defined(BERT4REC_PORTABLE)
 #include <arm_neon.h>
-#endif
-#if defined(min) || defined(max)
-#error "bert4rec.hpp needs std::min and std::max: define NOMINMAX before windows.h is included"
 #endif
 
 #if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || \
@@ -2592,24 +2593,32 @@ const Kernels<Real>& plain_kernels() {
 #if !__has_include("bert4rec.hpp")
 #error "this header includes itself: keep the name bert4rec.hpp, or define BERT4REC_PORTABLE"
 #endif
+// (GCC for Windows breaks down over vectors wider than 16 bytes where it does not optimize.)
+#if defined(_WIN32) && !defined(__OPTIMIZE__) && !defined(__clang__)
+#define BERT4REC_OPTIMIZE __attribute__((optimize("O1")))
+#else
+#define BERT4REC_OPTIMIZE
+#endif
 #if defined(__aarch64__)
 #define BERT4REC_ISA neon
 #else
 #define BERT4REC_ISA baseline
 #endif
-#define BERT4REC_TARGET
+#define BERT4REC_TARGET BERT4REC_OPTIMIZE
 #define BERT4REC_WIDTH 4
 #include "bert4rec.hpp"
 #if defined(__x86_64__)
 #define BERT4REC_ISA avx2
-#define BERT4REC_TARGET __attribute__((target("avx2,fma")))
+#define BERT4REC_TARGET BERT4REC_OPTIMIZE __attribute__((target("avx2,fma")))
 #define BERT4REC_WIDTH 8
 #include "bert4rec.hpp"
 #define BERT4REC_ISA avx512
-#define BERT4REC_TARGET __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")))
+#define BERT4REC_TARGET \
+  BERT4REC_OPTIMIZE __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")))
 #define BERT4REC_WIDTH 16
 #include "bert4rec.hpp"
 #endif
+#undef BERT4REC_OPTIMIZE
 #endif
 
 namespace bert4rec::detail {
