@@ -1,13 +1,13 @@
 #!/bin/sh
-# All tests, from a fresh checkout: plain with g++ and clang++, some with clang++ and its own
-# library (as on macOS), under AddressSanitizer with UndefinedBehaviorSanitizer, and the threaded
-# ones under ThreadSanitizer.
+# All tests, from a fresh checkout: plain with g++ and clang++, with libc++, under AddressSanitizer
+# with UndefinedBehaviorSanitizer, and the threaded ones under ThreadSanitizer.
 #
-#   sh tests/run.sh           everything (about a quarter of an hour on two cores)
-#   sh tests/run.sh quick     only the plain build with the default compiler
+#   sh tests/run.sh              everything that needs nothing unusual (a quarter of an hour on two cores)
+#   sh tests/run.sh quick        only the plain build with the default compiler
+#   sh tests/run.sh everywhere   the same bits with other compilers and options, on AArch64 (qemu) and on
+#                                Windows (Wine): installs what that takes (ten minutes)
 set -eu
 cd "$(dirname "$0")/.."
-sh tools/install_dependencies.sh --tests
 jobs=$(getconf _NPROCESSORS_ONLN)
 
 # suite NAME COMPILER SANITIZERS SELECTION TARGETS: builds in build/NAME (all, or the targets given)
@@ -23,6 +23,58 @@ suite() {
   (cd "build/$1" && ctest --output-on-failure -j "$jobs" $4)
 }
 
+# same_bits COMPILER OPTION...: the golden checksums, and for another processor more, of tests that
+# are compiled by themselves.
+same_bits() {
+  name=$(echo "$*" | tr -c 'a-zA-Z0-9+\n' _)
+  tests=golden runner=
+  case $1 in
+    aarch64-*) tests="golden kernels random numbers threads" runner=qemu-aarch64 ;;
+  esac
+  for test in $tests; do
+    program=build/everywhere/$name-$test
+    "$@" -std=c++20 -pthread -I . -I tests "tests/test_$test.cpp" -o "$program"
+    $runner "$program" >"$program.log" 2>&1 || { cat "$program.log"; exit 255; }
+    echo "$*: $test: $(tail -1 "$program.log")"
+  done
+}
+
+everywhere() {
+  sh tools/install_dependencies.sh --everywhere
+  mkdir -p build/everywhere
+  xargs -P "$jobs" -L 1 sh tests/run.sh same-bits <<EOF
+aarch64-linux-gnu-g++ -O2 -static
+clang++ -O0
+g++ -O0
+g++ -O3
+g++ -O3 -march=native
+g++ -O2 -march=native -ffp-contract=off
+clang++ -O3 -march=native -ffp-contract=fast
+clang++ -O2 -stdlib=libc++
+clang++ -O1 -DBERT4REC_PORTABLE
+EOF
+  echo "== Windows"
+  cmake -S . -B build/windows -DCMAKE_TOOLCHAIN_FILE=tests/toolchains/mingw.cmake \
+    -DBERT4REC_TESTS=ON >/dev/null
+  cmake --build build/windows -j "$jobs" >build/windows/build.log 2>&1 || {
+    tail -40 build/windows/build.log
+    exit 1
+  }
+  (cd build/windows && ctest --output-on-failure -j "$jobs")
+}
+
+case ${1:-} in
+  same-bits)
+    shift
+    same_bits "$@"
+    exit
+    ;;
+  everywhere)
+    everywhere
+    exit
+    ;;
+esac
+sh tools/install_dependencies.sh --tests
 if [ "${1:-}" = quick ]; then
   suite quick "${CXX:-c++}" "" "" ""
   exit

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Installs what is missing of: a C++ compiler, CMake, and the development packages of libcurl and stb
 # (for the tools that fetch and draw). Without the right to install, prints the command to type.
-# With `--tests`, also clang with its library, and the sanitizers' runtime, which
-# tests/run.sh uses.
+# With `--tests`, also clang with its library, and the sanitizers' runtime, which tests/run.sh uses;
+# with `--everywhere` besides these the cross compilers and emulators of tests/run.sh everywhere.
 set -eu
 
 packages=
@@ -13,11 +13,17 @@ command -v make >/dev/null 2>&1 || command -v ninja >/dev/null 2>&1 || need make
 [ -f /usr/include/stb/stb_image_write.h ] || need libstb-dev
 [ -n "$(ls /usr/include/curl/curl.h /usr/include/*/curl/curl.h 2>/dev/null)" ] ||
   need libcurl4-openssl-dev
-if [ "${1:-}" = --tests ]; then
+if [ "${1:-}" = --tests ] || [ "${1:-}" = --everywhere ]; then
   command -v g++ >/dev/null 2>&1 || need g++
   command -v clang++ >/dev/null 2>&1 || need clang
   echo '#include <vector>' | clang++ -stdlib=libc++ -fsyntax-only -x c++ - 2>/dev/null ||
     need "libc++-dev libc++abi-dev"
+fi
+if [ "${1:-}" = --everywhere ]; then
+  command -v aarch64-linux-gnu-g++ >/dev/null 2>&1 || need g++-aarch64-linux-gnu
+  command -v qemu-aarch64 >/dev/null 2>&1 || need qemu-user
+  command -v x86_64-w64-mingw32-g++-posix >/dev/null 2>&1 || need g++-mingw-w64-x86-64-posix
+  command -v wine64 >/dev/null 2>&1 || [ -x /usr/lib/wine/wine64 ] || need "wine wine64"
 fi
 [ -n "$packages" ] || exit 0
 
