@@ -84,8 +84,8 @@ fi
 suite g++ g++ "" "-E anilist" ""
 suite clang++ clang++ "" "-E anilist|consumer|tools" ""
 export CXXFLAGS=-stdlib=libc++
-suite libc++ clang++ "" "-R test_(numbers|json|evaluation|trainer)" \
-  "--target test_numbers test_json test_evaluation test_trainer"
+suite libc++ clang++ "" "-R test_(numbers|json|evaluation|trainer|golden)" \
+  "--target test_numbers test_json test_evaluation test_trainer test_golden"
 unset CXXFLAGS
 suite address g++ address,undefined "-E consumer" ""
 suite thread g++ thread "-R test_(threads|trainer|gradients)" \

@@ -30,8 +30,9 @@ diff example.cpp header.cpp
 echo "in standard C++ where it is asked for, or where the compiler is neither GCC nor Clang"
 strict="$CXX $CXXFLAGS -std=c++20 -pedantic-errors -fsyntax-only"
 $strict -DBERT4REC_PORTABLE -I "$here" example.cpp
-{ # The includes first, since the system's own headers need what is taken away after them.
-  sed -n 's/^#include \(<.*>\)$/#if __has_include(\1)\n#include \1\n#endif/p' \
+{ # The includes first, since the system's own headers need what is taken away after them; but not
+  # arm_neon.h, which is an extension.
+  sed -n '/arm_neon/!s/^#include \(<.*>\)$/#if __has_include(\1)\n#include \1\n#endif/p' \
     "$here/bert4rec.hpp" example.cpp
   echo "#undef __GNUC__"
   echo "#pragma GCC poison __attribute__ asm __asm__ __extension__ __builtin_ia32_pause"
