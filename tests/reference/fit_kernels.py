@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Derive the coefficients of the single-precision exp(x) and erf(x) kernels.
+"""Derive the coefficients of the single-precision exp(x) and erf(x) kernels, and of the
+quantile of the truncated normal distribution.
 
-Needs numpy and mpmath; takes about a second; prints C++ float literals.
+Needs numpy and mpmath; takes about ten seconds; prints C++ literals.
 
 Method: weighted minimax (Remez exchange, solved in 120-bit arithmetic on a
 Chebyshev-spaced grid), the weight being 1/ulp(result), so the quantity that is
@@ -99,6 +100,46 @@ def fit(name, x, y, w, degree, fixed=()):
     return coefs
 
 
+def horner(coefs, x):
+    y = mp.mpf(0)
+    for c in reversed(coefs):
+        y = y * x + c
+    return y
+
+
+def rational(f, m, n, points=1500):
+    """P of degree m and Q of degree n, Q(0) = 1, for a small largest |P / (Q f) - 1| on [0, 1].
+
+    Remez exchange; the level stands beside Q in the equations P - f (1 + level) Q = 0, so each
+    reference is solved by iteration. Stops when 60 exchanges no longer help.
+    """
+    x = [(1 - mp.cos(mp.pi * mp.mpf(i) / points)) / 2 for i in range(points + 1)]
+    y, size = [f(v) for v in x], m + n + 2
+    idx = [round(points * (1 - (1 - i / (size - 1)) ** 2)) for i in range(size)]
+    for _ in range(60):
+        level = mp.mpf(0)
+        for _ in range(12):
+            a, b = mp.matrix(size, size), mp.matrix(size, 1)
+            for row, i in enumerate(idx):
+                sign = (-1) ** row
+                for j in range(m + 1):
+                    a[row, j] = x[i] ** j
+                for j in range(1, n + 1):
+                    a[row, m + j] = -y[i] * (1 + sign * level) * x[i] ** j
+                a[row, size - 1], b[row] = -sign * y[i], y[i]
+            sol = mp.lu_solve(a, b)
+            over, under = list(sol[:m + 1]), [mp.mpf(1)] + list(sol[m + 1:m + 1 + n])
+            level, before = sol[size - 1], level
+            if abs(level - before) < abs(level) * mp.mpf(10) ** -12:
+                break
+        e = np.array([float(horner(over, v) / horner(under, v) / w - 1) for v, w in zip(x, y)])
+        if abs(e).max() <= abs(float(level)) * 1.001:
+            break
+        extrema = exchange(e, idx, abs(float(level)) * 0.999)
+        idx = extrema
+    return over, under, abs(e).max()
+
+
 def main():
     hi = mp.floor(mp.log(2) * 2 ** 16 + 0.5) / 2 ** 16
     for name, v in (("LOG2E", 1 / mp.log(2)), ("LN2_HI", hi), ("LN2_LO", mp.log(2) - hi)):
@@ -112,6 +153,15 @@ def main():
 
     x, y = sample(lambda a: mp.log(mp.erfc(a)), mp.mpf(CUT), mp.mpf(TOP))
     fit("erf G(a)", x, y, np.exp(y) / ulp(1 - np.exp(y)), BIG_DEGREE)
+
+    # z = q R(q^2), with (1 + q) / 2 the probability below z of a normal number cut to |z| <= 2
+    whole = mp.erf(mp.sqrt(2))
+    over, under, err = rational(
+        lambda t: mp.sqrt(2) * mp.erfinv(mp.sqrt(t) * whole) / mp.sqrt(t) if t else
+        whole * mp.sqrt(mp.pi / 2), 5, 5)
+    print(f"truncated normal: relative error {err:.2g}")
+    for name, coefs in (("over", over), ("under", under)):
+        print(f"    {name}: " + ", ".join(mp.nstr(c, 17) for c in reversed(coefs)))
 
 
 if __name__ == "__main__":
