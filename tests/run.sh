@@ -2,10 +2,10 @@
 # All tests, from a fresh checkout: plain with g++ and clang++, with libc++, under AddressSanitizer
 # with UndefinedBehaviorSanitizer, and the threaded ones under ThreadSanitizer.
 #
-#   sh tests/run.sh              everything that needs nothing unusual (a quarter of an hour on two cores)
+#   sh tests/run.sh              all that needs nothing unusual (a quarter of an hour on two cores)
 #   sh tests/run.sh quick        only the plain build with the default compiler
-#   sh tests/run.sh everywhere   the same bits with other compilers and options, on AArch64 (qemu) and on
-#                                Windows (Wine): installs what that takes (ten minutes)
+#   sh tests/run.sh everywhere   the same bits with other compilers and options, on AArch64 (qemu) and
+#                                on Windows (Wine): installs what that takes (ten minutes)
 set -eu
 cd "$(dirname "$0")/.."
 jobs=$(getconf _NPROCESSORS_ONLN)
