@@ -187,7 +187,8 @@ void check_unicode_names() {
 
 void check_unwritable() {
   const TemporaryFolder folder;
-  check_throws([&] { write_file(folder / "none/file", "x"); }, {"none", ".file.tmp.", "cannot create"});
+  check_throws([&] { write_file(folder / "none/file", "x"); },
+               {"none", ".file.tmp.", "cannot create"});
   make_folder(folder / "taken/inside");
   check_throws([&] { write_file(folder / "taken", "x"); },
                {path_text(folder / "taken"), "cannot replace"});

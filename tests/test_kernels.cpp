@@ -291,6 +291,23 @@ void test_fused() {
   }
 }
 
+void test_gelu() {
+  for (const Kernels<float>* kernels : detail::available_kernels<float>()) {
+    std::vector<float> x, y;
+    std::vector<double> expected;
+    for (int i = -12000; i <= 12000; ++i) x.push_back(static_cast<float>(i) * 1e-3f);
+    y.resize(x.size());
+    for (const float value : x) {
+      expected.push_back(0.5 * value * (1 + std::erf(value / std::sqrt(2.0))));
+    }
+    kernels->gelu(x.data(), y.data(), x.size());
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      check(std::abs(y[i] - expected[i]) <= 3e-7 * std::max(1.0f, std::abs(x[i])),
+            join(kernels->name, " gelu(", x[i], ") = ", y[i]));
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -333,22 +350,7 @@ int main() {
       check(std::isnan(kernels.softmax(x.data(), 1.0f, n).sum), join(kernels.name, " length ", n));
     });
   });
-  test("gelu over its whole range, against double", [] {
-    for (const Kernels<float>* kernels : detail::available_kernels<float>()) {
-      std::vector<float> x, y;
-      std::vector<double> expected;
-      for (int i = -12000; i <= 12000; ++i) x.push_back(static_cast<float>(i) * 1e-3f);
-      y.resize(x.size());
-      for (const float value : x) {
-        expected.push_back(0.5 * value * (1 + std::erf(value / std::sqrt(2.0))));
-      }
-      kernels->gelu(x.data(), y.data(), x.size());
-      for (std::size_t i = 0; i < x.size(); ++i) {
-        check(std::abs(y[i] - expected[i]) <= 3e-7 * std::max(1.0f, std::abs(x[i])),
-              join(kernels->name, " gelu(", x[i], ") = ", y[i]));
-      }
-    }
-  });
+  test("gelu over its whole range, against double", test_gelu);
   test("exp and erf against double over their whole range", test_exp_and_erf);
   test("thirty steps in float and in double", test_loss_curves);
   test("ranks: how many are above, how many tie", [] {
