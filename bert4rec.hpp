@@ -147,9 +147,62 @@ namespace bert4rec {
 
 using Path = std::filesystem::path;
 
+namespace detail {
+
+// Bytes of the UTF-8 sequence that a text begins with, 1 to 4; 0 if it is none: cut, overlong, a
+// surrogate, or beyond U+10FFFF.
+inline std::size_t utf8_length(std::string_view text) {
+  const auto byte = [&](std::size_t i) {
+    return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u;
+  };
+  const unsigned first = byte(0), second = byte(1);
+  if (first < 0x80) return text.empty() ? 0 : 1;
+  const std::size_t length = first >= 0xF0 ? 4 : first >= 0xE0 ? 3 : 2;
+  bool valid = first >= 0xC2 && first <= 0xF4;
+  for (std::size_t i = 1; i < length; ++i) valid = valid && (byte(i) & 0xC0) == 0x80;
+  valid = valid && !(first == 0xE0 && second < 0xA0) && !(first == 0xED && second > 0x9F) &&
+          !(first == 0xF0 && second < 0x90) && !(first == 0xF4 && second > 0x8F);
+  return valid ? length : 0;
+}
+
+// Whether a character in UTF-8 does something to a terminal instead of being seen there: control
+// characters, line separators, marks that turn the direction of writing.
+inline bool is_control(std::string_view c) {
+  if (c.size() == 1) return c[0] < ' ' || c[0] == '\x7f';
+  if (c.size() == 2) return c[0] == '\xC2' && c < "\xC2\xA0";
+  return c == "\xE2\x80\x8E" || c == "\xE2\x80\x8F" ||
+         (c >= "\xE2\x80\xA8" && c <= "\xE2\x80\xAE") ||
+         (c >= "\xE2\x81\xA6" && c <= "\xE2\x81\xA9");
+}
+
+}  // namespace detail
+
+// Text from a file or a server as it may stand in a message or on a terminal: one line whatever it
+// is, with "\x1b" for what would move the cursor, and cut after `most` characters.
+inline std::string shown(std::string_view text, std::size_t most = 100) {
+  constexpr std::string_view hex = "0123456789abcdef";
+  std::string out;
+  for (std::size_t characters = 0; !text.empty(); ++characters) {
+    if (characters == most) return out + "...";
+    const std::size_t length = detail::utf8_length(text);
+    const std::string_view c = text.substr(0, std::max<std::size_t>(1, length));
+    text.remove_prefix(c.size());
+    if (length > 0 && !detail::is_control(c)) {
+      out += c;
+      continue;
+    }
+    for (const char byte : c) {
+      const auto bits = static_cast<unsigned char>(byte);
+      out += "\\x", out += hex[bits >> 4], out += hex[bits & 15];
+    }
+  }
+  return out;
+}
+
+// Whatever a message is made of, it is one line of at most a thousand characters.
 class Error : public std::runtime_error {
  public:
-  using std::runtime_error::runtime_error;
+  explicit Error(std::string_view message) : std::runtime_error(shown(message, 1000)) {}
 };
 
 // The path as UTF-8 on every system. (path.string() is in another encoding on Windows, or throws.)
@@ -535,8 +588,9 @@ void shuffle(std::vector<Element>& elements, Key key) {
 // ================================================================================================
 // 4  JSON
 // ================================================================================================
-// RFC 8259, strict: UTF-8 only, no NaN, no trailing commas, at most 512 levels, no repeated names
-// in a tree. JsonReader pulls values out of a text without building a tree, which is what makes
+// RFC 8259, strict: UTF-8 only, no NaN, no trailing commas, at most 512 levels. One thing that the
+// RFC allows is refused: a name that stands twice in an object, whose meaning it leaves open.
+// JsonReader pulls values out of a text without building a tree, which is what makes
 // large histories load fast; Json is the small tree used for configurations and metrics.
 
 // ---- Numbers in decimal ------------------------------------------------------------------------
@@ -696,15 +750,19 @@ class JsonReader {
   }
 
   // Calls on_member(name) for each member; on_member must read the value or skip() it. The name is
-  // valid until the next string is read.
+  // valid until the next string is read. A name that stands twice is an error at the end of the
+  // object: what two values of one name mean, nobody knows.
   template <class OnMember>
   void object(OnMember&& on_member) {
+    const std::size_t outer = names_.size();
     list('{', '}', "an object", [&] {
       if (peek() != '"') unexpected("a name in quotes");
       const std::string_view name = string();
+      names_.emplace_back(name);
       expect(':', "':' after a name");
       on_member(name);
     });
+    forget_names(outer);
   }
 
   // Calls on_element() for each element; it must read the value or skip() it.
@@ -782,12 +840,22 @@ class JsonReader {
   void decode_escape();
   unsigned hex4();
   void append_utf8(unsigned code);
-  void copy_utf8_sequence();
+  void forget_names(std::size_t outer);
 
   std::string_view text_, file_;
   std::size_t line_ = 0, at_ = 0, depth_ = 0;
   std::string decoded_;
+  std::vector<std::string> names_;  // of the members so far, of all objects that are open
 };
+
+// Those of the innermost object, from `outer` on, which must differ.
+inline void JsonReader::forget_names(std::size_t outer) {
+  const auto begin = names_.begin() + static_cast<std::ptrdiff_t>(outer);
+  std::sort(begin, names_.end());
+  const auto twice = std::adjacent_find(begin, names_.end());
+  if (twice != names_.end()) error("name \"", shown(*twice), "\" stands twice in an object");
+  names_.erase(begin, names_.end());
+}
 
 inline std::string_view JsonReader::string() {
   if (peek() != '"') unexpected("a string");
@@ -811,10 +879,11 @@ inline std::string_view JsonReader::decode_string(std::size_t start) {
     if (c == '\\') {
       ++at_;
       decode_escape();
-    } else if (c >= 0x80) {
-      copy_utf8_sequence();
     } else {
-      decoded_ += text_[at_++];
+      const std::size_t length = detail::utf8_length(text_.substr(at_));
+      if (length == 0) error("invalid UTF-8");
+      decoded_.append(text_, at_, length);
+      at_ += length;
     }
   }
   ++at_;
@@ -862,23 +931,6 @@ inline void JsonReader::append_utf8(unsigned code) {
   }
   byte(0xF0 | code >> 18), byte(0x80 | (code >> 12 & 63));
   byte(0x80 | (code >> 6 & 63)), byte(0x80 | (code & 63));
-}
-
-// One sequence of 2 to 4 bytes; refuses overlong forms, surrogates and codes beyond U+10FFFF.
-inline void JsonReader::copy_utf8_sequence() {
-  const auto byte_at = [&](std::size_t i) {
-    return at_ + i < text_.size() ? static_cast<unsigned char>(text_[at_ + i]) : 0u;
-  };
-  const unsigned first = byte_at(0);
-  const std::size_t length = first >= 0xF0 ? 4 : first >= 0xE0 ? 3 : 2;
-  bool valid = first >= 0xC2 && first <= 0xF4;
-  for (std::size_t i = 1; i < length; ++i) valid = valid && (byte_at(i) & 0xC0) == 0x80;
-  const unsigned second = byte_at(1);
-  valid = valid && !(first == 0xE0 && second < 0xA0) && !(first == 0xED && second > 0x9F) &&
-          !(first == 0xF0 && second < 0x90) && !(first == 0xF4 && second > 0x8F);
-  if (!valid) error("invalid UTF-8");
-  decoded_.append(text_, at_, length);
-  at_ += length;
 }
 
 inline void JsonReader::digits() {
@@ -1010,6 +1062,9 @@ class Json {
   Json(Object value) : value_(std::move(value)) {}
   template <class Number>
   Json(const std::vector<Number>& numbers) : value_(Array(numbers.begin(), numbers.end())) {}
+  template <class Pointee>
+  requires(!std::is_convertible_v<Pointee*, std::string_view>) Json(Pointee*)
+  = delete;  // not true
 
   static Json parse(std::string_view text, std::string_view file = "JSON", std::size_t line = 0) {
     JsonReader reader(text, file, line);
@@ -1072,7 +1127,7 @@ class Json {
   template <class Type>
   const Type& get(std::string_view expected) const {
     const Type* value = std::get_if<Type>(&value_);
-    if (value == nullptr) fail("expected ", expected, ", found ", text().substr(0, 40));
+    if (value == nullptr) fail("expected ", expected, ", found ", shown(text(), 40));
     return *value;
   }
   void write(std::string& out, int indent, int depth) const;
@@ -1089,11 +1144,6 @@ inline Json Json::read(JsonReader& reader) {
         members.emplace_back(name, Json());
         members.back().second = read(reader);
       });
-      std::vector<std::string_view> names;
-      for (const auto& member : members) names.push_back(member.first);
-      std::sort(names.begin(), names.end());
-      const auto twice = std::adjacent_find(names.begin(), names.end());
-      if (twice != names.end()) reader.error("name \"", *twice, "\" stands twice in an object");
       return members;
     }
     case '[': {
@@ -1184,8 +1234,9 @@ inline void Json::write(std::string& out, int indent, int depth) const {
 // ================================================================================================
 // Every file is read whole and written whole. A write goes to a temporary file in the same folder,
 // is flushed to the disk and then renamed over the old one, so that whoever is killed at any moment
-// leaves the old file or the new one, never a mixture. Formats: JSON, JSONL (one JSON text a line)
-// and safetensors (https://github.com/huggingface/safetensors: 8 bytes little-endian header size, a
+// leaves the old file or the new one, never a mixture. Files that belong together are replaced
+// together (FileSet), and what is read back later carries a checksum. Formats: JSON, JSONL (one JSON
+// text a line) and safetensors (https://github.com/huggingface/safetensors: 8 bytes little-endian header size, a
 // JSON header {name: {dtype, shape, data_offsets}}, then the numbers).
 
 // ---- The operating system ----------------------------------------------------------------------
@@ -1224,6 +1275,7 @@ BERT4REC_IMPORT unsigned long __stdcall FormatMessageW(unsigned long, const void
 }
 #undef BERT4REC_IMPORT
 #else
+#include <dirent.h>
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>
@@ -1307,6 +1359,16 @@ inline bool replace(const Path& from, const Path& to) {
 
 inline bool flush_folder(const Path&) { return true; }  // replace() has written through
 
+// Adds what a folder holds to `names`.
+inline bool list(const Path& folder, std::vector<Path>& names) {
+  std::error_code problem;
+  std::filesystem::directory_iterator entry(folder, problem), end;
+  for (; !problem && entry != end; entry.increment(problem)) {
+    names.push_back(entry->path().filename());
+  }
+  return !problem;
+}
+
 inline LockResult lock(Handle file) {
   constexpr unsigned long lock_violation = 33, whole = 0xFFFFFFFF;
   if (LockFile(file, 0, 0, whole, whole) != 0) return LockResult::taken;
@@ -1382,6 +1444,22 @@ inline bool flush_folder(const Path& folder) {
   return flushed;
 }
 
+// (Not std::filesystem::directory_iterator: that of libstdc++ ends the program where memory does.)
+inline bool list(const Path& folder, std::vector<Path>& names) {
+  struct Closer {
+    void operator()(DIR* stream) const { ::closedir(stream); }
+  };
+  const std::unique_ptr<DIR, Closer> stream(::opendir(folder.c_str()));
+  while (stream != nullptr) {
+    errno = 0;
+    const dirent* const entry = ::readdir(stream.get());
+    if (entry == nullptr) return errno == 0;
+    const std::string_view name = entry->d_name;
+    if (name != "." && name != "..") names.emplace_back(name);
+  }
+  return false;
+}
+
 inline LockResult lock(Handle file) {
   if (::flock(file, LOCK_EX | LOCK_NB) == 0) return LockResult::taken;
   return errno == EWOULDBLOCK ? LockResult::held : LockResult::failed;
@@ -1430,8 +1508,20 @@ class FileHandle {
   os::Handle handle_;
 };
 
+// Another one at each call, in all threads of all processes.
 inline Path temporary_name(const Path& name) {
-  return path_from(join(".", name, ".tmp.", os::process_number()));
+  static std::atomic<std::uint64_t> count{0};
+  return path_from(join(".", name, ".tmp.", os::process_number(), ".", count++));
+}
+
+inline bool is_temporary_name(std::string_view name) {
+  const std::size_t at = name.rfind(".tmp.");
+  return name.starts_with('.') && at != name.npos && at + 5 < name.size() &&
+         name.find_first_not_of("0123456789.", at + 5) == name.npos;
+}
+
+inline Path folder_of(const Path& path) {
+  return path.has_parent_path() ? path.parent_path() : Path(".");
 }
 
 }  // namespace detail
@@ -1462,51 +1552,111 @@ inline std::string read_file(const Path& path) {
   return bytes;
 }
 
+inline bool path_exists(const Path& path) {
+  std::error_code problem;
+  const bool exists = std::filesystem::exists(path, problem);
+  require(!problem, path, ": cannot examine: ", problem.message());
+  return exists;
+}
+
+// The names of what a folder holds, sorted.
+inline std::vector<Path> names_in_folder(const Path& folder) {
+  std::vector<Path> names;
+  if (!detail::os::list(folder, names)) detail::fail_system(folder, "list");
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+// A folder, and those above it, where there is none yet; as lasting as the files in it.
 inline void make_folder(const Path& path) {
   std::error_code problem;
+  std::vector<Path> above;  // folders that get a new entry
+  for (Path at = path; !std::filesystem::is_directory(at, problem); at = detail::folder_of(at)) {
+    above.push_back(detail::folder_of(at));
+  }
   std::filesystem::create_directories(path, problem);
   require(!problem, path, ": cannot create the folder: ", problem.message());
+  for (const Path& folder : above) {
+    if (!detail::os::flush_folder(folder)) detail::fail_system(folder, "flush to the disk");
+  }
 }
+
+// Removes a file, or a folder with all that is in it, where there is one.
+inline void remove_path(const Path& path) {
+  std::error_code problem;
+  if (std::filesystem::is_directory(std::filesystem::symlink_status(path, problem))) {
+    for (const Path& name : names_in_folder(path)) remove_path(path / name);
+  }
+  std::filesystem::remove(path, problem);
+  require(!problem, path, ": cannot remove: ", problem.message());
+}
+
+namespace detail {
+
+// A file beside `path` under a name of its own, which goes with its owner unless it is kept.
+class TemporaryFile {
+ public:
+  explicit TemporaryFile(const Path& path)
+      : path_(path),
+        temporary_(path.parent_path() / temporary_name(path.filename())),
+        file_(temporary_, os::Use::create, "create") {}
+  TemporaryFile(const TemporaryFile&) = delete;
+  TemporaryFile& operator=(const TemporaryFile&) = delete;
+  ~TemporaryFile() {
+    if (kept_) return;
+    file_.close();
+    std::error_code ignored;
+    std::filesystem::remove(temporary_, ignored);
+  }
+
+  const Path& path() const { return path_; }
+  const Path& temporary() const { return temporary_; }
+
+  void write(std::string_view bytes) {
+    while (!bytes.empty()) {
+      const auto count = os::write(file_.handle(), bytes.data(), bytes.size());
+      if (count < 0) fail_system(path_, "write");
+      bytes.remove_prefix(static_cast<std::size_t>(count));
+    }
+  }
+
+  // Everything is on the disk then.
+  void finish() {
+    if (!os::flush(file_.handle())) fail_system(path_, "flush to the disk");
+    if (!file_.close()) fail_system(path_, "close");
+  }
+
+  void keep() { kept_ = true; }
+
+ private:
+  Path path_, temporary_;
+  FileHandle file_;
+  bool kept_ = false;
+};
+
+}  // namespace detail
 
 // A file that appears under its name only when complete:
 //   AtomicFile file(path); file.write(bytes); ...; file.commit();
 // Without commit() nothing is left and an older file of that name stays as it was.
 class AtomicFile {
  public:
-  explicit AtomicFile(const Path& path)
-      : path_(path),
-        temporary_(path.parent_path() / detail::temporary_name(path.filename())),
-        file_(temporary_, detail::os::Use::create, "create") {}
-  AtomicFile(const AtomicFile&) = delete;
-  AtomicFile& operator=(const AtomicFile&) = delete;
-  ~AtomicFile() {
-    if (committed_) return;
-    file_.close();
-    std::error_code ignored;
-    std::filesystem::remove(temporary_, ignored);
-  }
+  explicit AtomicFile(const Path& path) : file_(path) {}
 
-  void write(std::string_view bytes) {
-    while (!bytes.empty()) {
-      const auto count = detail::os::write(file_.handle(), bytes.data(), bytes.size());
-      if (count < 0) detail::fail_system(path_, "write");
-      bytes.remove_prefix(static_cast<std::size_t>(count));
-    }
-  }
+  void write(std::string_view bytes) { file_.write(bytes); }
 
   void commit() {
-    if (!detail::os::flush(file_.handle())) detail::fail_system(path_, "flush to the disk");
-    if (!file_.close()) detail::fail_system(path_, "close");
-    if (!detail::os::replace(temporary_, path_)) detail::fail_system(path_, "replace");
-    committed_ = true;
-    const Path folder = path_.has_parent_path() ? path_.parent_path() : Path(".");
+    file_.finish();
+    if (!detail::os::replace(file_.temporary(), file_.path())) {
+      detail::fail_system(file_.path(), "replace");
+    }
+    file_.keep();
+    const Path folder = detail::folder_of(file_.path());
     if (!detail::os::flush_folder(folder)) detail::fail_system(folder, "flush to the disk");
   }
 
  private:
-  Path path_, temporary_;
-  detail::FileHandle file_;
-  bool committed_ = false;
+  detail::TemporaryFile file_;
 };
 
 inline void write_file(const Path& path, std::string_view bytes) {
@@ -1515,34 +1665,32 @@ inline void write_file(const Path& path, std::string_view bytes) {
   file.commit();
 }
 
-// Removes what killed writers left in a folder (only the holder of the folder's lock may do so).
-inline void remove_stale_temporaries(const Path& folder) {
-  std::error_code ignored;
-  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
-    const std::string name = path_text(entry.path().filename());
-    const std::size_t at = name.rfind(".tmp.");
-    if (name.starts_with('.') && at != name.npos && at + 5 < name.size() &&
-        name.find_first_not_of("0123456789", at + 5) == name.npos) {
-      std::filesystem::remove(entry.path(), ignored);
-    }
-  }
-}
-
 // Keeps a second process out of a folder. The kernel drops the lock when its owner ends, however it
 // ends, so there are no stale locks.
 class FolderLock {
  public:
   explicit FolderLock(const Path& folder)
-      : file_(folder / ".lock", detail::os::Use::lock, "create the lock file") {
+      : folder_(folder), file_(folder / ".lock", detail::os::Use::lock, "create the lock file") {
     const auto result = detail::os::lock(file_.handle());
     if (result == detail::os::LockResult::failed) detail::fail_system(folder, "lock");
     require(result == detail::os::LockResult::taken, folder,
             ": another process or Trainer is writing to this folder");
   }
 
+  const Path& folder() const { return folder_; }
+
  private:
+  Path folder_;
   detail::FileHandle file_;
 };
+
+// Removes what killed writers left in a folder (only the holder of the folder's lock may do so).
+inline void remove_stale_temporaries(const Path& folder) {
+  if (!path_exists(folder)) return;
+  for (const Path& name : names_in_folder(folder)) {
+    if (detail::is_temporary_name(path_text(name))) remove_path(folder / name);
+  }
+}
 
 // Calls on_line(line, number) for each line that is not blank; numbers begin at 1.
 template <class OnLine>
@@ -1568,6 +1716,159 @@ inline std::uint64_t checksum(std::string_view bytes, std::uint64_t hash = 0xcbf
   return hash;
 }
 
+namespace detail {
+
+inline std::string hexadecimal(std::uint64_t value) {
+  char digits[16];
+  return {digits, std::to_chars(digits, digits + 16, value, 16).ptr};
+}
+
+inline constexpr std::string_view seal_begin = "{\"checksum\": \"";
+
+}  // namespace detail
+
+// ---- Sealed JSON -------------------------------------------------------------------------------
+// JSON that is read back later begins with a checksum of everything behind it:
+//   {"checksum": "0123456789abcdef", ...
+// It is there to find damage. Who changes such a file by hand takes the checksum out.
+
+// The text of a JSON object with members, sealed.
+inline std::string sealed(std::string_view object) {
+  const std::string rest = join("\", ", object.substr(1));
+  return join(detail::seal_begin, detail::hexadecimal(checksum(rest)), rest);
+}
+
+// Whether a text is sealed; throws if it is and the checksum does not match.
+inline bool check_seal(std::string_view text, std::string_view file) {
+  if (!text.starts_with(detail::seal_begin)) return false;
+  text.remove_prefix(detail::seal_begin.size());
+  const std::size_t end = std::min(text.find('"'), text.size());
+  require(text.substr(0, end) == detail::hexadecimal(checksum(text.substr(end))), file,
+          ": the checksum does not match: the file is damaged, or was changed by hand (take its "
+          "\"checksum\" out then)");
+  return true;
+}
+
+// The object in a file of JSON, without the checksum that it may begin with.
+inline Json read_sealed_json(const Path& path) {
+  const std::string text = read_file(path), file = path_text(path);
+  const bool is_sealed = check_seal(text, file);
+  Json json = Json::parse(text, file);
+  return in_context(file, [&] {
+    Json::Object members = json.object();
+    if (is_sealed) members.erase(members.begin());
+    return Json(std::move(members));
+  });
+}
+
+// ---- Sets of files -----------------------------------------------------------------------------
+// Files of one folder (or of folders in it) that belong together:
+//   FileSet set(lock); set.write("a", ...); set.write("b", ...); set.remove("c"); set.commit();
+// Whoever is killed at any moment leaves all as it was or all as it is meant to be. For that the
+// new files wait under temporary names while a journal is written, which says what is to be renamed
+// and removed. Once it is there the set counts as replaced: if the writer is killed now, settle()
+// does the rest before anybody reads.
+
+namespace detail {
+
+inline constexpr std::string_view journal_name = ".replacing";
+
+// A place inside the folder: what a damaged or forged journal says must not reach further.
+inline Path journal_path(const Path& folder, const Json& name) {
+  const Path path = path_from(name.string());
+  const bool inside = path.is_relative() && !path.has_root_path() && path.has_filename() &&
+                      std::find(path.begin(), path.end(), Path("..")) == path.end();
+  require(inside, "\"", shown(name.string()), "\" is no place in the folder");
+  return folder / path;
+}
+
+// Does what the journal of a folder says, if there is one. Doing so twice does no harm.
+inline void obey_journal(const Path& folder) {
+  const Path journal = folder / journal_name;
+  if (!path_exists(journal)) return;
+  const Json orders = read_sealed_json(journal);
+  std::vector<Path> folders;  // that change
+  in_context(path_text(journal), [&] {
+    for (const Json& pair : orders.at("replace").array()) {
+      require(pair.array().size() == 2, "expected pairs of names");
+      const Path from = journal_path(folder, pair.array()[0]);
+      const Path to = journal_path(folder, pair.array()[1]);
+      if (path_exists(from) && !os::replace(from, to)) fail_system(to, "replace");
+      folders.push_back(to.parent_path());
+    }
+    for (const Json& name : orders.at("remove").array()) {
+      const Path path = journal_path(folder, name);
+      remove_path(path);
+      folders.push_back(path.parent_path());
+    }
+  });
+  std::sort(folders.begin(), folders.end());
+  folders.erase(std::unique(folders.begin(), folders.end()), folders.end());
+  for (const Path& changed : folders) {
+    if (path_exists(changed) && !os::flush_folder(changed)) {
+      fail_system(changed, "flush to the disk");
+    }
+  }
+  remove_path(journal);
+}
+
+}  // namespace detail
+
+class FileSet {
+ public:
+  explicit FileSet(const FolderLock& lock) : folder_(lock.folder()) {}
+
+  // Appends to the new file of that name.
+  void write(std::string_view name, std::string_view bytes) {
+    auto& file = files_[std::string(name)];
+    if (file == nullptr) file = std::make_unique<detail::TemporaryFile>(folder_ / path_from(name));
+    file->write(bytes);
+  }
+
+  // Lets commit() remove that file, if there is one.
+  void remove(std::string_view name) { removed_.emplace_back(name); }
+
+  void commit() {
+    Json::Array replace;
+    for (const auto& [name, file] : files_) {
+      file->finish();
+      const Path temporary = path_from(name).parent_path() / file->temporary().filename();
+      replace.push_back(Json::Array{path_text(temporary), name});
+    }
+    Json orders;
+    orders.set("replace", std::move(replace));
+    orders.set("remove", Json::Array(removed_.begin(), removed_.end()));
+    const Path journal = folder_ / detail::journal_name;
+    const auto keep = [&] {
+      for (const auto& member : files_) member.second->keep();
+    };
+    try {
+      write_file(journal, sealed(orders.text()));
+    } catch (...) {
+      std::error_code problem;  // it may be there although it could not be flushed
+      if (std::filesystem::exists(journal, problem) || problem) keep();
+      throw;
+    }
+    keep();
+    detail::obey_journal(folder_);
+  }
+
+ private:
+  Path folder_;
+  std::map<std::string, std::unique_ptr<detail::TemporaryFile>> files_;
+  std::vector<std::string> removed_;
+};
+
+// Completes what a killed writer had begun in a folder: for the holder of the lock ...
+inline void settle(const FolderLock& lock) { detail::obey_journal(lock.folder()); }
+
+// ... and for a reader, who takes the lock only if there is something to do.
+inline void settle(const Path& folder) {
+  if (path_exists(folder / detail::journal_name)) settle(FolderLock(folder));
+}
+
+// ---- Safetensors -------------------------------------------------------------------------------
+
 // A named array of floats, as written to and read from a safetensors file.
 struct NamedTensor {
   std::string name;
@@ -1591,11 +1892,6 @@ namespace detail {
 inline std::string_view bytes_of(const NamedTensor& tensor) {
   const std::size_t count = checked_product(tensor.shape, tensor.name);
   return {reinterpret_cast<const char*>(tensor.data), count * sizeof(float)};
-}
-
-inline std::string hexadecimal(std::uint64_t value) {
-  char digits[17];
-  return {digits, std::to_chars(digits, digits + 16, value, 16).ptr};
 }
 
 }  // namespace detail
@@ -3497,6 +3793,116 @@ class MaskedItems {
 // other keeps the order of the file. Entries with status PLANNING were not watched and are left
 // out; so are ids that are not in the catalogue (and both are counted). A user of whom nothing but
 // unknown ids is left is an error; one who only plans is not.
+// data/<name>/dataset.json: written with them by our tools (DatasetWriter), and compared when they
+// are read, so that a damaged file, or one beside another's, is found. A folder made by hand needs
+// none. The checksums are those of the lines (not of how they end):
+//   {"checksum": "...", "format": 1, "items.jsonl": "<checksum>", "histories.jsonl": "<checksum>",
+//    "source": {where it comes from}}
+
+namespace detail {
+
+inline constexpr std::string_view items_name = "items.jsonl", histories_name = "histories.jsonl",
+                                  manifest_name = "dataset.json";
+
+// Of the lines of a text; `sum` continues that of the lines before.
+inline std::uint64_t checksum_of_lines(std::string_view text,
+                                       std::uint64_t sum = checksum(std::string_view())) {
+  for_each_line(text, [&](std::string_view line, std::size_t) {
+    sum = checksum(join(line.size()), checksum(line, sum));
+  });
+  return sum;
+}
+
+// What dataset.json says; null where there is none.
+inline Json read_manifest(const Path& folder) {
+  const Path path = folder / manifest_name;
+  if (!path_exists(path)) return {};
+  Json manifest = read_sealed_json(path);
+  in_context(path_text(path), [&] {
+    for (const auto& [name, value] : manifest.object()) {
+      const bool known =
+          name == "format" || name == items_name || name == histories_name || name == "source";
+      require(known, "unknown field \"", shown(name), "\"");
+    }
+    const std::int64_t format = manifest.at("format").integer();
+    require(format == 1, "format ", format, " of a later version, expected 1");
+  });
+  return manifest;
+}
+
+// The text of a file of a data folder, compared with dataset.json where there is one.
+inline std::string read_data_file(const Path& path) {
+  const Path folder = path.parent_path();
+  settle(folder);
+  std::string text = read_file(path);
+  const Json manifest = read_manifest(folder);
+  const std::string name = path_text(path.filename());
+  if (manifest.is_null() || (name != items_name && name != histories_name)) return text;
+  const Json* const sum = manifest.find(name);
+  require(sum != nullptr, path, ": does not belong to the ", items_name,
+          " beside it (dataset.json does not list it): fetch or import it anew");
+  require(
+      sum->string() == hexadecimal(checksum_of_lines(text)), path,
+      ": is not what dataset.json says: damaged, or changed by hand (remove dataset.json then)");
+  return text;
+}
+
+}  // namespace detail
+
+// The record of where a data folder comes from, if it has one.
+inline std::optional<Json> dataset_source(const Path& folder) {
+  settle(folder);
+  const Json manifest = detail::read_manifest(folder);
+  const Json* const source = manifest.is_null() ? nullptr : manifest.find("source");
+  return source == nullptr ? std::nullopt : std::optional(*source);
+}
+
+// Replaces the files of a data folder, which it keeps locked, as one:
+//   DatasetWriter writer(folder); writer.items(lines); writer.histories(lines); writer.commit();
+// Histories belong to their items: where only items are written, older histories are read no more;
+// where only histories are, they belong to the items that are there.
+class DatasetWriter {
+ public:
+  explicit DatasetWriter(const Path& folder)
+      : folder_((make_folder(folder), folder)), lock_(folder), set_(lock_) {
+    settle(lock_);
+    remove_stale_temporaries(folder);
+  }
+
+  // Whole lines, each with its '\n'; may be called again for more.
+  void items(std::string_view lines) { add(detail::items_name, lines, items_sum_); }
+  void histories(std::string_view lines) { add(detail::histories_name, lines, histories_sum_); }
+
+  // Where the data comes from, for the record. Without it the record that is there stays.
+  void source(Json facts) { source_ = std::move(facts); }
+
+  void commit() {
+    if (!items_sum_) {
+      const Path items = folder_ / detail::items_name;
+      items_sum_ = detail::checksum_of_lines(detail::read_data_file(items));
+    }
+    if (!source_) source_ = dataset_source(folder_);
+    Json manifest;
+    manifest.set("format", 1);
+    manifest.set(detail::items_name, detail::hexadecimal(*items_sum_));
+    if (histories_sum_) manifest.set(detail::histories_name, detail::hexadecimal(*histories_sum_));
+    if (source_) manifest.set("source", *source_);
+    set_.write(detail::manifest_name, sealed(manifest.text(2)) + "\n");
+    set_.commit();
+  }
+
+ private:
+  void add(std::string_view name, std::string_view lines, std::optional<std::uint64_t>& sum) {
+    set_.write(name, lines);
+    sum = detail::checksum_of_lines(lines, sum.value_or(checksum(std::string_view())));
+  }
+
+  Path folder_;
+  FolderLock lock_;
+  FileSet set_;
+  std::optional<std::uint64_t> items_sum_, histories_sum_;
+  std::optional<Json> source_;
+};
 
 // An integer or a string, as it stands in the file.
 using ItemId = std::variant<std::int64_t, std::string>;
@@ -3549,7 +3955,6 @@ inline Item read_item(JsonReader& reader) {
   bool has_id = false;
   reader.object([&](std::string_view name) {
     if (name == "id") {
-      if (has_id) reader.error("field \"id\" stands twice");
       item.id = read_id(reader);
       has_id = true;
     } else if (name == "title") {
@@ -3600,13 +4005,13 @@ class Catalogue {
   std::int32_t add(Item item) {
     const auto number = static_cast<std::int32_t>(items_.size());
     const bool added = std::visit([&](const auto& id) { return insert(id, number); }, item.id);
-    require(added, "item id ", id_text(item.id), " stands twice");
+    require(added, "item id ", shown(id_text(item.id)), " stands twice");
     items_.push_back(std::move(item));
     return number;
   }
 
   static Catalogue load(const Path& path) {
-    const std::string text = read_file(path), file = path_text(path);
+    const std::string text = detail::read_data_file(path), file = path_text(path);
     Catalogue catalogue;
     for_each_line(text, [&](std::string_view line, std::size_t number) {
       JsonReader reader(line, file, number);
@@ -3694,7 +4099,7 @@ class Histories {
  public:
   // `items` must not be a row of this very object; row() is valid until the next add().
   void add(std::string user, ItemSpan items) {
-    require(by_name_.emplace(user, size()).second, "user \"", user, "\" stands twice");
+    require(by_name_.emplace(user, size()).second, "user \"", shown(user), "\" stands twice");
     users_.push_back(std::move(user));
     items_.insert(items_.end(), items.begin(), items.end());
     offsets_.push_back(items_.size());
@@ -3737,7 +4142,6 @@ inline Entry read_entry(JsonReader& reader, const Catalogue& catalogue) {
   Entry entry;
   reader.object([&](std::string_view name) {
     if (name == "id") {
-      if (entry.has_id) reader.error("field \"id\" stands twice");
       entry.has_id = true;
       entry.item = reader.peek() == '"' ? catalogue.find(std::string(reader.string()))
                                         : catalogue.find(reader.integer());
@@ -3756,7 +4160,7 @@ inline Entry read_entry(JsonReader& reader, const Catalogue& catalogue) {
 }  // namespace detail
 
 inline Histories Histories::load(const Path& path, const Catalogue& catalogue) {
-  const std::string text = read_file(path), file = path_text(path);
+  const std::string text = detail::read_data_file(path), file = path_text(path);
   Histories histories;
   std::vector<detail::Entry> entries;
   std::vector<std::int32_t> items;
@@ -3786,7 +4190,7 @@ inline Histories Histories::load(const Path& path, const Catalogue& catalogue) {
     if (!user) reader.error("missing field \"user\"");
     histories.planned_entries += planned;
     if (entries.empty() && planned > 0) return;  // somebody who only plans to watch
-    require(!entries.empty(), file, ":", number, ": user \"", *user, "\" has no known item");
+    require(!entries.empty(), file, ":", number, ": user \"", shown(*user), "\" has no known item");
     const auto earlier = [](const detail::Entry& a, const detail::Entry& b) { return a.at < b.at; };
     if (timed && !std::is_sorted(entries.begin(), entries.end(), earlier)) {
       std::stable_sort(entries.begin(), entries.end(), earlier);
@@ -3808,8 +4212,11 @@ struct Dataset {
 
   static Dataset load(const Path& folder) {
     Dataset data;
-    data.catalogue = Catalogue::load(folder / "items.jsonl");
-    data.histories = Histories::load(folder / "histories.jsonl", data.catalogue);
+    const std::string before = detail::read_manifest(folder).text();
+    data.catalogue = Catalogue::load(folder / detail::items_name);
+    data.histories = Histories::load(folder / detail::histories_name, data.catalogue);
+    require(detail::read_manifest(folder).text() == before, folder,
+            ": was replaced while it was read; try again");
     return data;
   }
 

@@ -199,6 +199,7 @@ void check_unwritable() {
 void check_stale_temporaries() {
   const TemporaryFolder folder;
   put(folder / ".file.tmp.4711", "half");  // as a killed writer leaves it
+  put(folder / ".file.tmp.4711.12", "half");
   for (const std::string_view mine : {"file", "file.tmp.1", ".hidden", "notes.tmp", ".lock"}) {
     put(folder / mine, "kept");
   }
@@ -208,13 +209,142 @@ void check_stale_temporaries() {
   remove_stale_temporaries(folder / "none");  // nothing to do
 }
 
-// Only names that AtomicFile gives: .<name>.tmp.<number>
+// Only names that temporary files have: .<name>.tmp.<process>.<count>
 void check_other_temporaries_stay() {
   const TemporaryFolder folder;
   put(folder / ".plan.tmp.txt", "kept");
   put(folder / ".x.tmp.12a", "kept");
   remove_stale_temporaries(folder.path());
   check_equal(names_in(folder.path()).size(), std::size_t{2});
+}
+
+void check_two_writers_of_one_path() {
+  const TemporaryFolder folder;
+  AtomicFile first(folder / "file"), second(folder / "file");
+  first.write("first");
+  second.write("the second");
+  second.commit();
+  check_equal(read_file(folder / "file"), "the second");
+  first.commit();
+  check_equal(read_file(folder / "file"), "first");
+  check_only(folder.path(), "file");
+}
+
+// ---- Sets of files ------------------------------------------------------------------------------
+
+// "a" and "b" of folder, and whether there is a "c".
+std::string contents(const Path& folder) {
+  return join(read_file(folder / "a"), read_file(folder / "sub" / "b"),
+              path_exists(folder / "c") ? "c" : "");
+}
+
+// A folder with an old set: what commit() replaces by the new one, which is "AB".
+void fill(const Path& folder) {
+  make_folder(folder / "sub");
+  put(folder / "a", "a");
+  put(folder / "sub" / "b", "b");
+  put(folder / "c", "");
+}
+
+void replace(const Path& folder) {
+  const FolderLock lock(folder);
+  settle(lock);
+  FileSet set(lock);
+  set.write("a", "A");
+  set.write("sub/b", "B");
+  set.remove("c");
+  set.remove("never was");
+  set.commit();
+}
+
+void check_set() {
+  const TemporaryFolder folder;
+  fill(folder.path());
+  replace(folder.path());
+  check_equal(contents(folder.path()), "AB");
+  check_equal(names_in(folder.path()).size(), std::size_t{3});  // .lock, a, sub
+  check_only(folder / "sub", "b");
+  replace(folder.path());
+  check_equal(contents(folder.path()), "AB");
+}
+
+void check_set_not_committed() {
+  const TemporaryFolder folder;
+  fill(folder.path());
+  {
+    const FolderLock lock(folder.path());
+    FileSet set(lock);
+    set.write("a", "A");
+    set.remove("c");
+  }
+  check_equal(contents(folder.path()), "abc");
+  check_equal(names_in(folder.path()).size(), std::size_t{4});
+}
+
+// A file that cannot be written stops the set before it is decided.
+void check_set_refused() {
+  const TemporaryFolder folder;
+  fill(folder.path());
+  const FolderLock lock(folder.path());
+  FileSet set(lock);
+  set.write("a", "A");
+  check_throws([&] { set.write("none/b", "B"); }, {"none", "cannot create"});
+  check_equal(contents(folder.path()), "abc");
+}
+
+void check_reader_settles() {
+  const TemporaryFolder folder;
+  fill(folder.path());
+  put(folder / ".a.tmp.1.0", "A");
+  put(folder / ".replacing", sealed(R"({"replace": [[".a.tmp.1.0", "a"]], "remove": ["c"]})"));
+  {
+    const FolderLock lock(folder.path());  // of the writer, who lives
+    check_throws([&] { settle(folder.path()); }, {"another process"});
+  }
+  settle(folder.path());
+  check_equal(contents(folder.path()), "Ab");
+  settle(folder.path());
+}
+
+void check_bad_journals() {
+  const TemporaryFolder folder;
+  fill(folder.path());
+  const auto refused = [&](const std::string& text, std::string_view part) {
+    put(folder / ".replacing", text);
+    check_throws([&] { settle(folder.path()); }, {".replacing", part});
+    check_equal(contents(folder.path()), "abc");
+  };
+  for (const std::string name : {"../c", "/etc/passwd", "sub/../../c", "sub/", ""}) {
+    refused(sealed(join(R"({"replace": [], "remove": [")", name, "\"]}")), "no place");
+  }
+  refused(sealed(R"({"replace": [["c"]], "remove": []})"), "pairs");
+  refused(sealed(R"({"replace": []})"), "missing field \"remove\"");
+  std::string damaged = sealed(R"({"replace": [], "remove": ["d"]})");
+  damaged[damaged.find("\"d\"") + 1] = 'c';
+  refused(damaged, "checksum");
+}
+
+// ---- Sealed JSON --------------------------------------------------------------------------------
+
+void check_sealed() {
+  const TemporaryFolder folder;
+  const Path path = folder / "x.json";
+  const std::string object = "{\n  \"a\": [1, 2],\n  \"b\": \"\\\"\"\n}\n";
+  const std::string text = sealed(object);
+  put(path, object);
+  const std::string plain = read_sealed_json(path).text();
+  put(path, text);
+  check_equal(read_sealed_json(path).text(), plain);
+  for (std::size_t bit = 0; bit < 8 * text.size(); ++bit) {  // caught, or a member too many
+    std::string damaged = text;
+    damaged[bit / 8] = static_cast<char>(damaged[bit / 8] ^ 1 << bit % 8);
+    put(path, damaged);
+    try {
+      const Json json = read_sealed_json(path);
+      check(json.text() == plain || json.object().size() == 3, join("bit ", bit, " flipped"));
+    } catch (const Error&) {
+    }
+  }
 }
 
 // ---- Two versions of a file ---------------------------------------------------------------------
@@ -878,6 +1008,13 @@ int main(int argc, char** argv) {
   test("unwritable places", check_unwritable);
   test("stale temporaries", check_stale_temporaries);
   test("other people's temporaries", check_other_temporaries_stay);
+  test("two writers of one path", check_two_writers_of_one_path);
+  test("a set of files", check_set);
+  test("a set that is not committed", check_set_not_committed);
+  test("a set that cannot be written", check_set_refused);
+  test("a reader does the rest", check_reader_settles);
+  test("bad journals", check_bad_journals);
+  test("sealed JSON: every flipped bit", check_sealed);
   test("a folder's lock", check_lock_twice);
   test("lines", check_lines);
   test("checksum", check_checksum);
