@@ -1263,6 +1263,7 @@ BERT4REC_IMPORT int __stdcall ReadFile(void*, void*, unsigned long, unsigned lon
                                        struct _OVERLAPPED*);
 BERT4REC_IMPORT int __stdcall WriteFile(void*, const void*, unsigned long, unsigned long*,
                                         struct _OVERLAPPED*);
+BERT4REC_IMPORT unsigned long __stdcall SetFilePointer(void*, long, long*, unsigned long);
 BERT4REC_IMPORT int __stdcall FlushFileBuffers(void*);
 BERT4REC_IMPORT int __stdcall LockFile(void*, unsigned long, unsigned long, unsigned long,
                                        unsigned long);
@@ -1335,6 +1336,16 @@ inline std::ptrdiff_t read(Handle file, char* to, std::size_t size) {
   unsigned long count = 0;
   if (ReadFile(file, to, part_of(size), &count, nullptr) == 0) return -1;
   return static_cast<std::ptrdiff_t>(count);
+}
+
+// Lets the next read() begin at a place that is inside the file.
+inline bool seek(Handle file, std::uint64_t place) {
+  constexpr unsigned long from_begin = 0, invalid = 0xFFFFFFFF;
+  const auto low = static_cast<std::uint32_t>(place);
+  long high = static_cast<long>(place >> 32);
+  const unsigned long moved =
+      SetFilePointer(file, std::bit_cast<std::int32_t>(low), &high, from_begin);
+  return moved != invalid || low == invalid;
 }
 
 inline std::ptrdiff_t write(Handle file, const char* from, std::size_t size) {
@@ -1414,6 +1425,11 @@ inline std::ptrdiff_t read(Handle file, char* to, std::size_t size) {
   do count = ::read(file, to, size);
   while (count < 0 && errno == EINTR);
   return count;
+}
+
+// Lets the next read() begin there.
+inline bool seek(Handle file, std::uint64_t place) {
+  return ::lseek(file, static_cast<off_t>(place), SEEK_SET) >= 0;
 }
 
 inline std::ptrdiff_t write(Handle file, const char* from, std::size_t size) {
@@ -1526,29 +1542,60 @@ inline Path folder_of(const Path& path) {
 
 }  // namespace detail
 
+// A regular file, open for reading.
+class InputFile {
+ public:
+  explicit InputFile(const Path& path)
+      : path_(checked(path)), file_(path, detail::os::Use::read, "open") {
+    const auto kind = detail::os::examine(file_.handle(), size_);
+    if (kind == detail::os::Kind::unknown) detail::fail_system(path, "examine");
+    require(kind == detail::os::Kind::regular, path, ": not a regular file");
+  }
+
+  const Path& path() const { return path_; }
+  std::uint64_t size() const { return size_; }  // in bytes, when it was opened
+
+  // The next bytes; returns how many, fewer than `size` only at the end of the file.
+  std::size_t read(char* to, std::size_t size) const {
+    std::size_t done = 0;
+    while (done < size) {
+      const auto count = detail::os::read(file_.handle(), to + done, size - done);
+      if (count < 0) detail::fail_system(path_, "read");
+      if (count == 0) break;
+      done += static_cast<std::size_t>(count);
+    }
+    return done;
+  }
+
+  // `size` bytes from a place on, all of them.
+  void read_at(std::uint64_t place, char* to, std::size_t size) const {
+    if (!detail::os::seek(file_.handle(), place)) detail::fail_system(path_, "read");
+    require(read(to, size) == size, path_, ": was cut while it was read");
+  }
+
+ private:
+  // (Windows would only say that the access to a folder is denied.)
+  static const Path& checked(const Path& path) {
+    std::error_code ignored;
+    require(!std::filesystem::is_directory(path, ignored), path, ": not a regular file");
+    return path;
+  }
+
+  Path path_;
+  detail::FileHandle file_;
+  std::uint64_t size_ = 0;
+};
+
 // The bytes of a regular file.
 inline std::string read_file(const Path& path) {
-  std::error_code ignored;  // (Windows would only say that the access to a folder is denied.)
-  require(!std::filesystem::is_directory(path, ignored), path, ": not a regular file");
-  const detail::FileHandle file(path, detail::os::Use::read, "open");
-  std::uint64_t size = 0;
-  const auto kind = detail::os::examine(file.handle(), size);
-  if (kind == detail::os::Kind::unknown) detail::fail_system(path, "examine");
-  require(kind == detail::os::Kind::regular, path, ": not a regular file");
+  const InputFile file(path);
   std::string bytes;
   try {
-    bytes.resize(static_cast<std::size_t>(size));
+    bytes.resize(static_cast<std::size_t>(file.size()));
   } catch (const std::exception&) {
-    fail(path, ": too large to read: ", size, " bytes");
+    fail(path, ": too large to read: ", file.size(), " bytes");
   }
-  std::size_t done = 0;
-  while (done < bytes.size()) {
-    const auto count = detail::os::read(file.handle(), bytes.data() + done, bytes.size() - done);
-    if (count < 0) detail::fail_system(path, "read");
-    if (count == 0) break;
-    done += static_cast<std::size_t>(count);
-  }
-  bytes.resize(done);
+  bytes.resize(file.read(bytes.data(), bytes.size()));
   return bytes;
 }
 
@@ -1923,115 +1970,235 @@ inline void write_safetensors(const Path& path, std::span<const NamedTensor> ten
   file.commit();
 }
 
-// A safetensors file in memory. Refuses anything its header does not account for: holes, overlaps,
-// sizes that disagree with shapes, bytes left over, and a checksum (where present) that is wrong.
+namespace detail {
+
+// The float that 16 bits stand for: 1 bit of sign, 5 of exponent, 10 of fraction (IEEE 754 half).
+inline float widen_half(std::uint16_t half) {
+  const std::uint32_t sign = std::uint32_t{half} >> 15 << 31;
+  const std::uint32_t exponent = half >> 10 & 31u, fraction = half & 1023u;
+  if (exponent == 0) {  // fraction 2^-24
+    const float size = static_cast<float>(fraction) * 0x1p-24f;
+    return sign == 0 ? size : -size;
+  }
+  const std::uint32_t wide = exponent == 31 ? 255 : exponent + 127 - 15;
+  return std::bit_cast<float>(sign | wide << 23 | fraction << 13);
+}
+
+// The upper half of a float (bfloat16).
+inline float widen_bfloat(std::uint16_t upper) {
+  return std::bit_cast<float>(std::uint32_t{upper} << 16);
+}
+
+}  // namespace detail
+
+// A safetensors file, of which only the header is held in memory. Refuses anything that the header
+// does not account for: holes, overlaps, sizes that disagree with shapes, bytes left over; and, as
+// soon as numbers are wanted, a checksum (where there is one) that is wrong.
 class Safetensors {
  public:
-  explicit Safetensors(const Path& path) : path_(path), bytes_(read_file(path)) {
+  explicit Safetensors(const Path& path) : file_(path) {
     std::uint64_t size = 0;
-    require(bytes_.size() >= 8, path_, ": too short for a safetensors file (", bytes_.size(),
+    require(file_.size() >= 8, path, ": too short for a safetensors file (", file_.size(),
             " bytes)");
-    std::memcpy(&size, bytes_.data(), 8);
-    require(size <= 100'000'000 && size <= bytes_.size() - 8, path_, ": header size ", size,
-            " does not fit a file of ", bytes_.size(),
+    file_.read_at(0, reinterpret_cast<char*>(&size), 8);
+    require(size <= 100'000'000 && size <= file_.size() - 8, path, ": header size ", size,
+            " does not fit a file of ", file_.size(),
             " bytes: truncated, or not a safetensors file");
-    numbers_ = std::string_view(bytes_).substr(8 + size);
-    const Json header = Json::parse(std::string_view(bytes_).substr(8, size), path_text(path_));
-    in_context(join(path_, ": safetensors header"), [&] { read_header(header); });
+    numbers_begin_ = 8 + size;
+    std::string header(static_cast<std::size_t>(size), '\0');
+    file_.read_at(8, header.data(), header.size());
+    const std::string name = join(path, ": safetensors header");
+    JsonReader reader(header, name);
+    if (!header.starts_with('{')) reader.unexpected("'{'");
+    read_header(reader);
     check_layout();
   }
-  Safetensors(const Safetensors&) = delete;  // numbers_ looks into bytes_
-  Safetensors& operator=(const Safetensors&) = delete;
 
-  const Path& path() const { return path_; }
+  const Path& path() const { return file_.path(); }
   const Metadata& metadata() const { return metadata_; }
   const std::string& metadata(std::string_view name) const {
     const auto found = metadata_.find(name);
-    require(found != metadata_.end(), path_, ": missing metadata \"", name, "\"");
+    require(found != metadata_.end(), path(), ": missing metadata \"", name, "\"");
     return found->second;
+  }
+
+  std::vector<std::string> names() const {
+    std::vector<std::string> names;
+    for (const auto& tensor : tensors_) names.push_back(tensor.first);
+    return names;
   }
   bool contains(std::string_view name) const { return tensors_.find(name) != tensors_.end(); }
 
+  // Throws unless there is such a tensor, of numbers that can be read as float.
+  void check(std::string_view name, std::span<const std::size_t> shape) const {
+    static_cast<void>(checked(name, shape));
+  }
+
+  // Compares the numbers with the checksum of the file, if it has one.
+  void verify() const {
+    const auto stored = metadata_.find("checksum");
+    if (verified_ || stored == metadata_.end()) return;
+    // Made tensor by tensor, in the order of the file.
+    std::uint64_t sum = checksum(metadata_);
+    for (const auto& [begin, end] : ranges_) {
+      for_each_block(begin, end, [&](std::string_view bytes) { sum = checksum(bytes, sum); });
+    }
+    require(stored->second == detail::hexadecimal(sum), path(),
+            ": the checksum does not match: the file is damaged");
+    verified_ = true;
+  }
+
   // Copies a tensor, which must have this shape and hold finite numbers only.
   void copy(std::string_view name, std::span<const std::size_t> shape, float* out) const {
-    const auto found = tensors_.find(name);
-    require(found != tensors_.end(), path_, ": missing tensor \"", name, "\"");
-    const Entry& entry = found->second;
-    require(std::equal(shape.begin(), shape.end(), entry.shape.begin(), entry.shape.end()), path_,
-            ": tensor \"", name, "\" has shape ", Json(entry.shape).text(), ", expected ",
-            Json(std::vector<std::size_t>(shape.begin(), shape.end())).text());
-    std::memcpy(out, numbers_.data() + entry.begin, entry.end - entry.begin);
-    const std::size_t count = (entry.end - entry.begin) / sizeof(float);
-    for (std::size_t i = 0; i < count; ++i) {
-      require(std::isfinite(out[i]), path_, ": tensor \"", name, "\" holds ",
-              std::isnan(out[i]) ? "NaN" : "infinity", " at element ", i);
+    const Entry& entry = checked(name, shape);
+    verify();
+    float* next = out;
+    for_each_block(entry.begin, entry.end, [&](std::string_view bytes) {
+      if (entry.dtype == "F32") {
+        std::memcpy(next, bytes.data(), bytes.size());
+        next += bytes.size() / sizeof(float);
+        return;
+      }
+      for (std::size_t at = 0; at < bytes.size(); at += 2) {
+        std::uint16_t bits = 0;
+        std::memcpy(&bits, bytes.data() + at, 2);
+        *next++ = entry.dtype == "F16" ? detail::widen_half(bits) : detail::widen_bfloat(bits);
+      }
+    });
+    for (const float* number = out; number < next; ++number) {
+      require(std::isfinite(*number), path(), ": tensor \"", shown(name), "\" holds ",
+              std::isnan(*number) ? "NaN" : "infinity", " at element ", number - out);
     }
   }
 
  private:
   struct Entry {
+    std::string dtype;
     std::vector<std::size_t> shape;
-    std::size_t begin, end;
+    std::size_t begin = 0, end = 0;  // in bytes, from numbers_begin_ on
   };
+  static constexpr std::size_t most_dimensions = 8;
 
-  void read_header(const Json& header) {
-    for (const auto& [name, value] : header.object()) {
+  void read_header(JsonReader& reader) {
+    reader.object([&](std::string_view name) {
       if (name == "__metadata__") {
-        for (const auto& [key, text] : value.object()) metadata_[key] = text.string();
+        reader.object([&](std::string_view key) {
+          std::string& text = metadata_[std::string(key)];
+          text = reader.string();
+        });
       } else {
-        tensors_.emplace(name, read_entry(name, value));
+        const std::string key(name);
+        tensors_.emplace(key, read_entry(reader, key));
       }
-    }
+    });
+    reader.end();
   }
 
-  static Entry read_entry(const std::string& name, const Json& value) {
-    const std::string& dtype = value.at("dtype").string();
-    require(dtype == "F32", "tensor \"", name, "\" is ", dtype, ", expected F32");
-    const auto size = [&](const Json& number) {
-      require(number.integer() >= 0, "tensor \"", name, "\": negative size");
-      return static_cast<std::size_t>(number.integer());
+  static Entry read_entry(JsonReader& reader, const std::string& name) {
+    const std::string tensor = join("tensor \"", shown(name), "\"");
+    const auto size = [&] {
+      const std::int64_t number = reader.integer();
+      if (number < 0) reader.error(tensor, ": negative size");
+      return static_cast<std::size_t>(number);
     };
-    Entry entry{};
-    for (const Json& extent : value.at("shape").array()) entry.shape.push_back(size(extent));
-    const Json::Array& offsets = value.at("data_offsets").array();
-    require(offsets.size() == 2, "tensor \"", name, "\": data_offsets must be two numbers");
-    entry.begin = size(offsets[0]);
-    entry.end = size(offsets[1]);
-    std::vector<std::size_t> factors = entry.shape;
-    factors.push_back(sizeof(float));
-    require(entry.begin <= entry.end &&
-                entry.end - entry.begin == checked_product(factors, join("tensor \"", name, "\"")),
-            "tensor \"", name, "\": data_offsets disagree with the shape");
+    Entry entry;
+    std::vector<std::size_t> offsets;
+    bool has_shape = false;
+    reader.object([&](std::string_view field) {
+      if (field == "dtype") {
+        entry.dtype = reader.string();
+      } else if (field == "shape") {
+        has_shape = true;
+        reader.array([&] {
+          if (entry.shape.size() == most_dimensions) {
+            reader.error(tensor, ": more than ", most_dimensions, " dimensions");
+          }
+          entry.shape.push_back(size());
+        });
+      } else if (field == "data_offsets") {
+        reader.array([&] {
+          if (offsets.size() == 2) reader.error(tensor, ": data_offsets must be two numbers");
+          offsets.push_back(size());
+        });
+      } else {
+        reader.skip();
+      }
+    });
+    if (entry.dtype.empty()) reader.error(tensor, ": missing field \"dtype\"");
+    if (!has_shape) reader.error(tensor, ": missing field \"shape\"");
+    if (offsets.size() != 2) reader.error(tensor, ": data_offsets must be two numbers");
+    entry.begin = offsets[0], entry.end = offsets[1];
+    const std::size_t held = entry.end - entry.begin, element = element_size(entry.dtype);
+    if (entry.begin > entry.end || (element > 0 && held != byte_size(reader, entry, element))) {
+      reader.error(tensor, ": data_offsets disagree with the shape");
+    }
     return entry;
   }
 
-  void check_layout() const {
-    std::vector<std::pair<std::size_t, std::size_t>> ranges;
-    for (const auto& [name, entry] : tensors_) ranges.emplace_back(entry.begin, entry.end);
-    std::sort(ranges.begin(), ranges.end());
-    std::size_t end = 0;
-    for (const auto& range : ranges) {
-      require(range.first == end, path_, ": tensors overlap or leave a hole at byte ", end);
-      end = range.second;
-    }
-    require(end == numbers_.size(), path_, ": holds ", numbers_.size(),
-            " bytes of numbers where its header speaks of ", end, ": truncated or damaged");
-    const auto stored = metadata_.find("checksum");
-    if (stored == metadata_.end()) return;
-    // Written tensor by tensor, so it is checked in the order of the file.
-    std::uint64_t sum = checksum(metadata_);
-    for (const auto& [begin, stop] : ranges) {
-      sum = checksum(numbers_.substr(begin, stop - begin), sum);
-    }
-    require(stored->second == detail::hexadecimal(sum), path_,
-            ": the checksum does not match: the file is damaged");
+  // In bytes; 0 for a type that is not known here.
+  static std::size_t element_size(std::string_view dtype) {
+    static constexpr std::pair<std::string_view, std::size_t> sizes[] = {
+        {"F32", 4}, {"F16", 2}, {"BF16", 2}, {"F64", 8}, {"I64", 8}, {"I32", 4}, {"I16", 2},
+        {"I8", 1},  {"U64", 8}, {"U32", 4},  {"U16", 2}, {"U8", 1},  {"BOOL", 1}};
+    const auto found = std::find_if(std::begin(sizes), std::end(sizes),
+                                    [&](const auto& size) { return size.first == dtype; });
+    return found == std::end(sizes) ? 0 : found->second;
   }
 
-  Path path_;
-  std::string bytes_;
-  std::string_view numbers_;
+  static std::size_t byte_size(JsonReader& reader, const Entry& entry, std::size_t element) {
+    std::vector<std::size_t> factors = entry.shape;
+    factors.push_back(element);
+    try {
+      return checked_product(factors, "shape");
+    } catch (const Error& error) {
+      reader.error(error.what());
+    }
+  }
+
+  void check_layout() {
+    for (const auto& [name, entry] : tensors_) ranges_.emplace_back(entry.begin, entry.end);
+    std::sort(ranges_.begin(), ranges_.end());
+    std::size_t end = 0;
+    for (const auto& range : ranges_) {
+      require(range.first == end, path(), ": tensors overlap or leave a hole at byte ", end);
+      end = range.second;
+    }
+    const std::uint64_t held = file_.size() - numbers_begin_;
+    require(end == held, path(), ": holds ", held, " bytes of numbers where its header speaks of ",
+            end, ": truncated or damaged");
+  }
+
+  const Entry& checked(std::string_view name, std::span<const std::size_t> shape) const {
+    const auto found = tensors_.find(name);
+    require(found != tensors_.end(), path(), ": missing tensor \"", name, "\"");
+    const Entry& entry = found->second;
+    const bool readable = entry.dtype == "F32" || entry.dtype == "F16" || entry.dtype == "BF16";
+    require(readable, path(), ": tensor \"", name, "\" is ", shown(entry.dtype),
+            ", expected F32, F16 or BF16");
+    require(std::equal(shape.begin(), shape.end(), entry.shape.begin(), entry.shape.end()), path(),
+            ": tensor \"", name, "\" has shape ", Json(entry.shape).text(), ", expected ",
+            Json(std::vector<std::size_t>(shape.begin(), shape.end())).text());
+    return entry;
+  }
+
+  // on_block(bytes) for the numbers from begin to end, in blocks of a whole multiple of 8 bytes, but
+  // the last.
+  template <class OnBlock>
+  void for_each_block(std::size_t begin, std::size_t end, OnBlock&& on_block) const {
+    std::string block(std::min(end - begin, std::size_t{1} << 20), '\0');
+    for (; begin < end; begin += block.size()) {
+      block.resize(std::min(end - begin, block.size()));
+      file_.read_at(numbers_begin_ + begin, block.data(), block.size());
+      on_block(std::string_view(block));
+    }
+  }
+
+  InputFile file_;
+  std::uint64_t numbers_begin_ = 0;  // in the file
   Metadata metadata_;
   std::map<std::string, Entry, std::less<>> tensors_;
+  std::vector<std::pair<std::size_t, std::size_t>> ranges_;  // of all tensors, ascending
+  mutable bool verified_ = false;
 };
 
 // ================================================================================================

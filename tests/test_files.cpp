@@ -453,7 +453,7 @@ void check_written_bytes() {
   check_equal(read_file(path), raw(header, floats(1.5, -2), header.size()));
   header.replace(header.find("pt"), 2, "pu");  // the checksum covers the metadata too
   write_file(path, raw(header, floats(1.5, -2), header.size()));
-  check_throws([&] { Safetensors file(path); }, {path_text(path), "checksum"});
+  check_throws([&] { Safetensors(path).verify(); }, {path_text(path), "checksum"});
 }
 
 void check_round_trip() {
@@ -548,7 +548,7 @@ void check_bit_flips() {
     flipped[bit / 8] = static_cast<char>(flipped[bit / 8] ^ (1 << bit % 8));
     put(path, flipped);
     if (bit / 8 >= numbers) {
-      check_throws([&] { const Safetensors file(path); }, {path_text(path), "checksum"});
+      check_throws([&] { saved_value(path); }, {path_text(path), "checksum"});
     } else {
       try {
         check_equal(saved_value(path), 1.0f);
@@ -582,7 +582,7 @@ void check_refused(const std::string& bytes, std::string_view part) {
   const TemporaryFolder folder;
   const Path path = folder / "bad";
   put(path, bytes);
-  check_throws([&] { const Safetensors file(path); }, {path_text(path), part});
+  check_throws([&] { Safetensors(path).verify(); }, {path_text(path), part});
 }
 
 void check_header_sizes() {
@@ -649,12 +649,13 @@ void check_bad_fields() {
   const std::string dtype = "\"dtype\":\"F32\"", shape = "\"shape\":[1]",
                     offsets = "\"data_offsets\":[0,4]";
   const BadFile files[] = {
-      {tensor(join("\"dtype\":\"F16\",", shape, ",", offsets)), "", "\"a\" is F16, expected F32"},
-      {tensor(join("\"dtype\":\"f32\",", shape, ",", offsets)), "", "is f32, expected F32"},
-      {tensor(join("\"dtype\":32,", shape, ",", offsets)), "", "expected a string, found 32"},
+      {tensor(join("\"dtype\":\"F16\",", shape, ",", offsets)), "", "disagree with the shape"},
+      {tensor(join("\"dtype\":\"F64\",", shape, ",", offsets)), "", "disagree with the shape"},
+      {tensor(join("\"dtype\":32,", shape, ",", offsets)), "", "expected a string, found '3'"},
+      {tensor(join("\"dtype\":\"\",", shape, ",", offsets)), "", "missing field \"dtype\""},
       {tensor(join(shape, ",", offsets)), "", "missing field \"dtype\""},
       {tensor(join(dtype, ",", offsets)), "", "missing field \"shape\""},
-      {tensor(join(dtype, ",", shape)), "", "missing field \"data_offsets\""},
+      {tensor(join(dtype, ",", shape)), "", "data_offsets must be two numbers"},
       {one("[-1]", "[0,4]"), "", "negative size"},
       {one("[1]", "[-4,0]"), "", "negative size"},
       {one("[1]", "[0,-4]"), "", "negative size"},
@@ -666,7 +667,7 @@ void check_bad_fields() {
       {one("[1]", "[0,4.0]"), "", "expected an integer"},
       {one("[1]", "[0,18446744073709551616]"), "", "expected an integer"},
       {one("[1]", "[0,18446744073709551612]"), "", "expected an integer"},
-      {one("[\"1\"]", "[0,4]"), "", "expected an integer"},
+      {one("[\"1\"]", "[0,4]"), "", "expected a number, found '\"'"},
       {one("1", "[0,4]"), "", "expected an array"},
       {one("null", "[0,4]"), "", "expected an array"},
       {one("[1]", "{}"), "", "expected an array"},
@@ -680,28 +681,71 @@ void check_bad_fields() {
 void check_bad_headers() {
   const std::string good = entry("[1]", "[0,4]");
   const BadFile files[] = {
-      {"[]", "", "expected an object"},
-      {"null", "", "expected an object"},
-      {"7", "", "expected an object"},
+      {"[]", "", "byte 1: expected '{'"},
+      {"null", "", "byte 1: expected '{'"},
+      {"7", "", "byte 1: expected '{'"},
       {"{}x", "", "byte 3: "},
       {"{}{}", "", "byte 3: "},
       {"", "", "byte 1: "},
-      {"    ", "", "byte 5: "},
+      {"    ", "", "byte 1: expected '{', found ' '"},
+      {join(" {", good, "}"), "", "byte 1: expected '{', found ' '"},
       {"{}\0"s, "", "byte 3: "},
       {join("{", good, ",", good, "}"), "", "name \"a\" stands twice"},
       {join("{", good, ",}"), "", "byte "},
-      {join("{", good, ",\"__metadata__\":{\"k\":1}}"), "", "expected a string, found 1"},
-      {join("{", good, ",\"__metadata__\":{\"k\":null}}"), "", "expected a string, found null"},
-      {join("{", good, ",\"__metadata__\":{\"k\":{}}}"), "", "expected a string, found {}"},
+      {join("{", good, ",\"__metadata__\":{\"k\":1}}"), "", "expected a string, found '1'"},
+      {join("{", good, ",\"__metadata__\":{\"k\":null}}"), "", "expected a string, found 'n'"},
+      {join("{", good, ",\"__metadata__\":{\"k\":{}}}"), "", "expected a string, found '{'"},
       {join("{", good, ",\"__metadata__\":[]}"), "", "expected an object"},
       {join("{", good, ",\"__metadata__\":\"x\"}"), "", "expected an object"},
       {join("{", good, ",\"__metadata__\":{\"k\":\"1\",\"k\":\"2\"}}"), "", "stands twice"},
       {join("{", good, ",\"__metadata__\":{\"checksum\":\"0\"}}"), "", "checksum does not match"},
       {"{\"\xFF\":{}}", "", "invalid UTF-8"},
-      {std::string(100'000, '['), "", "nested deeper"},
-      {join("{\"a\":", std::string(100'000, '[')), "", "nested deeper"}};
+      {join("{\"a\":", std::string(100'000, '[')), "", "expected an object"},
+      {join("{\"a\":{\"b\":", std::string(100'000, '[')), "", "nested deeper"}};
   for (const auto& [header, ignored, part] : files) {
     check_refused(raw(header, floats(1), header.size()), part);
+  }
+}
+
+// Sizes that are written down are not believed before they are compared with the file.
+void check_many_dimensions() {
+  std::string shape = "[1";
+  for (std::size_t i = 0; i < 100'000; ++i) shape += ",1";
+  const std::string header = one(shape + "]", "[0,4]");
+  check_refused(raw(header, floats(1), header.size()), "\"a\": more than 8 dimensions");
+}
+
+// Halves: 1, -2, the largest, the smallest above 0, the smallest normal one; bfloats: 1, -3.
+void check_narrow_types() {
+  const TemporaryFolder folder;
+  const std::string header =
+      join(R"({"h":{"dtype":"F16","shape":[6],"data_offsets":[0,12]},)",
+           R"("b":{"dtype":"BF16","shape":[2],"data_offsets":[12,16]},)",
+           R"("ids":{"dtype":"I64","shape":[1,1],"data_offsets":[16,24]},)",
+           R"("odd":{"dtype":"F4_NEW","shape":[3],"data_offsets":[24,26]}})");
+  std::string numbers;
+  for (const int bits : {0x3C00, 0xC000, 0x7BFF, 0x0001, 0x0400, 0x8000, 0x3F80, 0xC040}) {
+    numbers += static_cast<char>(bits & 255), numbers += static_cast<char>(bits >> 8);
+  }
+  put(folder / "file", raw(header, numbers + "12345678ab", header.size()));
+  const Safetensors file(folder / "file");
+  const float halves[] = {1, -2, 65504, 0x1p-24f, 0x1p-14f, -0.0f}, bfloats[] = {1, -3};
+  float found[6];
+  file.copy("h", std::array<std::size_t, 1>{6}, found);
+  check(std::memcmp(found, halves, sizeof halves) == 0, "halves");
+  file.copy("b", std::array<std::size_t, 1>{2}, found);
+  check(std::memcmp(found, bfloats, sizeof bfloats) == 0, "bfloats");
+  check_throws(
+      [&] {
+        file.copy("ids", std::array<std::size_t, 2>{1, 1}, found);
+      },
+      {"tensor \"ids\" is I64, expected F32, F16 or BF16"});
+  check_throws([&] { file.copy("odd", std::array<std::size_t, 1>{3}, found); }, {"is F4_NEW"});
+  for (const auto& [bits, name] : {std::pair(0x7C00, "infinity"), std::pair(0x7E01, "NaN")}) {
+    numbers[0] = static_cast<char>(bits & 255), numbers[1] = static_cast<char>(bits >> 8);
+    put(folder / "bad", raw(header, numbers + "12345678ab", header.size()));
+    const Safetensors bad(folder / "bad");
+    check_throws([&] { bad.copy("h", std::array<std::size_t, 1>{6}, found); }, {"holds ", name});
   }
 }
 
@@ -735,7 +779,7 @@ void check_foreign_file() {
 void check_path_of_one_letter() {
   const TemporaryFolder folder;
   const CurrentFolder current(folder.path());
-  const std::string header = "{\"a\":{\"dtype\":\"F16\"}}";
+  const std::string header = "{\"a\":{\"dtype\":\"F32\"}}";
   put("t", raw(header, "", header.size()));
   try {
     const Safetensors file("t");
@@ -1029,6 +1073,8 @@ int main(int argc, char** argv) {
   test("safetensors: overflowing shapes", check_overflowing_shapes);
   test("safetensors: bad fields", check_bad_fields);
   test("safetensors: bad headers", check_bad_headers);
+  test("safetensors: many dimensions", check_many_dimensions);
+  test("safetensors: F16, BF16 and others", check_narrow_types);
   test("safetensors: many names for one range", check_shared_range);
   test("safetensors: a foreign file", check_foreign_file);
   test("safetensors: a path of one letter", check_path_of_one_letter);
