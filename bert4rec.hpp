@@ -1,4 +1,4 @@
-// bert4rec.hpp: BERT4Rec in one C++20 header. Version 0.2.0.
+// bert4rec.hpp: BERT4Rec in one C++20 header. Version 0.3.0.
 // Copyright (c) 2026 The bert4rec.hpp authors. SPDX-License-Identifier: MIT (text at the end).
 //
 // BERT4Rec (Sun et al., "BERT4Rec: Sequential Recommendation with Bidirectional Encoder
@@ -67,10 +67,10 @@
 // ================================================================================================
 
 #define BERT4REC_VERSION_MAJOR 0
-#define BERT4REC_VERSION_MINOR 2
+#define BERT4REC_VERSION_MINOR 3
 #define BERT4REC_VERSION_PATCH 0
-#define BERT4REC_VERSION 200  // MAJOR * 10000 + MINOR * 100 + PATCH
-#define BERT4REC_VERSION_STRING "0.2.0"
+#define BERT4REC_VERSION 300  // MAJOR * 10000 + MINOR * 100 + PATCH
+#define BERT4REC_VERSION_STRING "0.3.0"
 
 #if defined(min) || defined(max)
 #error "bert4rec.hpp needs std::min and std::max: define NOMINMAX before windows.h is included"
@@ -2458,7 +2458,7 @@ template <class Enum>
 Enum enum_value(std::string_view name, std::string_view field) {
   const auto& names = detail::EnumNames<Enum>::names;
   const auto found = std::find(names.begin(), names.end(), name);
-  require(found != names.end(), field, ": \"", name, "\" is none of ", enum_choices<Enum>());
+  require(found != names.end(), field, ": \"", shown(name), "\" is none of ", enum_choices<Enum>());
   return static_cast<Enum>(found - names.begin());
 }
 
@@ -2633,7 +2633,7 @@ Config config_from_json(const Json& json, Config config = {}) {
   });
   for (const auto& member : json.object()) {
     require(std::find(known.begin(), known.end(), member.first) != known.end(), "unknown field \"",
-            member.first, "\"");
+            shown(member.first), "\"");
   }
   validate(config);
   return config;

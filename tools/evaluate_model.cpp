@@ -77,8 +77,8 @@ struct PublishedRow {
 
 PublishedRow read_row(const Json& json, const Json& sources) {
   PublishedRow row{enum_value<Protocol>(json.at("protocol").string(), "protocol"),
-                   json.at("model").string(),
-                   sources.at(json.at("source").string()).string(),
+                   shown(json.at("model").string()),
+                   shown(sources.at(json.at("source").string()).string(), 300),
                    {}};
   std::size_t known = 3;
   RankMetrics::fields(row.metrics, [&](const std::string& name, double& value) {
