@@ -175,6 +175,8 @@ printf 'id,user_id,item_id\n0,u,a\n1,u,b\n2,v,a\n' >id.csv
 expect 0 "2 users, 2 items" import id.csv
 printf 'index,user,id\n0,u,a\n1,u,b\n2,v,a\n' >index.csv
 expect 0 "columns: user user, item id" import index.csv
+printf 'Unnamed: 0,user,id\n0,u,a\n1,u,b\n2,v,a\n' >index.csv
+expect 0 "columns: user user, item id" import index.csv
 printf 'id,user_id,anime\n0,u,a\n1,u,b\n2,v,a\n' >anime.csv
 expect 1 'anime.csv:1: is id the item, or a number of the row and anime the item?' import anime.csv
 expect 0 "2 users, 2 items" import anime.csv --item-column anime
@@ -223,6 +225,8 @@ printf 'item,user\n"a,u\n' >open.csv
 expect 1 'open.csv:2: a quote is opened and never closed' import open.csv
 printf 'item,user\n"a"b,u\n' >after.csv
 expect 1 'after.csv:2: text after a closing quote' import after.csv
+printf 'item,user\na, "u"\n' >before.csv
+expect 1 'before.csv:2: a blank before an opening quote' import before.csv
 printf '\357\273\277"user_id","item_id"\r\n"u","a"\r\n\r\nu,"b"\r\n' >windows.csv
 expect 0 "1 users, 2 items (0 with a title), 2 interactions" import windows.csv
 printf 'u a\ru b\r' >mac.txt
@@ -317,7 +321,7 @@ expect 1 'standard input:2: expected 2 fields as in the header, found 1' from_st
 expect 1 '/dev/stdin:2: expected 2 fields as in the header, found 1' through_pipe short.csv
 awk 'BEGIN { print "user_id item_id"; for (i = 0; i < 100000; i++) print "u" i % 7, "item" i }' >long.txt
 expect 0 "100,000 interactions" through_pipe long.txt
-expect 0 "7 users, 100,000 items, 100,000 interactions" "$bin/audit_dataset" --data data --split last
+expect 0 "100,000 items, 7 users, 100,000 interactions" "$bin/audit_dataset" --data data --split last
 printf 'id,title\na,From a stream\n' >items.csv
 with_items() { import plain.csv --items - <items.csv; }
 expect 0 "1 with a title" with_items

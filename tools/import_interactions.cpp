@@ -69,8 +69,9 @@ Options parse(int argc, char** argv) {
     throw cli::UsageError("--no-time and --time-column exclude each other");
   }
   int streams = 0;
-  for (const Path& path : {o.input, o.items, o.item_map})
-    streams += tables::is_standard_input(path);
+  for (const Path* path : {&o.input, &o.items, &o.item_map}) {
+    streams += tables::is_standard_input(*path);
+  }
   if (streams > 1) throw cli::UsageError("only one table can come from the standard input");
   return o;
 }
@@ -343,7 +344,7 @@ std::unordered_map<std::string, std::string> read_item_map(const Options& option
 
 // The facts about each item of the interactions, by its number.
 std::vector<ItemFacts> facts_of_items(const Interactions& table, const Options& options) {
-  auto facts = read_items(options);
+  const auto facts = read_items(options);
   const auto map = read_item_map(options);
   std::vector<ItemFacts> found(table.items.size());
   for (std::uint32_t item = 0; item < found.size(); ++item) {

@@ -207,10 +207,12 @@ class Records {
   void split() {
     const bool quotes = delimiter_ == "," || delimiter_ == ";";
     for (;;) {
-      if (quotes && rest_.starts_with('"'))
+      if (quotes && rest_.starts_with('"')) {
         take_quoted();
-      else
+      } else {
         take_plain();
+        require(!quotes || !fields_.back().starts_with('"'), "a blank before an opening quote");
+      }
       const std::size_t line_break = rest_.starts_with('\r') ? 1 : 0;
       if (line_break == rest_.size() || rest_[line_break] == '\n') return end_line(line_break);
       require(rest_.starts_with(delimiter_), "text after a closing quote");
@@ -268,9 +270,8 @@ inline double number_of(std::string_view text, std::string_view what) {
   double value = 0;
   const auto end = text.data() + text.size();
   const auto [stop, problem] = bert4rec::detail::parse_number(text.data(), end, value);
-  require(stop == end && problem == std::errc(), what, " is \"", shown(text),
-          "\", expected a number");
-  return value;
+  if (stop == end && problem == std::errc()) return value;
+  fail(what, " is \"", shown(text), "\", expected a number");
 }
 
 // The integer that `text` spells in its usual form ("7", not "07"), if it does.
@@ -406,13 +407,17 @@ class TimeColumn {
  public:
   Moment read(std::string_view text, std::size_t line) {
     const auto date = read_date(text), time = date ? date : read_decimal(text);
-    require(time.has_value(), "the time is \"", shown(text),
-            "\", expected Unix time or ISO 8601, as 2024-05-31T12:30:00Z");
+    if (!time) {
+      fail("the time is \"", shown(text),
+           "\", expected Unix time or ISO 8601, as 2024-05-31T12:30:00Z");
+    }
     if (*time == Moment()) return *time;
     const Unit* const unit = date ? &units[0] : unit_of(time->whole);
     if (unit_ == nullptr) unit_ = unit, line_ = line;
-    require(unit == unit_, "the time is \"", shown(text), "\", as ", unit->name, ", but line ",
-            line_, " has ", unit_->name);
+    if (unit != unit_) {
+      fail("the time is \"", shown(text), "\", as ", unit->name, ", but line ", line_, " has ",
+           unit_->name);
+    }
     return *time;
   }
 
