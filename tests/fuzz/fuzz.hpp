@@ -154,7 +154,8 @@ inline std::string safetensors_file(std::string header, std::string_view numbers
 inline std::string mutated_safetensors(std::string_view file, std::size_t most, unsigned seed) {
   if (seed % 2 == 0) return mutated(std::string(file), most);
   const auto [header, numbers] = safetensors_parts(file);
-  return safetensors_file(mutated(header, std::max(most, numbers.size()) - numbers.size()), numbers);
+  return safetensors_file(mutated(header, std::max(most, numbers.size()) - numbers.size()),
+                          numbers);
 }
 
 }  // namespace fuzz

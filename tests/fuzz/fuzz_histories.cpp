@@ -64,8 +64,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     interactions += items.size();
   }
   must(interactions == histories->interactions(), "every interaction is in one history");
-  must(histories->untimed_users + histories->same_time_users <= histories->size() +
-       histories->planned_entries, "users are counted once");
+  must(histories->untimed_users + histories->same_time_users <=
+           histories->size() + histories->planned_entries,
+       "users are counted once");
   const std::string lines = written(*histories);
   const auto again = load(lines);
   must(again && written(*again) == lines, "what is written reads back equal");

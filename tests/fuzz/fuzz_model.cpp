@@ -30,8 +30,8 @@ extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t s
                                                std::size_t most, unsigned seed) {
   auto [mappings, model] = two_files(view(data, size));
   if (seed / 2 % 2 == 0) {
-    model = mutated_safetensors(model, std::max(most, mappings.size() + 1) - mappings.size() - 1,
-                                seed);
+    model =
+        mutated_safetensors(model, std::max(most, mappings.size() + 1) - mappings.size() - 1, seed);
   } else {
     mappings = mutated(mappings, std::max(most, model.size() + 1) - model.size() - 1);
     if (seed % 2 != 0) mappings = resealed(mappings);
