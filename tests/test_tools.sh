@@ -142,32 +142,39 @@ expect 2 "one of --user, --items and --anilist" "$bin/recommend" --model run/mod
 # ---- bad data: nothing of the run before is touched --------------------------------------------
 cp -r run before
 broken d1 histories.jsonl 3 '{"user": "x", "entries": [}'
-expect 1 "d1/histories.jsonl:3: byte 27" train d1 run --split=last
+expect 1 "d1/histories.jsonl:3: byte 27" train d1 run --split=last --overwrite
 broken d2 histories.jsonl 2 '{"user": "x", "entries": [{"id": 1.5, "at": 1}]}'
-expect 1 "d2/histories.jsonl:2: byte" train d2 run --split=last
+expect 1 "d2/histories.jsonl:2: byte" train d2 run --split=last --overwrite
 broken d3 items.jsonl 4 '{"id": 10}'
-expect 1 "d3/items.jsonl:4: item id 10 stands twice" train d3 run --split=last
+expect 1 "d3/items.jsonl:4: item id 10 stands twice" train d3 run --split=last --overwrite
 broken d4 items.jsonl 1 '{"title": "no id"}'
-expect 1 'd4/items.jsonl:1: byte 19: missing field "id"' train d4 run --split=last
+expect 1 'd4/items.jsonl:1: byte 19: missing field "id"' train d4 run --split=last --overwrite
 broken d5 histories.jsonl 5 '{"user": "x", "entries": [{"id": 777, "at": 1}]}'
-expect 1 'd5/histories.jsonl:5: user "x" has no known item' train d5 run --split=last
+expect 1 'd5/histories.jsonl:5: user "x" has no known item' train d5 run --split=last --overwrite
 broken d6 histories.jsonl 5 '{"user": "u1", "entries": [{"id": 10, "at": 1}]}'
-expect 1 'd6/histories.jsonl:5: user "u1" stands twice' train d6 run --split=last
+expect 1 'd6/histories.jsonl:5: user "u1" stands twice' train d6 run --split=last --overwrite
 cp -r good d7 && : >d7/items.jsonl
-expect 1 "d7/items.jsonl: no items" train d7 run --split=last
+expect 1 "d7/items.jsonl: no items" train d7 run --split=last --overwrite
 cp -r good d8 && : >d8/histories.jsonl
-expect 1 "d8/histories.jsonl: no users" train d8 run --split=last
-expect 1 "leaves no validation user" train good run --val-ratio=0.01
-expect 1 "leaves no training user" train good run --val-ratio=0.99
+expect 1 "d8/histories.jsonl: no users" train d8 run --split=last --overwrite
+expect 1 "leaves no validation user" train good run --val-ratio=0.01 --overwrite
+expect 1 "leaves no training user" train good run --val-ratio=0.99 --overwrite
+expect 1 "run: holds a run already: --resume continues it, --overwrite replaces it" \
+  train good run --split=last
 diff -r before run >out && ok || bad "a refused run changed the output"
 
 # ---- checkpoints of another configuration, other data, none, damaged ---------------------------
-expect 1 "made with seed 42, now 7" train good run --split=last --seed=7 --resume
-expect 1 "made with num_heads 2, now 4" train good run --split=last --num-heads=4 --resume
+expect 1 "--seed 7: the run was made with 42" train good run --split=last --seed=7 --resume
+expect 1 "--num-heads 4: the run was made with 2" train good run --num-heads=4 --resume
+expect 1 "--lr 0.1: the run was made with 0.001" train good run --lr=0.1 --resume
+expect 1 "--max-seq-len 7: the run was made with 16" "$bin/train_model" --output run --resume \
+  --max-seq-len 7
+expect 1 "has seen 2 epochs, more than epochs 1" train good run --epochs=1 --resume
+expect 2 "not both" train good run --resume --overwrite
 broken d9 histories.jsonl 5 '{"user": "x", "entries": [{"id": 10, "at": 1}]}'
 expect 1 "made from other data" train d9 run --split=last --resume
 expect 1 "trained on other data" "$bin/evaluate_model" --data d9 --model run/models
-expect 1 "no checkpoint to resume from" train good empty --split=last --resume
+expect 1 "empty: no run to resume from" train good empty --split=last --resume
 checkpoint=run/checkpoints/checkpoint_epoch_2.safetensors
 cp $checkpoint whole
 head -c 2000 whole >$checkpoint
@@ -176,12 +183,21 @@ expect 1 "$checkpoint" train good run --split=last --resume
 expect 1 "checksum" train good run --split=last --resume
 cp whole $checkpoint
 expect 0 "continuing after epoch 2" train good run --split=last --resume
-expect 0 "epoch 3/3" train good run --split=last --epochs=3 --resume
+expect 0 "continuing after epoch 2" "$bin/train_model" --output run --resume
+expect 0 "epoch 3/3" "$bin/train_model" --output run --resume --epochs 3 --save-every 1
+touch run/checkpoints/checkpoint_epoch_2.safetensors # newest is not furthest
+expect 0 "continuing after epoch 3" "$bin/train_model" --output=run --resume
+sed 's/"batch_size": 4/"batch_size": 5/' run/models/training_config.json >config
+cp run/models/training_config.json kept && cp config run/models/training_config.json
+expect 1 "training_config.json: the checksum does not match" "$bin/train_model" --output run --resume
+cp kept run/models/training_config.json
 
 # ---- presets, folds, early stopping -------------------------------------------------------------
 echo '{"model": {"hidden_size": 8, "num_heads": 2}, "train": {"epochs": 3, "split": "last"}}' >p.json
 expect 0 "epoch 3/3" "$bin/train_model" --data good --output preset --preset p.json --threads 1
-expect 0 "epoch 1/1" "$bin/train_model" --data good --output preset --preset p.json --epochs 1
+expect 0 "epoch 1/1" "$bin/train_model" --data good --output preset --preset p.json --epochs 1 --overwrite
+ls preset/checkpoints >out
+[ "$(cat out)" = checkpoint_epoch_1.safetensors ] && ok || bad "the old run is gone as a whole"
 expect 0 "epoch 3/3" "$bin/train_model" --data good --output preset_again \
   --preset preset/models/training_config.json --epochs 3
 echo '{"train": {"epoch": 3}}' >p.json
@@ -189,10 +205,15 @@ expect 1 'p.json: unknown field "epoch"' "$bin/train_model" --data good --output
 echo '{"train": {"epochs": 3}, "modell": {}}' >p.json
 expect 1 'p.json: unknown field "modell"' "$bin/train_model" --data good --output p --preset p.json
 expect 0 "over 3 folds: loss" train good folds --folds 3
+expect 1 "folds/fold_1: holds a run already" train good folds --folds 3
+expect 0 "over 3 folds: loss" "$bin/train_model" --output folds --resume
+expect 0 "over 2 folds: loss" train good folds --folds 2 --overwrite
+[ ! -e folds/fold_3 ] && ok || bad "the third of three folds is gone"
+expect 0 "over 3 folds: loss" train good folds --folds 3 --overwrite
 [ -s folds/fold_3/models/best_model.safetensors ] && grep -q '"standard_deviation"' \
   folds/cross_validation.json && ok || bad "the folders of the folds"
 expect 0 "8 users to train on, 4 to validate" train good fold --folds 3 --fold 2
-expect 1 "folds is 13" train good fold --folds 13
+expect 1 "folds is 13" train good thirteen --folds 13
 expect 0 "stopped early" train good early --split last --epochs 500 --lr 0.1 --patience 3
 
 # ---- models that are not models ----------------------------------------------------------------
@@ -206,7 +227,7 @@ cp whole $model
 mv run/models/item_mappings.json kept
 expect 1 "item_mappings.json" "$bin/recommend" --model run/models --items 10
 head -c 200 kept >run/models/item_mappings.json
-expect 1 "item_mappings.json: byte" "$bin/recommend" --model run/models --items 10
+expect 1 "item_mappings.json: the checksum does not match" "$bin/recommend" --model run/models --items 10
 mv kept run/models/item_mappings.json
 
 # ---- two trainers, a folder that cannot be written ---------------------------------------------
@@ -218,12 +239,27 @@ while [ ! -s busy/logs/training.log ] && [ $tries -lt 600 ]; do
   tries=$((tries + 1))
   sleep 0.05
 done
-expect 1 "another process or Trainer is writing to this folder" train good busy --split=last
+expect 1 "another process or Trainer is writing to this folder" train good busy --overwrite
 # A signal finishes the step, saves, and prints the command that continues.
 kill -TERM $first
 wait $first
 [ $? = 143 ] && ok || bad "SIGTERM gives 143"
 [ -s busy/checkpoints/checkpoint_interrupted.safetensors ] && ok || bad "no checkpoint after SIGTERM"
+# So does a terminal that is closed, and a reader that goes away.
+"$bin/train_model" --output busy --resume --kernels plain >out 2>err &
+first=$!
+tries=0
+while [ ! -s out ] && [ $tries -lt 600 ]; do
+  tries=$((tries + 1))
+  sleep 0.05
+done
+rm busy/checkpoints/checkpoint_interrupted.safetensors
+kill -HUP $first
+wait $first
+[ $? = 129 ] && ok || bad "SIGHUP gives 129"
+[ -s busy/checkpoints/checkpoint_interrupted.safetensors ] && ok || bad "no checkpoint after SIGHUP"
+{ "$bin/train_model" --output busy --resume 2>err; echo $? >code; } | head -1 >out
+[ "$(cat code)" = 141 ] && [ ! -s err ] && ok || bad "a closed pipe gives 141, and no word"
 : >file
 expect 1 "file" train good file/below --split=last
 if [ "$(id -u)" != 0 ]; then
