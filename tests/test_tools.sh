@@ -321,46 +321,6 @@ expect 1 "missing/items.jsonl" "$bin/audit_dataset" --data missing
 expect 0 "warning: the split leaks" train windows_10 leaking --epochs=1
 train windows_20 honest --epochs=1 | grep -q "leaks" && bad "windows_20 accused" || ok
 
-# ---- importing --------------------------------------------------------------------------------
-printf '1 5\n1 6\n2 5\n' >pairs.txt
-expect 0 "2 users, 2 items (0 with a title), 3 interactions" \
-  "$bin/import_interactions" --input pairs.txt --output pairs
-grep -qF '{"user": "1", "entries": [{"id": 5, "at": null}, {"id": 6, "at": null}]}' \
-  pairs/histories.jsonl && ok || bad "pairs keep the order of the lines"
-printf '1::10::5::300\n1::11::3::100\n2::10::4::50\n' >ratings.dat
-printf '10::L\303\251on (1994)::Crime|Drama\n11::Heat::Crime\n' >movies.dat
-expect 0 "2 users, 2 items (2 with a title)" "$bin/import_interactions" --input ratings.dat \
-  --items movies.dat --output movies
-grep -qF '{"id": 11, "at": 100}, {"id": 10, "at": 300}' movies/histories.jsonl && ok ||
-  bad "histories are sorted by time"
-grep -qF 'Léon (1994)' movies/items.jsonl && grep -qF '["Crime", "Drama"]' movies/items.jsonl &&
-  ok || bad "titles and genres"
-printf '10::L\351on (1994)::Crime\n' >movies.dat
-expect 0 "read as Latin-1" "$bin/import_interactions" --input ratings.dat --items movies.dat \
-  --output movies
-grep -qF 'Léon (1994)' movies/items.jsonl && ok || bad "Latin-1 title"
-printf 'rating,item,user,note\n5,"a ""b"", c",x,\n4,d,x,"1,2"\n3,d,y,\n' >table.csv
-expect 0 "2 users, 2 items" "$bin/import_interactions" --input table.csv --output table
-grep -qF '{"id": "a \"b\", c"' table/items.jsonl && ok || bad "quoted CSV fields"
-expect 0 "1 interactions" "$bin/import_interactions" --input table.csv --output table --min-rating 5
-expect 1 "no column is called when" "$bin/import_interactions" --input table.csv --output t \
-  --time-column when
-printf 'u i\n1 5\n1 6\n1 7\n2 5\n2 6\n3 7\n3 8\n' | sed 1d >pairs.txt
-expect 0 "2 users, 2 items (0 with a title), 4 interactions" "$bin/import_interactions" \
-  --input pairs.txt --output pairs --min-user 2 --min-item 2
-cp -r pairs before_import
-expect 1 "no interaction is left of 7 after the filters" "$bin/import_interactions" \
-  --input pairs.txt --output pairs --min-user 9
-printf '1::10::5::soon\n' >ratings.dat
-expect 1 'ratings.dat:1: the time is "soon", expected a number' "$bin/import_interactions" \
-  --input ratings.dat --output pairs
-printf '1\n' >one.txt
-expect 1 "one.txt:1: no field for the item" "$bin/import_interactions" --input one.txt --output pairs
-: >empty.txt
-expect 1 "empty.txt: empty" "$bin/import_interactions" --input empty.txt --output pairs
-expect 1 "absent.txt: cannot open" "$bin/import_interactions" --input absent.txt --output pairs
-diff -r before_import pairs >out && ok || bad "a refused import changed the output"
-
 # ---- the benchmark ------------------------------------------------------------------------------
 expect 2 'unknown shape "seeds"' "$bin/benchmark" --shape ml-1m,seeds
 expect 2 'unknown shape ""' "$bin/benchmark" --shape ""
