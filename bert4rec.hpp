@@ -6172,8 +6172,11 @@ class Trainer {
 
   void read_progress(const Json& json) {
     const auto count = [](const Json& number) {
-      require(number.integer() >= 0, "progress: negative count");
-      return static_cast<std::uint64_t>(number.integer());
+      constexpr std::int64_t most = 1'000'000'000'000'000;  // of anything in an epoch
+      const std::int64_t value = number.integer();
+      require(value >= 0 && value <= most, "progress: a count is ", value, ", expected 0 ... ",
+              most);
+      return static_cast<std::uint64_t>(value);
     };
     batches_done_ = count(json.at("batches_done"));
     epoch_metrics_.loss_sum = json.at("loss_sum").number();
@@ -6181,6 +6184,10 @@ class Trainer {
     const Json::Array& hits = json.at("hits").array();
     require(hits.size() == top_k.size(), "progress: expected ", top_k.size(), " hit counts");
     std::transform(hits.begin(), hits.end(), epoch_metrics_.hits.begin(), count);
+    for (const std::uint64_t number : epoch_metrics_.hits) {
+      require(number <= epoch_metrics_.count, "progress: ", number, " hits of ",
+              epoch_metrics_.count);
+    }
     epoch_seconds_ = json.at("seconds").number();
   }
 
