@@ -220,8 +220,10 @@ inline std::string path_text(const Path& path) {
   }
 }
 
-// The path that a text in UTF-8 stands for; throws on Windows if it is no UTF-8.
+// The path that a text in UTF-8 stands for; throws on Windows if it is no UTF-8, and everywhere if
+// it holds a NUL, at which the system would cut it.
 inline Path path_from(std::string_view text) {
+  if (text.find('\0') != text.npos) throw Error("a path with a NUL: " + std::string(text));
   try {
     return std::u8string(text.begin(), text.end());
   } catch (const std::system_error&) {
