@@ -62,7 +62,7 @@ inline void write(const Path& path, std::string_view bytes) {
   must(file.good(), "the target can write its files");
 }
 
-// An input that stands for two files: they are separated by a NUL, which none but the last may hold.
+// An input that stands for two files, with a NUL between them, which only the second may hold.
 inline std::pair<std::string, std::string> two_files(std::string_view input) {
   const std::size_t end = std::min(input.find('\0'), input.size());
   return {std::string(input.substr(0, end)),
@@ -98,7 +98,7 @@ inline std::string resealed(const std::string& text) {
   const std::size_t end = text.find('"', begin);
   if (!text.starts_with(detail::seal_begin) || end == text.npos) return text;
   const std::string_view rest = std::string_view(text).substr(end);
-  return join(detail::seal_begin, detail::hexadecimal(checksum(rest)), rest);
+  return join(detail::seal_begin, detail::seal_of(rest), rest);
 }
 
 // The header of a safetensors file and its numbers.

@@ -1,5 +1,5 @@
-// The content of an items.jsonl. A catalogue finds each of its items by its id, and reads back equal
-// after it was written.
+// The content of an items.jsonl. A catalogue finds each of its items by its id, and reads back
+// equal after it was written.
 
 #include "fuzz.hpp"
 

@@ -1,5 +1,5 @@
-// Writes inputs for the fuzz targets that are made by our own writers of today, one folder a target:
-// make_corpus FOLDER. What stands in tests/fuzz/corpus was written by hand or once found.
+// make_corpus FOLDER: writes inputs for the fuzz targets as our writers make them today, in one
+// folder a target. What stands in tests/fuzz/corpus was written by hand, or was once a finding.
 
 #include "../small_data.hpp"
 #include "fuzz.hpp"
