@@ -517,7 +517,7 @@ serve --titles 260 --fault slow
 pid=$!
 sleep 0.3
 kill -TERM $pid
-wait $pid
+wait $pid 2>/dev/null
 [ $? = 143 ] && [ ! -s out ] && [ ! -s err ] && ok || bad "recommend catches SIGTERM"
 stop_server
 
