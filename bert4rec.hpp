@@ -17,7 +17,7 @@
 //       bert4rec::Dataset data = bert4rec::Dataset::load("data/demo");
 //       bert4rec::ModelConfig model{.hidden_size = 64, .num_heads = 2};
 //       bert4rec::TrainConfig train{.epochs = 10};
-//       bert4rec::Trainer(data, model, train, "output").run();
+//       bert4rec::Trainer(data, model, train, "output").overwrite().run();
 //       bert4rec::Recommender recommender("output/models");
 //       for (const auto& pick : recommender.recommend(data.histories.row(0), 10))
 //         std::cout << pick.score << "  " << data.catalogue.title(pick.item) << "\n";
@@ -1772,6 +1772,11 @@ inline std::string hexadecimal(std::uint64_t value) {
 
 inline constexpr std::string_view seal_begin = "{\"checksum\": \"";
 
+// Of what stands behind it, but for space at the end.
+inline std::string seal_of(std::string_view rest) {
+  return hexadecimal(checksum(rest.substr(0, rest.find_last_not_of(" \r\n") + 1)));
+}
+
 }  // namespace detail
 
 // ---- Sealed JSON -------------------------------------------------------------------------------
@@ -1782,7 +1787,7 @@ inline constexpr std::string_view seal_begin = "{\"checksum\": \"";
 // The text of a JSON object with members, sealed.
 inline std::string sealed(std::string_view object) {
   const std::string rest = join("\", ", object.substr(1));
-  return join(detail::seal_begin, detail::hexadecimal(checksum(rest)), rest);
+  return join(detail::seal_begin, detail::seal_of(rest), rest);
 }
 
 // Whether a text is sealed; throws if it is and the checksum does not match.
@@ -1790,7 +1795,7 @@ inline bool check_seal(std::string_view text, std::string_view file) {
   if (!text.starts_with(detail::seal_begin)) return false;
   text.remove_prefix(detail::seal_begin.size());
   const std::size_t end = std::min(text.find('"'), text.size());
-  require(text.substr(0, end) == detail::hexadecimal(checksum(text.substr(end))), file,
+  require(text.substr(0, end) == detail::seal_of(text.substr(end)), file,
           ": the checksum does not match: the file is damaged, or was changed by hand (take its "
           "\"checksum\" out then)");
   return true;
@@ -2236,9 +2241,12 @@ class ThreadPool {
   std::size_t size() const { return workers_.size() + 1; }
 
   // Runs task(index, worker) for each index < tasks; worker < size() owns its scratch memory.
-  // Returns when all are done; rethrows the first exception. Not to be nested.
+  // Returns when all are done; rethrows the first exception. A task must not call it for the pool
+  // that runs it: nobody would be left to do the work.
   template <class Task>
   void parallel_for(std::size_t tasks, Task&& task) {
+    require(running() != this, "parallel_for inside a task of the same ThreadPool");
+    const Running mark(this);
     if (tasks <= 1 || workers_.empty()) {
       for (std::size_t index = 0; index < tasks; ++index) task(index, std::size_t{0});
       return;
@@ -2276,6 +2284,19 @@ class ThreadPool {
   struct Job {
     void (*run)(void*, std::size_t, std::size_t) = nullptr;
     void* context = nullptr;
+  };
+
+  // The pool whose task this thread is running; null: none.
+  static const ThreadPool*& running() {
+    thread_local const ThreadPool* pool = nullptr;
+    return pool;
+  }
+  struct Running {
+    explicit Running(const ThreadPool* pool) : before(std::exchange(running(), pool)) {}
+    ~Running() { running() = before; }
+    Running(const Running&) = delete;
+    Running& operator=(const Running&) = delete;
+    const ThreadPool* before;
   };
 
   // The tasks meant for one worker. The same task of like jobs so meets the same worker, whose
@@ -2333,6 +2354,7 @@ class ThreadPool {
   }
 
   void work(std::size_t worker) {
+    const Running mark(this);
     for (std::uint32_t seen = 0;; ++seen) {
       const auto published = [&] { return generation_.load(std::memory_order_acquire) != seen; };
       if (!seen_soon(published)) {
@@ -2586,10 +2608,9 @@ Json to_json(const Config& config) {
   return json;
 }
 
-// Reads the fields; a missing one has its default, an unknown or wrong one is an error by name.
+// Reads the fields; a missing one is as in `config`, an unknown or wrong one is an error by name.
 template <class Config>
-Config config_from_json(const Json& json) {
-  Config config;
+Config config_from_json(const Json& json, Config config = {}) {
   std::vector<std::string_view> known;
   Config::fields(config, [&](std::string_view name, auto& value, auto, auto, auto) {
     using Value = std::remove_reference_t<decltype(value)>;
@@ -4117,7 +4138,9 @@ inline void read_titles(JsonReader& reader, Item& item) {
   });
 }
 
-inline Item read_item(JsonReader& reader) {
+// Calls on_other(name) for a field that is none of an item; it must read the value or skip() it.
+template <class OnOther>
+Item read_item(JsonReader& reader, OnOther&& on_other) {
   Item item;
   bool has_id = false;
   reader.object([&](std::string_view name) {
@@ -4139,11 +4162,15 @@ inline Item read_item(JsonReader& reader) {
     } else if (name == "popularity" && !reader.is_null()) {
       item.popularity = reader.integer();
     } else {
-      reader.skip();
+      on_other(name);
     }
   });
   if (!has_id) reader.error("missing field \"id\"");
   return item;
+}
+
+inline Item read_item(JsonReader& reader) {
+  return read_item(reader, [&](std::string_view) { reader.skip(); });
 }
 
 }  // namespace detail
@@ -4376,9 +4403,11 @@ inline Histories Histories::load(const Path& path, const Catalogue& catalogue) {
 struct Dataset {
   Catalogue catalogue;
   Histories histories;
+  Path folder = {};  // that it was loaded from, for the record
 
   static Dataset load(const Path& folder) {
     Dataset data;
+    data.folder = folder;
     const std::string before = detail::read_manifest(folder).text();
     data.catalogue = Catalogue::load(folder / detail::items_name);
     data.histories = Histories::load(folder / detail::histories_name, data.catalogue);
@@ -4709,16 +4738,19 @@ class Engine {
   virtual void write(State state, std::span<const float> in) = 0;
 };
 
+// What the parameters of a new engine are: random, to train, or zeros, to be written over.
+enum class Start { random, zeros };
+
 // On the processor. Real is float, or double to check gradients; Head stands on the encoder.
 // Not for two threads at once: a server makes one for each of its threads (with threads = 1), or
 // holds a lock.
 template <class Real = float, template <class> class Head = MaskedItems>
 class CpuEngine : public Engine {
  public:
-  CpuEngine(const ModelConfig& model, const TrainConfig& train)
-      : CpuEngine(model, train, detail::find_kernels<Real>(train.kernels)) {}
+  CpuEngine(const ModelConfig& model, const TrainConfig& train, Start start = Start::random)
+      : CpuEngine(model, train, detail::find_kernels<Real>(train.kernels), start) {}
   CpuEngine(const ModelConfig& model, const TrainConfig& train,
-            const detail::Kernels<Real>& kernels)
+            const detail::Kernels<Real>& kernels, Start start = Start::random)
       : config_(model),
         train_(train),
         table_(Head<Real>::tensors(model)),
@@ -4733,6 +4765,7 @@ class CpuEngine : public Engine {
         group_masked_(encoder_.capacity()),
         group_hidden_(encoder_.capacity() + 1) {
     check_arithmetic();
+    if (start == Start::zeros) return;
     write(State::parameters, initial_parameters(table_, train.seed, compute_.pool));
   }
 
@@ -4871,6 +4904,9 @@ class CpuEngine : public Engine {
             "a batch whose offsets or positions do not fit its tokens");
     require(batch.targets.size() == batch.masked.size(), "a batch with ", batch.masked.size(),
             " masked tokens and ", batch.targets.size(), " targets");
+    constexpr std::size_t most_counters = 0xFFFFFFFF;  // of dropout, one for a token and head
+    require(N <= most_counters / config_.num_heads, "a batch with ", N,
+            " tokens, expected at most ", most_counters / config_.num_heads);
     for (std::size_t row = 0; row < rows; ++row) {
       const std::size_t length = batch.offsets[row + 1] - batch.offsets[row];
       require(batch.offsets[row + 1] <= N && length >= 1 && length <= config_.max_length, "row ",
@@ -5725,7 +5761,43 @@ inline std::vector<Finding> describe(const DataAudit& audit) {
 //   checkpoints/  checkpoint_epoch_<n>.safetensors: parameters, both moments, counters and curves
 //   plots/        training_metrics.json
 //   logs/         training.log
-// and continues from its last checkpoint to the same bits as if it had never stopped.
+// and continues from the checkpoint that is furthest to the same bits as if it had never stopped. A
+// run is not replaced unasked, and if it is, then as a whole: a folder never holds files of two.
+
+namespace detail {
+
+inline constexpr std::string_view best_model_file = "models/best_model.safetensors",
+                                  final_model_file = "models/final_model.safetensors",
+                                  mappings_file = "models/item_mappings.json",
+                                  configuration_file = "models/training_config.json",
+                                  metrics_file = "plots/training_metrics.json",
+                                  log_file = "logs/training.log";
+// Drawn by tools/plots.
+inline constexpr std::array<std::string_view, 4> picture_files{
+    "plots/loss_curve.png", "plots/accuracy_curve.png", "plots/combined_metrics.png",
+    "plots/learning_curve.png"};
+
+// The names of the checkpoints of a run, sorted.
+inline std::vector<std::string> checkpoint_files(const Path& output) {
+  std::vector<std::string> files;
+  if (!path_exists(output / "checkpoints")) return files;
+  for (const Path& name : names_in_folder(output / "checkpoints")) {
+    const std::string text = path_text(name);
+    if (text.starts_with("checkpoint_") && text.ends_with(".safetensors")) {
+      files.push_back(join("checkpoints/", text));
+    }
+  }
+  return files;
+}
+
+}  // namespace detail
+
+// Whether a folder holds a run worth keeping: a model or a checkpoint.
+inline bool holds_run(const Path& output) {
+  return path_exists(output / detail::best_model_file) ||
+         path_exists(output / detail::final_model_file) ||
+         !detail::checkpoint_files(output).empty();
+}
 
 // One value an epoch; the arrays of training_metrics.json.
 struct TrainingMetrics {
@@ -5782,6 +5854,10 @@ struct TrainingMetrics {
     for (const auto& accuracy : metrics.train_accuracies) compare(accuracy);
     for (const auto& accuracy : metrics.val_accuracies) compare(accuracy);
     require(same, "curves of different lengths");
+    const Json known = metrics.to_json();
+    for (const auto& member : json.object()) {
+      require(known.find(member.first) != nullptr, "unknown field \"", shown(member.first), "\"");
+    }
     require(metrics.best_epoch <= metrics.epochs(), "best_epoch is ", metrics.best_epoch, " of ",
             metrics.epochs());
     return metrics;
@@ -5809,7 +5885,25 @@ inline void save_engine(const Path& path, const Engine& engine, bool with_moment
   write_safetensors(path, tensors, std::move(metadata));
 }
 
+// Throws unless a file holds the tensors of a table, by name and shape, and nothing else. (A
+// checkpoint holds the moments too, and may be loaded without them.)
+inline void check_tensors(const Safetensors& file, const TensorTable& table, bool with_moments) {
+  std::unordered_set<std::string> known;
+  for (const auto& [state, prefix] : state_prefixes) {
+    for (const TensorSpec& spec : table) {
+      const std::string name = join(prefix, spec.name);
+      known.insert(name);
+      if (state == State::parameters || with_moments) file.check(name, spec.shape);
+    }
+  }
+  for (const std::string& name : file.names()) {
+    require(known.contains(name), file.path(), ": tensor \"", shown(name),
+            "\" is not one of this model");
+  }
+}
+
 inline void load_engine(const Safetensors& file, Engine& engine, bool with_moments) {
+  check_tensors(file, engine.table(), with_moments);
   std::vector<float> values(engine.table().size());
   for (const auto& [state, prefix] : state_prefixes) {
     if (state != State::parameters && !with_moments) break;
@@ -5833,9 +5927,18 @@ inline std::unique_ptr<Engine> load_model(const Safetensors& file, std::size_t t
   TrainConfig train;
   train.threads = threads;
   const auto model = stored_config<ModelConfig>(file, "model_config");
-  auto engine = std::make_unique<CpuEngine<float>>(model, train);
+  check_tensors(file, bert4rec_tensors(model), false);  // before memory is taken for them
+  file.verify();
+  auto engine = std::make_unique<CpuEngine<float>>(model, train, Start::zeros);
   load_engine(file, *engine, false);
   return engine;
+}
+
+// Whether a run that is resumed may change an option: only where nothing done so far would have been
+// another. (Where the learning rate falls towards the end, the number of epochs shapes it all.)
+inline bool may_change(std::string_view field, const TrainConfig& config) {
+  if (field == "epochs") return config.schedule == Schedule::constant;
+  return field == "patience" || field == "save_every" || field == "threads" || field == "kernels";
 }
 
 struct BatchReport {
@@ -5870,6 +5973,7 @@ class Trainer {
         lock_(output_),
         split_(data.histories, train_),
         fingerprint_(data.fingerprint()) {
+    settle(lock_);
     for (const char* folder : {"models", "checkpoints", "plots", "logs"}) {
       make_folder(output_ / folder);
       remove_stale_temporaries(output_ / folder);
@@ -5892,31 +5996,43 @@ class Trainer {
     return (windows_.size() + train_.batch_size - 1) / train_.batch_size;
   }
 
-  // Continues from the checkpoint that was written last; returns its path. Throws if there is none,
-  // or if it was made with other settings or other data; the trainer is of no use then.
+  // Continues from the checkpoint that has seen most steps; returns its path. Throws if there is
+  // none, or if it was made with other settings or other data; the trainer is of no use then.
   Path resume() {
-    const Safetensors file(newest_checkpoint());
-    const auto stored = [&](std::string_view name) {
-      return Json::parse(file.metadata(name), join(file.path(), ": ", name));
-    };
-    const Json model = stored("model_config"), train = stored("train_config");
-    const Json progress = stored("progress"), metrics = stored("training_metrics");
+    const Safetensors file(furthest_checkpoint());
+    file.verify();
     require(file.metadata("data") == fingerprint_, file.path(),
             ": made from other data (other items, users or histories)");
+    const auto model = stored_config<ModelConfig>(file, "model_config");
+    const auto train = stored_config<TrainConfig>(file, "train_config");
     in_context(path_text(file.path()), [&] {
-      require_same(to_json(model_), model);
-      require_same(to_json(train_), train);
-      read_progress(progress);
-      metrics_ = TrainingMetrics::from_json(metrics);
+      require_same(to_json(model_), to_json(model));
+      require_same(to_json(train_), to_json(train));
+      read_progress(stored_json(file, "progress"));
+      metrics_ = TrainingMetrics::from_json(stored_json(file, "training_metrics"));
+      const std::size_t done = metrics_.epochs();
+      require(train_.epochs > done || (train_.epochs == done && batches_done_ == 0), "has seen ",
+              done, batches_done_ > 0 ? " epochs and a part" : " epochs", ", more than epochs ",
+              train_.epochs);
     });
     load_engine(file, *engine_, true);
+    continues_ = true;
     return file.path();
   }
 
-  // Trains to the end: true. Or until should_stop: false, after saving where it was. Without
-  // resume() before it, it begins anew, and the files of an older run are replaced one by one.
+  // Lets run() replace the run that the folder holds.
+  Trainer& overwrite() {
+    overwrites_ = true;
+    return *this;
+  }
+
+  // Trains to the end: true. Or until should_stop: false, after saving where it was. Throws if the
+  // folder holds a run and neither resume() nor overwrite() was called.
   bool run(const TrainerCallbacks& callbacks = {}) {
-    write_descriptions();
+    require(continues_ || overwrites_ || !holds_run(output_), output_,
+            ": holds a run already; resume() continues it, overwrite() replaces it");
+    write_descriptions(!continues_);
+    continues_ = true;
     log_start();
     const auto stopping = [&] { return callbacks.should_stop && callbacks.should_stop(); };
     while (!finished()) {
@@ -5930,7 +6046,7 @@ class Trainer {
         return false;
       }
     }
-    save_engine(output_ / "models" / "final_model.safetensors", *engine_, false, description());
+    save_engine(output_ / detail::final_model_file, *engine_, false, description());
     return true;
   }
 
@@ -6001,14 +6117,14 @@ class Trainer {
                              rate,  epoch_seconds_, improved};
     batches_done_ = 0, epoch_metrics_ = {}, epoch_seconds_ = 0;
     if (improved) {
-      save_engine(output_ / "models" / "best_model.safetensors", *engine_, false, description());
+      save_engine(output_ / detail::best_model_file, *engine_, false, description());
     }
     if (epoch % train_.save_every == 0 || finished()) {
       save_checkpoint(join("epoch_", epoch));
       std::error_code ignored;  // overtaken, if there was one
       std::filesystem::remove(checkpoint_path("interrupted"), ignored);
     }
-    write_file(output_ / "plots" / "training_metrics.json", metrics_.to_json().text(2) + "\n");
+    write_file(output_ / detail::metrics_file, sealed(metrics_.to_json().text(2)) + "\n");
     log_epoch(report);
     if (callbacks.on_epoch) callbacks.on_epoch(report);
   }
@@ -6027,6 +6143,7 @@ class Trainer {
 
   void save_checkpoint(std::string_view name) {
     Metadata metadata = description();
+    metadata["checkpoint_format"] = join(checkpoint_format);
     metadata["progress"] = progress().text();
     metadata["training_metrics"] = metrics_.to_json().text();
     save_engine(checkpoint_path(name), *engine_, true, std::move(metadata));
@@ -6057,7 +6174,7 @@ class Trainer {
     epoch_seconds_ = json.at("seconds").number();
   }
 
-  // The training configuration without what must not change the bytes of a run: threads, kernels,
+  // The training configuration without what must not change the bytes of a model: threads, kernels,
   // and how often to save.
   static Json comparable(const Json& config) {
     Json kept;
@@ -6067,32 +6184,66 @@ class Trainer {
     return kept;
   }
 
-  // A checkpoint of a shorter run serves a longer one, if the learning rate ignores the length.
+  // Fields that `theirs` lacks, as a checkpoint of an older version does, have their defaults.
   void require_same(const Json& ours, const Json& theirs) const {
-    const Json wanted = comparable(ours);
-    for (const auto& [field, value] : wanted.object()) {
-      if (field == "epochs" && train_.schedule == Schedule::constant) continue;
+    for (const auto& [field, value] : ours.object()) {
+      if (may_change(field, train_)) continue;
       const std::string stored = theirs.at(field).text();
       require(stored == value.text(), "made with ", field, " ", stored, ", now ", value.text());
     }
   }
 
-  // The file written last; where two are as new, the longer name (a later epoch). Whoever copies a
-  // run must keep its times (cp -a).
-  Path newest_checkpoint() const {
-    const Path folder = output_ / "checkpoints";
-    std::error_code ignored;
-    std::vector<std::tuple<std::filesystem::file_time_type, std::size_t, Path>> found;
-    for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
-      const std::string name = path_text(entry.path().filename());
-      if (!name.starts_with("checkpoint_") || !name.ends_with(".safetensors")) continue;
-      found.emplace_back(entry.last_write_time(ignored), name.size(), entry.path());
-    }
-    require(!found.empty(), folder, ": no checkpoint to resume from");
-    return std::get<2>(*std::max_element(found.begin(), found.end()));
+  static Json stored_json(const Safetensors& file, std::string_view name) {
+    return Json::parse(file.metadata(name), name);
   }
 
-  void write_descriptions() const {
+  // Whatever the files are called, and whenever they were written.
+  Path furthest_checkpoint() const {
+    using Progress = std::pair<std::size_t, std::uint64_t>;  // epochs, batches of the next
+    std::optional<std::pair<Progress, Path>> furthest;
+    for (const std::string& name : detail::checkpoint_files(output_)) {
+      const Safetensors file(output_ / path_from(name));
+      const Progress progress = in_context(path_text(file.path()), [&] {
+        check_format(file);
+        const auto metrics = TrainingMetrics::from_json(stored_json(file, "training_metrics"));
+        const std::int64_t batches = stored_json(file, "progress").at("batches_done").integer();
+        return Progress(metrics.epochs(), batches);
+      });
+      if (!furthest || progress > furthest->first) furthest.emplace(progress, file.path());
+    }
+    require(furthest.has_value(), output_ / "checkpoints", ": no checkpoint to resume from");
+    return furthest->second;
+  }
+
+  // Versions 0.1 and 0.2 wrote no number.
+  static void check_format(const Safetensors& file) {
+    const auto found = file.metadata().find("checkpoint_format");
+    if (found == file.metadata().end()) return;
+    std::uint64_t number = 0;
+    const char *begin = found->second.data(), *end = begin + found->second.size();
+    const bool known = std::from_chars(begin, end, number).ptr == end && begin != end &&
+                       number <= checkpoint_format;
+    require(known, "checkpoint_format is ", shown(found->second), ", made by a later version? ",
+            "Expected at most ", checkpoint_format);
+  }
+
+  // The set of files that says what the run is. A new run takes those of an older one away with it.
+  void write_descriptions(bool anew) const {
+    FileSet set(lock_);
+    set.write(detail::configuration_file, sealed(configuration().text(2)) + "\n");
+    set.write(detail::mappings_file, sealed(mappings_text()));
+    if (anew) {
+      for (const std::string& name : detail::checkpoint_files(output_)) set.remove(name);
+      for (const std::string_view name : detail::picture_files) set.remove(name);
+      for (const std::string_view name : {detail::best_model_file, detail::final_model_file,
+                                          detail::metrics_file, detail::log_file}) {
+        set.remove(name);
+      }
+    }
+    set.commit();
+  }
+
+  Json configuration() const {
     Json config, data;
     config.set("version", BERT4REC_VERSION_STRING);
     config.set("engine", engine_->name());
@@ -6105,9 +6256,9 @@ class Trainer {
     data.set("users", data_.histories.size());
     data.set("interactions", data_.histories.interactions());
     data.set("fingerprint", fingerprint_);
+    if (!data_.folder.empty()) data.set("folder", path_text(data_.folder));
     config.set("data", std::move(data));
-    write_file(output_ / "models" / "training_config.json", config.text(2) + "\n");
-    write_file(output_ / "models" / "item_mappings.json", mappings_text());
+    return config;
   }
 
   // {"data": fingerprint, "items": [{"index": 0, "token": 3, "id": ..., "title": ...}, ...]}
@@ -6131,7 +6282,7 @@ class Trainer {
     char stamp[32];
     std::strftime(stamp, sizeof stamp, "%Y-%m-%dT%H:%M:%SZ", &utc);
     const std::string line = join(stamp, " ", text, "\n");
-    const Path path = output_ / "logs" / "training.log";
+    const Path path = output_ / detail::log_file;
     const detail::FileHandle log(path, detail::os::Use::append, "open");
     const auto count = detail::os::write(log.handle(), line.data(), line.size());
     if (count != std::ssize(line)) detail::fail_system(path, "append to");
@@ -6162,6 +6313,8 @@ class Trainer {
   std::string fingerprint_;
   std::unique_ptr<Engine> engine_;
   Batch batch_;
+  static constexpr std::uint64_t checkpoint_format = 1;
+  bool continues_ = false, overwrites_ = false;  // what the folder holds
   // Where the run stands: whole epochs in metrics_, and the epoch under way.
   TrainingMetrics metrics_;
   std::size_t batches_done_ = 0;
@@ -6182,6 +6335,7 @@ struct Recommendation {
 
 inline std::vector<Recommendation> top_unseen(std::span<const float> scores, ItemSpan seen,
                                               std::size_t count) {
+  detail::require_items(seen, scores.size());
   std::vector<bool> hidden(scores.size(), false);
   for (const std::int32_t item : seen) hidden[static_cast<std::size_t>(item)] = true;
   // The best so far in a heap whose top is the worst of them; a lower item wins a tie.
@@ -6206,6 +6360,7 @@ inline std::vector<Recommendation> top_unseen(std::span<const float> scores, Ite
   if (std::isnan(all.sum)) {
     const auto bad =
         std::find_if(scores.begin(), scores.end(), [](float s) { return !(s < INFINITY); });
+    require(bad != scores.end(), "all scores are -inf: there is nothing to choose");
     fail("the score of item ", bad - scores.begin(), " is ", *bad, ", expected a finite number");
   }
   for (Recommendation& pick : best) {
@@ -6221,11 +6376,12 @@ class Recommender {
   // `models`: the folder that a Trainer wrote.
   explicit Recommender(const Path& models, std::string_view name = "best_model",
                        std::size_t threads = 0) {
+    settle(detail::folder_of(models.has_filename() ? models : models.parent_path()));
     const Safetensors file(models / path_from(join(name, ".safetensors")));
-    engine_ = load_model(file, threads);
     const std::string data = load_mappings(models / "item_mappings.json");
     require(data == file.metadata("data"), models,
             ": item_mappings.json and the model are of different runs");
+    engine_ = load_model(file, threads);
     require(catalogue_.size() == engine_->config().num_items, models, ": item_mappings.json has ",
             catalogue_.size(), " items, the model ", engine_->config().num_items);
   }
@@ -6247,22 +6403,43 @@ class Recommender {
   // Fills the catalogue; returns the fingerprint of the data it belongs to.
   std::string load_mappings(const Path& path) {
     const std::string text = read_file(path), file = path_text(path);
+    const bool is_sealed = check_seal(text, file);
     std::string data;
     JsonReader reader(text, file);
     reader.object([&](std::string_view name) {
       if (name == "data") {
         data = reader.string();
       } else if (name == "items") {
-        reader.array([&] {
-          Item item = detail::read_item(reader);
-          in_context(file, [&] { catalogue_.add(std::move(item)); });
-        });
-      } else {
+        reader.array([&] { load_mapping(reader, file); });
+      } else if (name == "checksum" && is_sealed) {
         reader.skip();
+      } else {
+        reader.error("unknown field \"", shown(name), "\"");
       }
     });
     reader.end();
     return data;
+  }
+
+  // The next item, which must say that it is the next.
+  void load_mapping(JsonReader& reader, const std::string& file) {
+    const auto number = static_cast<std::int32_t>(catalogue_.size());
+    int places = 0;
+    const auto expect = [&](std::string_view name, std::int64_t expected) {
+      const std::int64_t found = reader.integer();
+      if (found != expected) reader.error(name, " is ", found, ", expected ", expected);
+      ++places;
+    };
+    Item item = detail::read_item(reader, [&](std::string_view name) {
+      if (name == "index")
+        expect("index", number);
+      else if (name == "token")
+        expect("token", token_of(number));
+      else
+        reader.skip();
+    });
+    if (places != 2) reader.error("item ", number, " lacks its \"index\" or \"token\"");
+    in_context(file, [&] { catalogue_.add(std::move(item)); });
   }
 
   std::unique_ptr<Engine> engine_;

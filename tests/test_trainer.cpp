@@ -151,8 +151,8 @@ void test_early_stopping() {
     train.best_by = metric;
     const TemporaryFolder folder;
     const std::string once = trained(data, small_model(), train, folder / "once");
-    const auto metrics = TrainingMetrics::from_json(
-        Json::parse(file_bytes(folder / "once/plots/training_metrics.json")));
+    const auto metrics =
+        TrainingMetrics::from_json(read_sealed_json(folder / "once/plots/training_metrics.json"));
     check(metrics.epochs() < 400, "it stopped");
     check_equal(metrics.epochs(), metrics.best_epoch + 5);
     for (std::size_t epoch = 1; epoch <= metrics.epochs(); ++epoch) {
@@ -193,12 +193,12 @@ void test_files_of_a_run() {
     check(std::filesystem::exists(folder / name), name);
   }
   const auto metrics =
-      TrainingMetrics::from_json(Json::parse(file_bytes(folder / "plots/training_metrics.json")));
+      TrainingMetrics::from_json(read_sealed_json(folder / "plots/training_metrics.json"));
   check_equal(metrics.epochs(), 4u);
   check_equal(metrics.val_accuracies[3].size(), 4u);
-  const Json config = Json::parse(file_bytes(folder / "models/training_config.json"));
+  const Json config = read_sealed_json(folder / "models/training_config.json");
   check_equal(config.at("model").at("num_items").integer(), 15);
-  const Json mappings = Json::parse(file_bytes(folder / "models/item_mappings.json"));
+  const Json mappings = read_sealed_json(folder / "models/item_mappings.json");
   check_equal(mappings.at("items").array()[3].at("token").integer(), 6);
   check_equal(mappings.at("items").array()[3].at("id").integer(), 103);
 }
@@ -302,8 +302,11 @@ void test_full_disk() {
     const rlimit limit{before.size() / 2, before.size() / 2};
     ::setrlimit(RLIMIT_FSIZE, &limit);
     std::signal(SIGXFSZ, SIG_IGN);
+    train.epochs = 6;
     try {
-      Trainer(data, small_model(), train, folder.path()).run();
+      Trainer trainer(data, small_model(), train, folder.path());
+      trainer.resume();
+      trainer.run();
     } catch (const Error& error) {
       ::_exit(std::string_view(error.what()).find("cannot write") != std::string::npos ? 7 : 8);
     }
@@ -313,6 +316,7 @@ void test_full_disk() {
   ::waitpid(child, &status, 0);
   check_equal(WEXITSTATUS(status), 7);
   check(file_bytes(checkpoint) == before, "the old checkpoint is untouched");
+  check(Trainer(data, small_model(), train, folder.path()).resume() == checkpoint, "and serves");
 }
 
 void full_disk() { test("a full disk loses nothing", test_full_disk); }

@@ -100,12 +100,15 @@ inline void print_utf8() {}
 // Whether stderr goes to a terminal.
 inline bool on_terminal() { return ::isatty(STDERR_FILENO) != 0; }
 
-// The first SIGINT or SIGTERM only sets received_signal; a second one ends the process at once.
+// The first SIGINT, SIGTERM or SIGHUP only sets received_signal; a second one ends the process at
+// once. So does a closed pipe behind the standard output (`| head`), but for the second one, since
+// what is saved then may be printed.
 inline void catch_stop_signals() {
   struct sigaction action {};
   action.sa_handler = [](int number) { received_signal = number; };
+  ::sigaction(SIGPIPE, &action, nullptr);
   action.sa_flags = static_cast<int>(SA_RESETHAND);
-  for (const int number : {SIGINT, SIGTERM}) ::sigaction(number, &action, nullptr);
+  for (const int number : {SIGINT, SIGTERM, SIGHUP}) ::sigaction(number, &action, nullptr);
 }
 
 inline constexpr std::string_view plain_in_shell = "-_=./,:+@%";
@@ -313,6 +316,7 @@ int run(const char* name, int argc, char** argv, Body&& body) {
     words.push_back(nullptr);
     const int code = body(static_cast<int>(texts.size()), words.data());
     std::cout.flush();
+    if (code > 128) return code;  // a signal; of SIGPIPE nobody hears
     require(static_cast<bool>(std::cout), "cannot write to the standard output");
     return code;
   } catch (const UsageError& error) {

@@ -11,13 +11,20 @@ struct Options {
   ModelConfig model;
   TrainConfig train;
   Path data = "data/demo", output = "output", preset;
-  bool resume = false, gpu = false, fp16 = false, every_fold = false;
+  bool resume = false, overwrite = false, gpu = false, fp16 = false, every_fold = false;
 };
 
-// {"model": {...}, "train": {...}}: what differs from the defaults, or the training_config.json of
-// an older run.
-void read_preset(const Path& path, Options& options) {
-  const Json json = Json::parse(read_file(path), path_text(path));
+// The flags that are not called like their fields.
+const std::map<std::string, std::string> flag_names{{"learning_rate", "lr"},
+                                                    {"validation_ratio", "val-ratio"},
+                                                    {"mask_probability", "mask-prob"},
+                                                    {"max_length", "max-seq-len"}};
+
+// {"model": {...}, "train": {...}}: options that go before those there are; or the whole
+// training_config.json of a run. Returns the facts about the data in it, if there are any.
+Json read_options(const Path& path, Options& options) {
+  const Json json = read_sealed_json(path);
+  Json data;
   in_context(path_text(path), [&] {
     for (const auto& member : json.object()) {
       const std::string& name = member.first;
@@ -26,42 +33,92 @@ void read_preset(const Path& path, Options& options) {
       const bool known =
           name == "model" || name == "train" ||
           std::find(std::begin(described), std::end(described), name) != std::end(described);
-      require(known, "unknown field \"", name, "\", expected \"model\" and \"train\"");
+      require(known, "unknown field \"", shown(name), "\", expected \"model\" and \"train\"");
     }
-    if (const Json* found = json.find("model")) {
-      Json model = *found;
-      if (model.find("num_items") == nullptr) model.set("num_items", 1);  // the data will tell
-      options.model = config_from_json<ModelConfig>(model);
+    if (const Json* model = json.find("model")) {
+      options.model.num_items = 1;  // the data will tell
+      options.model = config_from_json<ModelConfig>(*model, options.model);
     }
     if (const Json* train = json.find("train")) {
-      options.train = config_from_json<TrainConfig>(*train);
+      options.train = config_from_json<TrainConfig>(*train, options.train);
     }
+    if (const Json* found = json.find("data")) data = *found;
   });
+  return data;
+}
+
+// ---- Resuming: the options of the run that is there ---------------------------------------------
+
+// Of the run in a folder; of a cross-validation, those of its first fold.
+Options stored_options(const Path& output) {
+  Options stored;
+  const Path below = Path("models") / "training_config.json";
+  stored.every_fold = !path_exists(output / below) && path_exists(output / "fold_1" / below);
+  const Path file = (stored.every_fold ? output / "fold_1" : output) / below;
+  require(path_exists(file), output, ": no run to resume from: there is no ", path_text(below));
+  const Json data = read_options(file, stored);
+  const Json* const folder = data.is_null() ? nullptr : data.find("folder");
+  if (folder != nullptr) stored.data = path_from(folder->string());
+  return stored;
+}
+
+// Throws where flags or a preset would change what a resumed run must keep.
+template <class Config>
+void require_unchanged(const Config& before, const Config& now, const TrainConfig& train) {
+  const Json stored = to_json(before), wanted = to_json(now);
+  for (const auto& [field, value] : wanted.object()) {
+    const std::string was = stored.at(field).text();
+    if (field == "num_items" || may_change(field, train) || value.text() == was) continue;
+    const auto renamed = flag_names.find(field);
+    std::string flag = renamed == flag_names.end() ? field : renamed->second;
+    std::replace(flag.begin(), flag.end(), '_', '-');
+    fail("--", flag, " ", value.text(), ": the run was made with ", was, ", and --resume keeps to ",
+         "it; only --epochs (where the schedule is constant), --patience, --save-every, --threads ",
+         "and --kernels may change");
+  }
+}
+
+// ---- The command line ---------------------------------------------------------------------------
+
+void add_flags(cli::CommandLine& line, Options& options) {
+  line.option("data", options.data, "folder with items.jsonl and histories.jsonl");
+  line.option("output", options.output, "folder for models, checkpoints, plots and logs");
+  line.option("preset", options.preset, "JSON file of options; flags beside it go before it");
+  line.configuration(options.train, flag_names);
+  line.configuration(options.model, flag_names, {"num_items"});
+  line.flag("resume", options.resume,
+            "continue the run in the output folder, with the options it was begun with");
+  line.flag("overwrite", options.overwrite, "replace the run in the output folder");
+  line.flag("gpu", options.gpu, "train on a CUDA device (not in this version)");
+  line.flag("fp16", options.fp16, "half precision on a CUDA device (not in this version)");
 }
 
 Options parse(int argc, char** argv) {
   Options options;
   cli::CommandLine line("train_model", "trains BERT4Rec with the Cloze task",
-                        "train_model --data data/demo --output output --epochs 50 --seed 1");
-  line.option("data", options.data, "folder with items.jsonl and histories.jsonl");
-  line.option("output", options.output, "folder for models, checkpoints, plots and logs");
-  line.option("preset", options.preset, "JSON file of options; flags beside it go before it");
-  line.configuration(options.train, {{"learning_rate", "lr"},
-                                     {"validation_ratio", "val-ratio"},
-                                     {"mask_probability", "mask-prob"}});
-  line.configuration(options.model, {{"max_length", "max-seq-len"}}, {"num_items"});
-  line.flag("resume", options.resume, "continue from the last checkpoint in the output folder");
-  line.flag("gpu", options.gpu, "train on a CUDA device (not in this version)");
-  line.flag("fp16", options.fp16, "half precision on a CUDA device (not in this version)");
+                        "train_model --data data/demo --output output --epochs 50 --seed 1\n"
+                        "  train_model --output output --resume");
+  add_flags(line, options);
   line.parse(argc, argv);
-  if (!options.preset.empty()) {
-    read_preset(options.preset, options);
-    line.parse(argc, argv);  // again, since flags go before the file
+  if (options.resume && options.overwrite) {
+    throw cli::UsageError("--resume or --overwrite, not both");
   }
+  const Options stored = options.resume ? stored_options(options.output) : Options();
+  if (options.resume) {
+    options.model = stored.model, options.train = stored.train, options.data = stored.data;
+  }
+  if (!options.preset.empty()) read_options(options.preset, options);
+  line.parse(argc, argv);  // again, since flags go before files
   if (line.given("dropout") && !line.given("attention-dropout")) {
     options.model.attention_dropout = options.model.dropout;
   }
   options.every_fold = options.train.folds > 0 && !line.given("fold");
+  if (options.resume) {
+    options.every_fold = stored.every_fold;
+    if (options.every_fold) options.train.fold = stored.train.fold;
+    require_unchanged(stored.model, options.model, options.train);
+    require_unchanged(stored.train, options.train, options.train);
+  }
   require(!options.gpu && !options.fp16, options.gpu ? "--gpu" : "--fp16", ": version ",
           BERT4REC_VERSION_STRING, " has no CUDA engine; leave the flag out to train on the CPU");
   return options;
@@ -149,6 +206,7 @@ std::optional<TrainingMetrics> train(const Options& options, const Dataset& data
     print_epoch(report);
   };
   callbacks.should_stop = [] { return cli::received_signal != 0; };
+  if (options.overwrite) trainer.overwrite();
   const bool finished = trainer.run(callbacks);
   bar.clear();
   const TrainingMetrics& metrics = trainer.metrics();
@@ -210,7 +268,7 @@ bool train_folds(const Options& options, const Dataset& data) {
     Options one = options;
     one.train.fold = fold;
     one.output = options.output / join("fold_", fold);
-    one.resume = options.resume && std::filesystem::exists(one.output / "checkpoints");
+    one.resume = options.resume && holds_run(one.output);
     std::cout << "== fold " << fold << " of " << options.train.folds << std::endl;
     const auto metrics = train(one, data);
     if (!metrics) return false;
@@ -220,12 +278,38 @@ bool train_folds(const Options& options, const Dataset& data) {
   return true;
 }
 
+// Nothing that is there is replaced unasked.
+void require_free(const Options& options) {
+  if (options.resume || options.overwrite) return;
+  for (const Path& output : {options.output, options.output / "fold_1"}) {
+    require(!holds_run(output), output,
+            ": holds a run already: --resume continues it, --overwrite replaces it");
+  }
+}
+
+// Removes what is left of an older cross-validation, as one.
+void remove_folds(const Path& output) {
+  make_folder(output);
+  const FolderLock lock(output);
+  settle(lock);
+  FileSet set(lock);
+  for (const Path& path : names_in_folder(output)) {
+    const std::string name = path_text(path);
+    const bool fold =
+        name.starts_with("fold_") && name.find_first_not_of("0123456789", 5) == name.npos;
+    if (fold || name == "cross_validation.json") set.remove(name);
+  }
+  set.commit();
+}
+
 int run(int argc, char** argv) {
   const Options options = parse(argc, argv);
+  require_free(options);
   const Dataset data = Dataset::load(options.data);
   describe_data(data);
   print_warnings(data, options.train);
   cli::catch_stop_signals();
+  if (options.overwrite) remove_folds(options.output);
   const bool finished =
       options.every_fold ? train_folds(options, data) : train(options, data).has_value();
   return finished ? 0 : stopped(options, cli::command_text(argc, argv));

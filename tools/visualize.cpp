@@ -15,7 +15,7 @@ int visualize(int argc, char** argv) {
   line.option("output", output, "folder for the pictures (that of --metrics)");
   line.parse(argc, argv);
   if (output.empty()) output = file.has_parent_path() ? file.parent_path() : Path(".");
-  const Json json = Json::parse(read_file(file), path_text(file));
+  const Json json = read_sealed_json(file);
   const TrainingMetrics metrics = in_context(path_text(file), [&] {
     TrainingMetrics read = TrainingMetrics::from_json(json);
     plots::check_curves(read);

@@ -463,13 +463,12 @@ Canvas learning_figure(const TrainingMetrics& metrics) {
 void draw_plots(const TrainingMetrics& metrics, const bert4rec::Path& folder) {
   check_curves(metrics);
   bert4rec::make_folder(folder);
-  const auto write = [&](const char* name, const Canvas& picture) {
-    bert4rec::write_file(folder / name, picture.png());
-  };
-  write("loss_curve.png", loss_figure(metrics));
-  write("accuracy_curve.png", accuracy_figure(metrics));
-  write("combined_metrics.png", combined_figure(metrics));
-  write("learning_curve.png", learning_figure(metrics));
+  Canvas (*const figures[])(const TrainingMetrics&) = {loss_figure, accuracy_figure,
+                                                       combined_figure, learning_figure};
+  for (std::size_t i = 0; i < std::size(figures); ++i) {
+    const bert4rec::Path name = bert4rec::detail::picture_files.at(i);
+    bert4rec::write_file(folder / name.filename(), figures[i](metrics).png());
+  }
 }
 
 }  // namespace plots
