@@ -41,7 +41,7 @@ passed=0 failed=0 what=preparing
 ok() { passed=$((passed + 1)); }
 bad() {
   failed=$((failed + 1))
-  [ $failed -gt 10 ] && return
+  [ $failed -gt ${MOST:-10} ] && return
   echo "FAILED: $part: $what: $1" | head -c 400 | tr '\n' ' ' && echo
   head -c 300 printed err 2>/dev/null | sed 's/^/    /'
 }
@@ -154,16 +154,17 @@ data() {
 # train PREFIX... : the words behind -- are options
 train() { "$@" --hidden-size 4 --num-heads 1 --num-layers 1 --max-seq-len 8 --batch-size 8 --threads 1 \
   --save-every 1 --split last; }
-train_leave="-x .lock -x training.log -x training_metrics.json -x curves.json
+train_leave="-x .lock -x training.log -x training_metrics.json -x loss_curve.png
   -x checkpoint_*.safetensors"
 look_at_model() { "$bin/recommend" --model out/models --items "the-item-of-number-$1" --json; }
-overwrite=$("$bin/train_model" --help | grep -o -- '--overwrite') || overwrite=
 
-# Continues a run if it got so far, else begins anew.
+# go_on EPOCHS [exec]: resumes a run if it got so far, else begins anew.
 go_on() {
+  epochs=$1
+  shift
   case $(echo out/checkpoints/checkpoint_*) in
-    *'*') train "$bin/train_model_plain" --data good --output out --epochs 2 $overwrite ;;
-    *) train "$bin/train_model_plain" --data good --output out --epochs 2 --resume ;;
+    *'*') train "$@" "$bin/train_model_plain" --data good --output out --epochs "$epochs" --overwrite ;;
+    *) "$@" "$bin/train_model_plain" --output out --resume ;;
   esac
 }
 
@@ -176,7 +177,7 @@ part_train_anew() {
   must act
   between=$(seen)
   act() { train "$@" "$bin/train_model_plain" --data good --output out --epochs 2; }
-  again() { go_on; }
+  again() { go_on 2; }
   attack
 }
 
@@ -185,7 +186,7 @@ part_train_resume() {
   leave=$train_leave
   look() { look_at_model 10; }
   must train "$bin/train_model_plain" --data good --output before --epochs 1
-  act() { train "$@" "$bin/train_model_plain" --data good --output out --epochs 2 --resume; }
+  act() { "$@" "$bin/train_model_plain" --output out --epochs 2 --resume; }
   attack
 }
 
@@ -193,21 +194,22 @@ part_train_overwrite() {
   data good 10 9 12
   data other 13 8 10
   refusal=yes leave=$train_leave
-  look() { look_at_model 13 && as_one; }
-  # The files of the old run are all there or none is.
-  as_one() {
-    kept=0 gone=0
-    for file in $(cd before && find . -name '*.safetensors' -o -name '*.json'); do
-      cmp -s "before/$file" "out/$file" && kept=$((kept + 1)) || gone=$((gone + 1))
-    done
-    [ $kept = 0 ] || [ $gone = 0 ] || bad "of the old files $kept are kept, $gone gone"
+  # The files of the old run are all there or none is, once a reader has been there.
+  look() {
+    look_at_model 13
+    result=$?
+    kept=$(identical before out)
+    [ "$kept" = 0 ] || [ "$kept" = "$old_files" ] || echo "$kept of $old_files old files are there"
+    return $result
   }
+  identical() { diff -rs -x .lock -x training.log "$1" "$2" | grep -c 'are identical$'; }
   must train "$bin/train_model_plain" --data other --output before --epochs 2
-  act() { train "$@" "$bin/train_model_plain" --data good --output out --epochs 1 $overwrite; }
+  old_files=$(identical before before)
+  act() { train "$@" "$bin/train_model_plain" --data good --output out --epochs 1 --overwrite; }
   start
   must act
   between=$(seen)
-  act() { train "$@" "$bin/train_model_plain" --data good --output out --epochs 2 $overwrite; }
+  act() { train "$@" "$bin/train_model_plain" --data good --output out --epochs 2 --overwrite; }
   attack
 }
 
@@ -328,7 +330,7 @@ part_readers() {
 part_pictures() {
   data good 10 9 12
   must train "$bin/train_model_plain" --data good --output before --epochs 2
-  rm before/plots/curves.json
+  rm before/plots/loss_curve.png
   draw() { "$@" "$bin/visualize" --metrics out/plots/training_metrics.json; }
   start
   must draw env LD_PRELOAD="$bin/libfaults.so" FAULT_CALL=any FAULT_COUNT="$work/count"
@@ -394,9 +396,9 @@ part_flips_run() {
   recommended() { "$bin/recommend" --model run/models --items the-item-of-number-10 --json; }
   evaluated() { "$bin/evaluate_model" --model run/models --data good --json; }
   drawn() {
-    rm -f curves.json
+    rm -f loss_curve.png
     "$bin/visualize_plain" --metrics run/plots/training_metrics.json --output . >/dev/null &&
-      cat curves.json
+      cat loss_curve.png
   }
   for name in best_model.safetensors item_mappings.json training_config.json; do
     flipped run/models/$name recommended
@@ -411,7 +413,7 @@ part_flips_resume() {
   resumed() {
     rm -rf out
     cp -R run out
-    train "$bin/train_model_plain" --data good --output out --epochs 2 --resume >/dev/null && models
+    "$bin/train_model_plain" --output out --epochs 2 --resume >/dev/null && models
   }
   models() {
     cat out/models/best_model.safetensors out/models/final_model.safetensors \
@@ -451,6 +453,7 @@ part_flips_caches() {
     prepare "$bin/prepare_dataset" --count 60 >/dev/null && cksum <out/items.jsonl
   }
   flipped killed/.cache/*/1.json with_page
+  rm -rf out
   must prepare "$bin/prepare_dataset" --count 60
   must load "$bin/load_users" --file names
   mv out loaded
@@ -497,20 +500,13 @@ killed_often() {
   same && ok
 }
 
-# Commands that take the place of the shell that would wait for them: a kill meets the tool itself.
+# (exec, so that the kill meets the tool and not a shell that waits for it.)
 part_kills() {
   data good 10 9 12
   leave=$train_leave
-  long() { train "$@" --data good --output out --epochs 200; }
-  must long "$bin/train_model_plain"
+  must go_on 200
   mv out undisturbed
-  train_on() {
-    case $(echo out/checkpoints/checkpoint_*) in
-      *'*') long exec "$bin/train_model_plain" $overwrite ;;
-      *) long exec "$bin/train_model_plain" --resume ;;
-    esac
-  }
-  killed_often 60 train_on
+  killed_often 60 go_on 200 exec
   rm -rf undisturbed out
   leave="-x .lock -x .cache"
 
