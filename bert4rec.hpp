@@ -1,4 +1,4 @@
-// bert4rec.hpp: BERT4Rec in one C++20 header. Version 0.2.0.
+// bert4rec.hpp: BERT4Rec in one C++20 header. Version 0.3.0.
 // Copyright (c) 2026 The bert4rec.hpp authors. SPDX-License-Identifier: MIT (text at the end).
 //
 // BERT4Rec (Sun et al., "BERT4Rec: Sequential Recommendation with Bidirectional Encoder
@@ -67,10 +67,10 @@
 // ================================================================================================
 
 #define BERT4REC_VERSION_MAJOR 0
-#define BERT4REC_VERSION_MINOR 2
+#define BERT4REC_VERSION_MINOR 3
 #define BERT4REC_VERSION_PATCH 0
-#define BERT4REC_VERSION 200  // MAJOR * 10000 + MINOR * 100 + PATCH
-#define BERT4REC_VERSION_STRING "0.2.0"
+#define BERT4REC_VERSION 300  // MAJOR * 10000 + MINOR * 100 + PATCH
+#define BERT4REC_VERSION_STRING "0.3.0"
 
 #if defined(min) || defined(max)
 #error "bert4rec.hpp needs std::min and std::max: define NOMINMAX before windows.h is included"
@@ -2458,7 +2458,7 @@ template <class Enum>
 Enum enum_value(std::string_view name, std::string_view field) {
   const auto& names = detail::EnumNames<Enum>::names;
   const auto found = std::find(names.begin(), names.end(), name);
-  require(found != names.end(), field, ": \"", name, "\" is none of ", enum_choices<Enum>());
+  require(found != names.end(), field, ": \"", shown(name), "\" is none of ", enum_choices<Enum>());
   return static_cast<Enum>(found - names.begin());
 }
 
@@ -2633,7 +2633,7 @@ Config config_from_json(const Json& json, Config config = {}) {
   });
   for (const auto& member : json.object()) {
     require(std::find(known.begin(), known.end(), member.first) != known.end(), "unknown field \"",
-            member.first, "\"");
+            shown(member.first), "\"");
   }
   validate(config);
   return config;
@@ -4408,6 +4408,7 @@ struct Dataset {
   static Dataset load(const Path& folder) {
     Dataset data;
     data.folder = folder;
+    settle(folder);
     const std::string before = detail::read_manifest(folder).text();
     data.catalogue = Catalogue::load(folder / detail::items_name);
     data.histories = Histories::load(folder / detail::histories_name, data.catalogue);
@@ -5922,6 +5923,12 @@ Config stored_config(const Safetensors& file, std::string_view name) {
   return in_context(context, [&] { return config_from_json<Config>(json); });
 }
 
+// The file of a model in the models folder of a run.
+inline Safetensors open_model(const Path& models, std::string_view name = "best_model") {
+  settle(detail::folder_of(models.has_filename() ? models : models.parent_path()));
+  return Safetensors(models / path_from(join(name, ".safetensors")));
+}
+
 // A trained model from its file, ready to score.
 inline std::unique_ptr<Engine> load_model(const Safetensors& file, std::size_t threads = 0) {
   TrainConfig train;
@@ -5974,6 +5981,7 @@ class Trainer {
         split_(data.histories, train_),
         fingerprint_(data.fingerprint()) {
     settle(lock_);
+    remove_stale_temporaries(output_);
     for (const char* folder : {"models", "checkpoints", "plots", "logs"}) {
       make_folder(output_ / folder);
       remove_stale_temporaries(output_ / folder);
@@ -6009,6 +6017,8 @@ class Trainer {
       require_same(to_json(model_), to_json(model));
       require_same(to_json(train_), to_json(train));
       read_progress(stored_json(file, "progress"));
+      require(batches_done_ <= batches_per_epoch(), "progress: batch ", batches_done_, " of ",
+              batches_per_epoch());
       metrics_ = TrainingMetrics::from_json(stored_json(file, "training_metrics"));
       const std::size_t done = metrics_.epochs();
       require(train_.epochs > done || (train_.epochs == done && batches_done_ == 0), "has seen ",
@@ -6336,6 +6346,7 @@ struct Recommendation {
 inline std::vector<Recommendation> top_unseen(std::span<const float> scores, ItemSpan seen,
                                               std::size_t count) {
   detail::require_items(seen, scores.size());
+  if (scores.empty()) return {};
   std::vector<bool> hidden(scores.size(), false);
   for (const std::int32_t item : seen) hidden[static_cast<std::size_t>(item)] = true;
   // The best so far in a heap whose top is the worst of them; a lower item wins a tie.
@@ -6376,8 +6387,7 @@ class Recommender {
   // `models`: the folder that a Trainer wrote.
   explicit Recommender(const Path& models, std::string_view name = "best_model",
                        std::size_t threads = 0) {
-    settle(detail::folder_of(models.has_filename() ? models : models.parent_path()));
-    const Safetensors file(models / path_from(join(name, ".safetensors")));
+    const Safetensors file = open_model(models, name);
     const std::string data = load_mappings(models / "item_mappings.json");
     require(data == file.metadata("data"), models,
             ": item_mappings.json and the model are of different runs");

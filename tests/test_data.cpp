@@ -291,6 +291,12 @@ void test_top_unseen() {
   }
   scores[17] = std::nanf("");
   check_throws([&] { top_unseen(scores, seen, 10); }, {"item 17 is nan"});
+  const std::vector<float> lost(20, -INFINITY);
+  check_throws([&] { top_unseen(lost, {}, 10); }, {"all scores are -inf"});
+  check(top_unseen({}, {}, 10).empty(), "of nothing, nothing");
+  for (const std::int32_t item : {-1, 20, 1 << 30}) {
+    check_throws([&] { top_unseen(lost, std::vector{item}, 10); }, {join("item ", item)});
+  }
 }
 
 void test_learning_rates() {
@@ -305,6 +311,20 @@ void test_learning_rates() {
   config.schedule = Schedule::cosine;
   check(std::abs(learning_rate_at(config, 9, 14) - 0.5) < 1e-12, "cosine, half way");
   check(learning_rate_at(config, 14, 14) < 1e-12, "cosine, at the end");
+}
+
+// The counters of dropout have 32 bits for the token and its head.
+void test_large_batch() {
+  ModelConfig model = small_model();
+  model.num_items = 5, model.hidden_size = model.num_heads = 2048, model.num_layers = 1;
+  CpuEngine<float> engine(model, small_train(), Start::zeros);
+  Batch batch;
+  batch.tokens.assign(12 * 180'000, 3);
+  batch.positions.resize(batch.tokens.size());
+  for (std::size_t end = 12; end <= batch.tokens.size(); end += 12) batch.offsets.push_back(end);
+  batch.masked.push_back(0), batch.targets.push_back(0);
+  check_throws([&] { engine.train(batch, 0, 1e-3); },
+               {"a batch with 2160000 tokens, expected at most 2097151"});
 }
 
 void test_bad_batches() {
@@ -347,5 +367,6 @@ int main() {
   test("the best unseen items, ties by number", test_top_unseen);
   test("learning rates", test_learning_rates);
   test("bad batches are refused", test_bad_batches);
+  test("batches that are too large", test_large_batch);
   return finish();
 }

@@ -224,7 +224,7 @@ table() {
   }' >"$1"
 }
 import() { "$@" --items titles.csv --output out; }
-look_at_data() { "$bin/audit_dataset" --data out --json; }
+look_at_data() { "$bin/audit_dataset" --data out --val-ratio 0.5 --json; }
 
 import_files() {
   table new.csv 8 6 0

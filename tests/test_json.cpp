@@ -9,6 +9,10 @@
 using namespace bert4rec;
 using namespace std::string_literals;
 
+// A pointer is no truth value.
+static_assert(!std::is_constructible_v<Json, const int*> && !std::is_constructible_v<Json, void*>);
+static_assert(std::is_constructible_v<Json, char*> && std::is_constructible_v<Json, bool>);
+
 namespace {
 
 std::size_t allocations = 0;

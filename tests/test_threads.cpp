@@ -114,6 +114,24 @@ void check_exception_waits() {
   }
 }
 
+// A task that wants the pool that runs it would wait for itself; another pool is free.
+void check_nested_jobs() {
+  for (const std::size_t threads : pool_sizes) {
+    ThreadPool pool(threads), other(2);
+    const auto nothing = [](std::size_t, std::size_t) {};
+    for (const std::size_t tasks : {1u, 4u}) {
+      const auto nested = [&](std::size_t, std::size_t) { pool.parallel_for(3, nothing); };
+      check_throws([&] { pool.parallel_for(tasks, nested); }, {"parallel_for inside a task"});
+    }
+    std::atomic<int> runs{0};
+    pool.parallel_for(1, [&](std::size_t, std::size_t) {
+      other.parallel_for(4, [&](std::size_t, std::size_t) { ++runs; });
+    });
+    pool.parallel_for(4, [&](std::size_t, std::size_t) { ++runs; });
+    check_equal(runs.load(), 8);
+  }
+}
+
 void check_ranges(ThreadPool& pool, std::size_t count, std::size_t grain) {
   std::vector<int> runs(count);
   std::atomic<std::size_t> odd{0}, empty{0}, calls{0};
@@ -198,6 +216,7 @@ int main() {
   test("jobs after a pause", check_jobs_after_a_pause);
   test("exceptions", check_exceptions);
   test("an exception waits for the others", check_exception_waits);
+  test("a job inside a job", check_nested_jobs);
   test("ranges", check_all_ranges);
   test("short lives", check_short_lives);
   return finish();

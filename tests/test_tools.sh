@@ -142,32 +142,39 @@ expect 2 "one of --user, --items and --anilist" "$bin/recommend" --model run/mod
 # ---- bad data: nothing of the run before is touched --------------------------------------------
 cp -r run before
 broken d1 histories.jsonl 3 '{"user": "x", "entries": [}'
-expect 1 "d1/histories.jsonl:3: byte 27" train d1 run --split=last
+expect 1 "d1/histories.jsonl:3: byte 27" train d1 run --split=last --overwrite
 broken d2 histories.jsonl 2 '{"user": "x", "entries": [{"id": 1.5, "at": 1}]}'
-expect 1 "d2/histories.jsonl:2: byte" train d2 run --split=last
+expect 1 "d2/histories.jsonl:2: byte" train d2 run --split=last --overwrite
 broken d3 items.jsonl 4 '{"id": 10}'
-expect 1 "d3/items.jsonl:4: item id 10 stands twice" train d3 run --split=last
+expect 1 "d3/items.jsonl:4: item id 10 stands twice" train d3 run --split=last --overwrite
 broken d4 items.jsonl 1 '{"title": "no id"}'
-expect 1 'd4/items.jsonl:1: byte 19: missing field "id"' train d4 run --split=last
+expect 1 'd4/items.jsonl:1: byte 19: missing field "id"' train d4 run --split=last --overwrite
 broken d5 histories.jsonl 5 '{"user": "x", "entries": [{"id": 777, "at": 1}]}'
-expect 1 'd5/histories.jsonl:5: user "x" has no known item' train d5 run --split=last
+expect 1 'd5/histories.jsonl:5: user "x" has no known item' train d5 run --split=last --overwrite
 broken d6 histories.jsonl 5 '{"user": "u1", "entries": [{"id": 10, "at": 1}]}'
-expect 1 'd6/histories.jsonl:5: user "u1" stands twice' train d6 run --split=last
+expect 1 'd6/histories.jsonl:5: user "u1" stands twice' train d6 run --split=last --overwrite
 cp -r good d7 && : >d7/items.jsonl
-expect 1 "d7/items.jsonl: no items" train d7 run --split=last
+expect 1 "d7/items.jsonl: no items" train d7 run --split=last --overwrite
 cp -r good d8 && : >d8/histories.jsonl
-expect 1 "d8/histories.jsonl: no users" train d8 run --split=last
-expect 1 "leaves no validation user" train good run --val-ratio=0.01
-expect 1 "leaves no training user" train good run --val-ratio=0.99
+expect 1 "d8/histories.jsonl: no users" train d8 run --split=last --overwrite
+expect 1 "leaves no validation user" train good run --val-ratio=0.01 --overwrite
+expect 1 "leaves no training user" train good run --val-ratio=0.99 --overwrite
+expect 1 "run: holds a run already: --resume continues it, --overwrite replaces it" \
+  train good run --split=last
 diff -r before run >out && ok || bad "a refused run changed the output"
 
 # ---- checkpoints of another configuration, other data, none, damaged ---------------------------
-expect 1 "made with seed 42, now 7" train good run --split=last --seed=7 --resume
-expect 1 "made with num_heads 2, now 4" train good run --split=last --num-heads=4 --resume
+expect 1 "--seed 7: the run was made with 42" train good run --split=last --seed=7 --resume
+expect 1 "--num-heads 4: the run was made with 2" train good run --num-heads=4 --resume
+expect 1 "--lr 0.1: the run was made with 0.001" train good run --lr=0.1 --resume
+expect 1 "--max-seq-len 7: the run was made with 16" "$bin/train_model" --output run --resume \
+  --max-seq-len 7
+expect 1 "has seen 2 epochs, more than epochs 1" train good run --epochs=1 --resume
+expect 2 "not both" train good run --resume --overwrite
 broken d9 histories.jsonl 5 '{"user": "x", "entries": [{"id": 10, "at": 1}]}'
 expect 1 "made from other data" train d9 run --split=last --resume
 expect 1 "trained on other data" "$bin/evaluate_model" --data d9 --model run/models
-expect 1 "no checkpoint to resume from" train good empty --split=last --resume
+expect 1 "empty: no run to resume from" train good empty --split=last --resume
 checkpoint=run/checkpoints/checkpoint_epoch_2.safetensors
 cp $checkpoint whole
 head -c 2000 whole >$checkpoint
@@ -176,12 +183,21 @@ expect 1 "$checkpoint" train good run --split=last --resume
 expect 1 "checksum" train good run --split=last --resume
 cp whole $checkpoint
 expect 0 "continuing after epoch 2" train good run --split=last --resume
-expect 0 "epoch 3/3" train good run --split=last --epochs=3 --resume
+expect 0 "continuing after epoch 2" "$bin/train_model" --output run --resume
+expect 0 "epoch 3/3" "$bin/train_model" --output run --resume --epochs 3 --save-every 1
+touch run/checkpoints/checkpoint_epoch_2.safetensors # newest is not furthest
+expect 0 "continuing after epoch 3" "$bin/train_model" --output=run --resume
+sed 's/"batch_size": 4/"batch_size": 5/' run/models/training_config.json >config
+cp run/models/training_config.json kept && cp config run/models/training_config.json
+expect 1 "training_config.json: the checksum does not match" "$bin/train_model" --output run --resume
+cp kept run/models/training_config.json
 
 # ---- presets, folds, early stopping -------------------------------------------------------------
 echo '{"model": {"hidden_size": 8, "num_heads": 2}, "train": {"epochs": 3, "split": "last"}}' >p.json
 expect 0 "epoch 3/3" "$bin/train_model" --data good --output preset --preset p.json --threads 1
-expect 0 "epoch 1/1" "$bin/train_model" --data good --output preset --preset p.json --epochs 1
+expect 0 "epoch 1/1" "$bin/train_model" --data good --output preset --preset p.json --epochs 1 --overwrite
+ls preset/checkpoints >out
+[ "$(cat out)" = checkpoint_epoch_1.safetensors ] && ok || bad "the old run is gone as a whole"
 expect 0 "epoch 3/3" "$bin/train_model" --data good --output preset_again \
   --preset preset/models/training_config.json --epochs 3
 echo '{"train": {"epoch": 3}}' >p.json
@@ -189,10 +205,15 @@ expect 1 'p.json: unknown field "epoch"' "$bin/train_model" --data good --output
 echo '{"train": {"epochs": 3}, "modell": {}}' >p.json
 expect 1 'p.json: unknown field "modell"' "$bin/train_model" --data good --output p --preset p.json
 expect 0 "over 3 folds: loss" train good folds --folds 3
+expect 1 "folds/fold_1: holds a run already" train good folds --folds 3
+expect 0 "over 3 folds: loss" "$bin/train_model" --output folds --resume
+expect 0 "over 2 folds: loss" train good folds --folds 2 --overwrite
+[ ! -e folds/fold_3 ] && ok || bad "the third of three folds is gone"
+expect 0 "over 3 folds: loss" train good folds --folds 3 --overwrite
 [ -s folds/fold_3/models/best_model.safetensors ] && grep -q '"standard_deviation"' \
   folds/cross_validation.json && ok || bad "the folders of the folds"
 expect 0 "8 users to train on, 4 to validate" train good fold --folds 3 --fold 2
-expect 1 "folds is 13" train good fold --folds 13
+expect 1 "folds is 13" train good thirteen --folds 13
 expect 0 "stopped early" train good early --split last --epochs 500 --lr 0.1 --patience 3
 
 # ---- models that are not models ----------------------------------------------------------------
@@ -206,7 +227,7 @@ cp whole $model
 mv run/models/item_mappings.json kept
 expect 1 "item_mappings.json" "$bin/recommend" --model run/models --items 10
 head -c 200 kept >run/models/item_mappings.json
-expect 1 "item_mappings.json: byte" "$bin/recommend" --model run/models --items 10
+expect 1 "item_mappings.json: the checksum does not match" "$bin/recommend" --model run/models --items 10
 mv kept run/models/item_mappings.json
 
 # ---- two trainers, a folder that cannot be written ---------------------------------------------
@@ -218,12 +239,27 @@ while [ ! -s busy/logs/training.log ] && [ $tries -lt 600 ]; do
   tries=$((tries + 1))
   sleep 0.05
 done
-expect 1 "another process or Trainer is writing to this folder" train good busy --split=last
+expect 1 "another process or Trainer is writing to this folder" train good busy --overwrite
 # A signal finishes the step, saves, and prints the command that continues.
 kill -TERM $first
 wait $first
 [ $? = 143 ] && ok || bad "SIGTERM gives 143"
 [ -s busy/checkpoints/checkpoint_interrupted.safetensors ] && ok || bad "no checkpoint after SIGTERM"
+# So does a terminal that is closed, and a reader that goes away.
+"$bin/train_model" --output busy --resume --kernels plain >out 2>err &
+first=$!
+tries=0
+while [ ! -s out ] && [ $tries -lt 600 ]; do
+  tries=$((tries + 1))
+  sleep 0.05
+done
+rm busy/checkpoints/checkpoint_interrupted.safetensors
+kill -HUP $first
+wait $first
+[ $? = 129 ] && ok || bad "SIGHUP gives 129"
+[ -s busy/checkpoints/checkpoint_interrupted.safetensors ] && ok || bad "no checkpoint after SIGHUP"
+{ "$bin/train_model" --output busy --resume 2>err; echo $? >code; } | head -1 >out
+[ "$(cat code)" = 141 ] && [ ! -s err ] && ok || bad "a closed pipe gives 141, and no word"
 : >file
 expect 1 "file" train good file/below --split=last
 if [ "$(id -u)" != 0 ]; then
@@ -284,46 +320,6 @@ expect 1 "validation_ratio is 7" "$bin/audit_dataset" --data good --val-ratio 7
 expect 1 "missing/items.jsonl" "$bin/audit_dataset" --data missing
 expect 0 "warning: the split leaks" train windows_10 leaking --epochs=1
 train windows_20 honest --epochs=1 | grep -q "leaks" && bad "windows_20 accused" || ok
-
-# ---- importing --------------------------------------------------------------------------------
-printf '1 5\n1 6\n2 5\n' >pairs.txt
-expect 0 "2 users, 2 items (0 with a title), 3 interactions" \
-  "$bin/import_interactions" --input pairs.txt --output pairs
-grep -qF '{"user": "1", "entries": [{"id": 5, "at": null}, {"id": 6, "at": null}]}' \
-  pairs/histories.jsonl && ok || bad "pairs keep the order of the lines"
-printf '1::10::5::300\n1::11::3::100\n2::10::4::50\n' >ratings.dat
-printf '10::L\303\251on (1994)::Crime|Drama\n11::Heat::Crime\n' >movies.dat
-expect 0 "2 users, 2 items (2 with a title)" "$bin/import_interactions" --input ratings.dat \
-  --items movies.dat --output movies
-grep -qF '{"id": 11, "at": 100}, {"id": 10, "at": 300}' movies/histories.jsonl && ok ||
-  bad "histories are sorted by time"
-grep -qF 'Léon (1994)' movies/items.jsonl && grep -qF '["Crime", "Drama"]' movies/items.jsonl &&
-  ok || bad "titles and genres"
-printf '10::L\351on (1994)::Crime\n' >movies.dat
-expect 0 "read as Latin-1" "$bin/import_interactions" --input ratings.dat --items movies.dat \
-  --output movies
-grep -qF 'Léon (1994)' movies/items.jsonl && ok || bad "Latin-1 title"
-printf 'rating,item,user,note\n5,"a ""b"", c",x,\n4,d,x,"1,2"\n3,d,y,\n' >table.csv
-expect 0 "2 users, 2 items" "$bin/import_interactions" --input table.csv --output table
-grep -qF '{"id": "a \"b\", c"' table/items.jsonl && ok || bad "quoted CSV fields"
-expect 0 "1 interactions" "$bin/import_interactions" --input table.csv --output table --min-rating 5
-expect 1 "no column is called when" "$bin/import_interactions" --input table.csv --output t \
-  --time-column when
-printf 'u i\n1 5\n1 6\n1 7\n2 5\n2 6\n3 7\n3 8\n' | sed 1d >pairs.txt
-expect 0 "2 users, 2 items (0 with a title), 4 interactions" "$bin/import_interactions" \
-  --input pairs.txt --output pairs --min-user 2 --min-item 2
-cp -r pairs before_import
-expect 1 "no interaction is left of 7 after the filters" "$bin/import_interactions" \
-  --input pairs.txt --output pairs --min-user 9
-printf '1::10::5::soon\n' >ratings.dat
-expect 1 'ratings.dat:1: the time is "soon", expected a number' "$bin/import_interactions" \
-  --input ratings.dat --output pairs
-printf '1\n' >one.txt
-expect 1 "one.txt:1: no field for the item" "$bin/import_interactions" --input one.txt --output pairs
-: >empty.txt
-expect 1 "empty.txt: empty" "$bin/import_interactions" --input empty.txt --output pairs
-expect 1 "absent.txt: cannot open" "$bin/import_interactions" --input absent.txt --output pairs
-diff -r before_import pairs >out && ok || bad "a refused import changed the output"
 
 # ---- the benchmark ------------------------------------------------------------------------------
 expect 2 'unknown shape "seeds"' "$bin/benchmark" --shape ml-1m,seeds

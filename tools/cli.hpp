@@ -17,6 +17,8 @@
 #endif
 #include <windows.h>
 
+#include <fcntl.h>
+#include <io.h>
 #include <shellapi.h>
 #else
 #include <unistd.h>
@@ -89,6 +91,12 @@ inline std::string quoted(std::string_view word) {
   return join('"', detail::replaced(word, '"', "\\\""), end);
 }
 
+// The standard input, with bytes as they are.
+inline std::FILE* binary_input() {
+  ::_setmode(::_fileno(stdin), _O_BINARY);
+  return stdin;
+}
+
 #else
 
 inline std::vector<std::string> words_of_program(int argc, char** argv) {
@@ -96,6 +104,8 @@ inline std::vector<std::string> words_of_program(int argc, char** argv) {
 }
 
 inline void print_utf8() {}
+
+inline std::FILE* binary_input() { return stdin; }
 
 // Whether stderr goes to a terminal.
 inline bool on_terminal() { return ::isatty(STDERR_FILENO) != 0; }

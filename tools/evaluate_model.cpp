@@ -77,8 +77,8 @@ struct PublishedRow {
 
 PublishedRow read_row(const Json& json, const Json& sources) {
   PublishedRow row{enum_value<Protocol>(json.at("protocol").string(), "protocol"),
-                   json.at("model").string(),
-                   sources.at(json.at("source").string()).string(),
+                   shown(json.at("model").string()),
+                   shown(sources.at(json.at("source").string()).string(), 300),
                    {}};
   std::size_t known = 3;
   RankMetrics::fields(row.metrics, [&](const std::string& name, double& value) {
@@ -331,8 +331,8 @@ Model load(const Options& options, const Dataset& data) {
   Model model;
   model.train.split = Split::last;
   if (options.baselines_only) return model;
-  model.path = options.model / join(options.name, ".safetensors");
-  const Safetensors file(model.path);
+  const Safetensors file = open_model(options.model, options.name);
+  model.path = file.path();
   model.train = stored_config<TrainConfig>(file, "train_config");
   require(file.metadata("data") == data.fingerprint(), model.path, ": trained on other data than ",
           options.data);

@@ -1,12 +1,12 @@
 // Turns tables of interactions into a folder of items.jsonl and histories.jsonl.
 
-#include <unordered_set>
-
-#include "cli.hpp"
+#include "tables.hpp"
 
 namespace {
 
 using namespace bert4rec;
+using tables::absent;
+using tables::Table;
 
 struct Options {
   Path input, items, item_map, output;
@@ -14,20 +14,30 @@ struct Options {
       title_column, genres_column;
   double min_rating = -std::numeric_limits<double>::infinity();
   std::size_t min_user = 1, min_item = 1;
-  bool no_header = false;
+  bool no_header = false, no_time = false, by_rating = false;
 };
+
+constexpr const char* summary =
+    R"(reads who consumed what from a table, and writes items.jsonl and histories.jsonl.
+
+Understood: lines of `user item`; `user::item::rating::time`; TSV and CSV (RFC 4180) with a header,
+whose columns are found by common names (user_id, item_id, timestamp, date, rating, title, genres)
+or named by flags; without a header, see --no-header. UTF-8, else Latin-1. A row longer or shorter
+than the header, a name or id that stands twice, or a value that is no number is an error, with its
+line; then nothing is written.
+
+With times, each history is sorted by them; without, it keeps the order of the lines. Times are
+ISO 8601 (2024-05-31, 2024-05-31T12:30:15.5+02:00; UTC if there is no zone) or Unix times, with or
+without a fraction: below 10^11 seconds, below 10^14 milliseconds, below 10^17 microseconds, then
+nanoseconds; all of a table must be in one unit. They are sorted by the full value and stored in
+whole seconds, rounded down.
+
+A PATH of a table may be a pipe, or - for the standard input: gzip -dc x.gz | ... --input -)";
 
 Options parse(int argc, char** argv) {
   Options o;
   cli::CommandLine line(
-      "import_interactions",
-      "reads who consumed what from a table, and writes items.jsonl and histories.jsonl.\n\n"
-      "Understood: lines of `user item`; `user::item::rating::time`; TSV and CSV with a header, "
-      "whose\n"
-      "columns are found by common names (user_id, item_id, timestamp, rating, title, genres ...) "
-      "or\n"
-      "named by flags. With times, each history is sorted by them; without, it keeps the order of\n"
-      "the lines.",
+      "import_interactions", summary,
       "import_interactions --input ratings.dat --items movies.dat --min-user 5 --min-item 5 \\\n"
       "      --output data/movies");
   line.option("input", o.input, "table of interactions");
@@ -37,205 +47,48 @@ Options parse(int argc, char** argv) {
   line.option("output", o.output, "folder to write");
   line.option("min-user", o.min_user, "fewest interactions a user must have; until stable");
   line.option("min-item", o.min_item, "fewest interactions an item must have; until stable");
-  line.option("min-rating", o.min_rating, "leave out lower ratings");
+  line.option("min-rating", o.min_rating, "leave out lower ratings; then every row must have one");
   line.option("delimiter", o.delimiter,
               "between columns: tab, comma, space, :: or any text; guessed");
   line.flag("no-header", o.no_header,
             "the first line is data: columns are user, item, rating, time");
-  line.option("user-column", o.user_column, "header of the user id");
-  line.option("item-column", o.item_column, "header of the item id");
-  line.option("time-column", o.time_column, "header of the time (Unix seconds)");
-  line.option("rating-column", o.rating_column, "header of the rating");
-  line.option("id-column", o.id_column, "in --items: header of the id");
-  line.option("title-column", o.title_column, "in --items: header of the title");
-  line.option("genres-column", o.genres_column, "in --items: header of the genres");
+  line.option("user-column", o.user_column,
+              "header of the user id, or with --no-header its number from 1");
+  line.option("item-column", o.item_column, "header of the item id, or its number");
+  line.option("time-column", o.time_column, "header of the time, or its number");
+  line.option("rating-column", o.rating_column, "header of the rating, or its number");
+  line.flag("no-time", o.no_time, "read no times: keep the order of the lines");
+  line.option("id-column", o.id_column, "in --items: header of the id, or its number");
+  line.option("title-column", o.title_column, "in --items: header of the title, or its number");
+  line.option("genres-column", o.genres_column, "in --items: header of the genres, or its number");
   line.parse(argc, argv);
+  o.by_rating = line.given("min-rating");
   if (o.input.empty() || o.output.empty()) throw cli::UsageError("--input and --output are needed");
+  if (!o.item_map.empty() && o.items.empty()) throw cli::UsageError("--item-map needs --items");
+  if (o.no_time && !o.time_column.empty()) {
+    throw cli::UsageError("--no-time and --time-column exclude each other");
+  }
+  int streams = 0;
+  for (const Path* path : {&o.input, &o.items, &o.item_map}) {
+    streams += tables::is_standard_input(*path);
+  }
+  if (streams > 1) throw cli::UsageError("only one table can come from the standard input");
   return o;
-}
-
-// ---- Tables -----------------------------------------------------------------------------------
-
-std::string guess_delimiter(std::string_view line) {
-  for (const char* delimiter : {"::", "\t", ",", ";"}) {
-    if (line.find(delimiter) != line.npos) return delimiter;
-  }
-  return " ";
-}
-
-std::string named_delimiter(const std::string& name) {
-  if (name == "tab") return "\t";
-  if (name == "comma") return ",";
-  if (name == "space") return " ";
-  return name;
-}
-
-// Fields of a line. A space stands for any run of blanks; with a comma or semicolon, a field may be
-// quoted and "" in it is a quote.
-class Splitter {
- public:
-  explicit Splitter(std::string delimiter) : delimiter_(std::move(delimiter)) {}
-
-  const std::vector<std::string_view>& split(std::string_view line) {
-    fields_.clear();
-    unquoted_.clear();
-    if (delimiter_ == " ") return split_blanks(line);
-    const bool quotes = delimiter_ == "," || delimiter_ == ";";
-    for (;;) {
-      if (quotes && line.starts_with('"')) {
-        line.remove_prefix(take_quoted(line));
-      } else {
-        const std::size_t length = std::min(line.find(delimiter_), line.size());
-        fields_.push_back(line.substr(0, length));
-        line.remove_prefix(length);
-      }
-      if (line.empty()) return fields_;
-      require(line.starts_with(delimiter_), "text after a closing quote");
-      line.remove_prefix(delimiter_.size());
-    }
-  }
-
- private:
-  const std::vector<std::string_view>& split_blanks(std::string_view line) {
-    constexpr std::string_view blanks = " \t";
-    for (;;) {
-      const std::size_t begin = line.find_first_not_of(blanks);
-      if (begin == line.npos) return fields_;
-      line.remove_prefix(begin);
-      const std::size_t length = std::min(line.find_first_of(blanks), line.size());
-      fields_.push_back(line.substr(0, length));
-      line.remove_prefix(length);
-    }
-  }
-
-  // Adds the quoted field at the start of `rest`; returns its length with the quotes.
-  std::size_t take_quoted(std::string_view rest) {
-    auto& text = unquoted_.emplace_back(std::make_unique<std::string>());
-    std::size_t at = 1;
-    for (; at < rest.size(); ++at) {
-      if (rest[at] == '"' && (++at >= rest.size() || rest[at] != '"')) break;
-      *text += rest[at];
-    }
-    require(at < rest.size() || rest.ends_with('"'), "a quoted field does not end on its line");
-    fields_.push_back(*text);
-    return std::min(at, rest.size());
-  }
-
-  std::string delimiter_;
-  std::vector<std::string_view> fields_;
-  std::vector<std::unique_ptr<std::string>> unquoted_;
-};
-
-// "User_ID" and "user_id:token" are both "user_id".
-std::string column_key(std::string_view header) {
-  std::string key(header.substr(0, header.find(':')));
-  for (char& c : key) {
-    c = c == ' ' ? '_' : c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
-  }
-  return key;
 }
 
 using Names = std::vector<std::string_view>;
 const Names user_names{"user_id", "user_ids", "userid", "user", "uid", "username", "reviewerid"};
-const Names item_names{"item_id", "item_ids", "itemid",    "item", "iid",        "movie_id",
-                       "movieid", "anime_id", "anime_ids", "asin", "product_id", "id"};
-const Names time_names{"timestamp", "time", "at", "unixreviewtime", "date_added"};
-const Names rating_names{"rating", "score", "overall", "feedback"};
-const Names title_names{"title", "movie_title", "name", "item_title"};
+const Names item_names{"item_id",  "item_ids",  "itemid",      "item",        "iid",
+                       "movie_id", "movieid",   "anime_id",    "anime_ids",   "book_id",
+                       "bookid",   "isbn",      "app_id",      "appid",       "game_id",
+                       "track_id", "song_id",   "artist_id",   "artistid",    "product_id",
+                       "asin",     "productid", "parent_asin", "business_id", "id"};
+const Names time_names{"timestamp", "time",       "at",        "unixreviewtime", "unix_time",
+                       "ts",        "datetime",   "date",      "created_at",     "updated_at",
+                       "rated_at",  "watched_at", "played_at", "date_added"};
+const Names rating_names{"rating", "score", "overall", "feedback", "book_rating"};
+const Names title_names{"title", "movie_title", "name", "item_title", "book_title"};
 const Names genres_names{"genres", "genre", "class", "categories"};
-
-constexpr std::size_t absent = static_cast<std::size_t>(-1);
-
-// The column of that name (an error if there is none), or the first with a usual one, or absent.
-std::size_t find_column(const std::vector<std::string>& header, const std::string& wanted,
-                        const Names& usual) {
-  const auto search = [&](std::string_view key) {
-    const auto found = std::find_if(header.begin(), header.end(), [&](const std::string& name) {
-      return column_key(name) == key;
-    });
-    return found == header.end() ? absent : static_cast<std::size_t>(found - header.begin());
-  };
-  if (!wanted.empty()) {
-    const std::size_t column = search(column_key(wanted));
-    require(column != absent, "no column is called ", wanted);
-    return column;
-  }
-  for (const std::string_view name : usual) {
-    if (const std::size_t column = search(name); column != absent) return column;
-  }
-  return absent;
-}
-
-bool is_utf8(std::string_view text) {
-  const std::string quoted = Json(text).text();
-  try {
-    JsonReader(quoted).skip();
-    return true;
-  } catch (const Error&) {
-    return false;
-  }
-}
-
-// The text of a table. One that is not UTF-8 is taken for Latin-1, whose bytes are code points.
-std::string read_table(const Path& path) {
-  std::string text = read_file(path);
-  if (is_utf8(text)) return text;
-  std::cout << path_text(path) << " is not UTF-8: read as Latin-1\n";
-  std::string out;
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (byte < 0x80) {
-      out += c;
-    } else {
-      out += static_cast<char>(0xC0 | byte >> 6);
-      out += static_cast<char>(0x80 | (byte & 63));
-    }
-  }
-  return out;
-}
-
-// Calls on_row(fields) for each data row, and before that on_header(header) with the names of the
-// columns, or `implied` if the table has none. Errors get the file and the line.
-template <class OnHeader, class OnRow>
-void read_rows(const Path& path, std::string_view text, const Options& options,
-               const std::vector<std::string>& implied, OnHeader&& on_header, OnRow&& on_row) {
-  std::optional<Splitter> splitter;
-  for_each_line(text, [&](std::string_view line, std::size_t number) {
-    try {
-      bool is_header = false;
-      if (!splitter) {
-        const std::string delimiter =
-            options.delimiter.empty() ? guess_delimiter(line) : named_delimiter(options.delimiter);
-        splitter.emplace(delimiter);
-        is_header = !options.no_header && delimiter != "::" && delimiter != " ";
-        std::vector<std::string> header = implied;
-        if (is_header) {
-          header.clear();
-          for (const std::string_view field : splitter->split(line)) header.emplace_back(field);
-        }
-        on_header(header);
-      }
-      if (!is_header) on_row(splitter->split(line));
-    } catch (const Error& error) {
-      fail(path, ":", number, ": ", error.what());
-    }
-  });
-  require(splitter.has_value(), path, ": empty");
-}
-
-std::string_view field_at(const std::vector<std::string_view>& fields, std::size_t column,
-                          std::string_view what) {
-  require(column < fields.size(), "no field for the ", what, ": the line has ", fields.size());
-  return fields[column];
-}
-
-double number_of(std::string_view text, std::string_view what) {
-  double value = 0;
-  const auto end = text.data() + text.size();
-  const auto [stop, problem] = bert4rec::detail::parse_number(text.data(), end, value);
-  require(stop == end && problem == std::errc(), what, " is \"", text, "\", expected a number");
-  return value;
-}
 
 // ---- Interactions -----------------------------------------------------------------------------
 
@@ -260,76 +113,194 @@ class Numbering {
 
 struct Interaction {
   std::uint32_t user, item;
-  std::int64_t at;
+  tables::Moment at;
 };
 
 struct Interactions {
   Numbering users, items;
   std::vector<Interaction> rows;
+  tables::TimeColumn times;
   bool timed = false;
   std::size_t below_rating = 0;
+  std::string columns;  // which were read
+};
+
+struct Columns {
+  std::size_t user, item, rating, time;
+};
+
+Columns find_columns(Table& table, const Options& options) {
+  const std::vector<std::size_t> found = table.find_columns(
+      {{"user ids", "--user-column", options.user_column, user_names, true},
+       {"item ids", "--item-column", options.item_column, item_names, true},
+       {"ratings", "--rating-column", options.rating_column, rating_names, options.by_rating},
+       {"times", "--time-column", options.time_column, time_names, false}},
+      options.no_header);
+  require(!table.headed() || !options.no_header, table.first_line(),
+          ": --no-header is given, but this line names the columns");
+  return {found[0], found[1], found[2], options.no_time ? absent : found[3]};
+}
+
+std::string describe(const Columns& columns, const Table& table, bool by_rating) {
+  std::string text =
+      join("user ", table.column_name(columns.user), ", item ", table.column_name(columns.item));
+  if (by_rating) text += join(", rating ", table.column_name(columns.rating));
+  if (columns.time != absent) text += join(", time ", table.column_name(columns.time));
+  return text;
+}
+
+// A column that was taken for ids unasked, and may number the rows instead: one called `id` as the
+// item, and the first one, as the user, where there is no header.
+class RowNumberCheck {
+ public:
+  RowNumberCheck(const Table& table, const Columns& columns, const Options& options)
+      : table_(table) {
+    if (!table.headed()) {
+      if (options.user_column.empty()) column_ = columns.user, flag_ = "--user-column";
+    } else if (options.item_column.empty() &&
+               tables::column_key(table.header()[columns.item]) == "id") {
+      column_ = columns.item, flag_ = "--item-column";
+      for (std::size_t i = 0; i < table.header().size(); ++i) check_other(i, columns);
+    }
+  }
+
+  void see(const std::vector<std::string_view>& fields) {
+    if (column_ == absent || !counts_) return;
+    const auto number = tables::plain_integer(fields[column_]);
+    const auto value = static_cast<std::uint64_t>(number.value_or(0));
+    counts_ = number.has_value() && (rows_ == 0 || value == last_ + 1);
+    last_ = value;
+    ++rows_;
+  }
+
+  void finish() const {
+    if (column_ == absent || !counts_ || rows_ < 3) return;
+    fail(table_.first_line(), ": column ", name(), " counts the rows: name the column of ids with ",
+         flag_);
+  }
+
+ private:
+  std::string name() const { return table_.column_name(column_); }
+
+  // Beside `id`, only columns of known use (and those without a name that pandas writes).
+  void check_other(std::size_t i, const Columns& columns) const {
+    const std::string key = tables::column_key(table_.header()[i]);
+    const bool known = i == columns.user || i == columns.item || i == columns.rating ||
+                       i == columns.time || key.empty() || key == "index" || key == "unnamed";
+    require(known, table_.first_line(), ": is ", name(), " the item, or a number of the row and ",
+            table_.column_name(i), " the item? Name it with --item-column");
+  }
+
+  const Table& table_;
+  std::size_t column_ = absent;
+  std::string_view flag_;
+  bool counts_ = true;
+  std::uint64_t last_ = 0;
+  std::size_t rows_ = 0;
 };
 
 Interactions read_interactions(const Options& options) {
-  const std::string text = read_table(options.input);
-  Interactions table;
-  std::size_t user = absent, item = absent, time = absent, rating = absent;
-  const auto on_header = [&](const std::vector<std::string>& header) {
-    user = find_column(header, options.user_column, user_names);
-    item = find_column(header, options.item_column, item_names);
-    time = find_column(header, options.time_column, time_names);
-    rating = find_column(header, options.rating_column, rating_names);
-    require(user != absent, "no column of user ids found; name it with --user-column");
-    require(item != absent, "no column of item ids found; name it with --item-column");
-    table.timed = time != absent;
-  };
-  const auto on_row = [&](const std::vector<std::string_view>& fields) {
-    if (table.rows.empty() && time >= fields.size()) time = absent, table.timed = false;
-    const std::string_view user_id = field_at(fields, user, "user");
-    const std::string_view item_id = field_at(fields, item, "item");
-    require(!user_id.empty() && !item_id.empty(), "empty id");
-    if (rating < fields.size() && std::isfinite(options.min_rating) &&
-        number_of(fields[rating], "the rating") < options.min_rating) {
-      ++table.below_rating;
+  Table table(options.input, options.delimiter);
+  const Columns columns = find_columns(table, options);
+  RowNumberCheck row_numbers(table, columns, options);
+  Interactions result;
+  result.timed = columns.time != absent;
+  result.columns = describe(columns, table, options.by_rating);
+  table.for_each_row([&](const std::vector<std::string_view>& fields) {
+    const std::string_view user = fields[columns.user], item = fields[columns.item];
+    require(!user.empty(), "the user id is empty");
+    require(!item.empty(), "the item id is empty");
+    row_numbers.see(fields);
+    if (options.by_rating &&
+        tables::number_of(fields[columns.rating], "the rating") < options.min_rating) {
+      ++result.below_rating;
       return;
     }
-    const double at = table.timed ? number_of(field_at(fields, time, "time"), "the time") : 0;
-    require(std::abs(at) < 1e15, "the time is ", at, ", expected Unix seconds");
-    table.rows.push_back(
-        {table.users.number(user_id), table.items.number(item_id), static_cast<std::int64_t>(at)});
-  };
-  read_rows(options.input, text, options, {"user_id", "item_id", "rating", "timestamp"}, on_header,
-            on_row);
-  return table;
+    tables::Moment at;
+    if (result.timed) at = result.times.read(fields[columns.time], table.line());
+    result.rows.push_back({result.users.number(user), result.items.number(item), at});
+  });
+  row_numbers.finish();
+  return result;
 }
 
-// Drops users and items with too few interactions, again and again until all have enough.
-void filter(Interactions& table, std::size_t min_user, std::size_t min_item) {
-  for (;;) {
-    std::vector<std::size_t> by_user(table.users.size()), by_item(table.items.size());
-    for (const Interaction& row : table.rows) ++by_user[row.user], ++by_item[row.item];
-    const auto rare = [&](const Interaction& row) {
-      return by_user[row.user] < min_user || by_item[row.item] < min_item;
-    };
-    if (std::erase_if(table.rows, rare) == 0) return;
+// ---- Minimum counts -----------------------------------------------------------------------------
+
+// Drops users and items with too few interactions until all have enough: in linear time, since each
+// user and each item is dropped at most once, and then its rows are visited once.
+class CountFilter {
+ public:
+  CountFilter(Interactions& table, std::size_t min_user, std::size_t min_item)
+      : table_(table), users_(table.users.size()), min_user_(min_user), min_item_(min_item) {
+    list_rows();
   }
-}
+
+  void run() {
+    std::vector<bool> dropped(table_.rows.size());
+    std::vector<std::size_t> rare;  // nodes whose rows are to be dropped
+    for (std::size_t node = 0; node < counts_.size(); ++node) {
+      if (counts_[node] < needed(node)) rare.push_back(node);
+    }
+    while (!rare.empty()) {
+      const std::size_t node = rare.back();
+      rare.pop_back();
+      for (std::size_t i = first_[node]; i < first_[node + 1]; ++i) {
+        const std::size_t row = rows_[i];
+        if (dropped[row]) continue;
+        dropped[row] = true;
+        const std::size_t other = node < users_ ? item_node(row) : user_node(row);
+        if (counts_[other]-- == needed(other)) rare.push_back(other);
+      }
+    }
+    std::size_t row = 0;
+    std::erase_if(table_.rows, [&](const Interaction&) { return dropped[row++]; });
+  }
+
+ private:
+  // Users and then items are nodes.
+  std::size_t user_node(std::size_t row) const { return table_.rows[row].user; }
+  std::size_t item_node(std::size_t row) const { return users_ + table_.rows[row].item; }
+  std::size_t needed(std::size_t node) const { return node < users_ ? min_user_ : min_item_; }
+
+  void list_rows() {
+    counts_.resize(users_ + table_.items.size());
+    for (std::size_t row = 0; row < table_.rows.size(); ++row) {
+      ++counts_[user_node(row)];
+      ++counts_[item_node(row)];
+    }
+    first_.resize(counts_.size() + 1);
+    std::partial_sum(counts_.begin(), counts_.end(), first_.begin() + 1);
+    rows_.resize(first_.back());
+    std::vector<std::size_t> next(first_.begin(), first_.end() - 1);
+    for (std::size_t row = 0; row < table_.rows.size(); ++row) {
+      rows_[next[user_node(row)]++] = row;
+      rows_[next[item_node(row)]++] = row;
+    }
+  }
+
+  Interactions& table_;
+  std::size_t users_, min_user_, min_item_;
+  std::vector<std::size_t> counts_;        // rows left of each node
+  std::vector<std::size_t> first_, rows_;  // rows_[first_[n]] ... are those of node n
+};
 
 // ---- Items ------------------------------------------------------------------------------------
 
 struct ItemFacts {
   std::string title;
   std::vector<std::string> genres;
+  std::size_t line = 0;
 };
 
 // "A|B", "A, B", or "A B" where the header says that spaces separate (RecBole's token_seq).
 std::vector<std::string> split_genres(std::string_view text, bool by_spaces) {
+  const char delimiter = by_spaces ? ' ' : text.find('|') != text.npos ? '|' : ',';
   std::vector<std::string> genres;
-  Splitter splitter(by_spaces ? " " : text.find('|') != text.npos ? "|" : ",");
-  for (std::string_view genre : splitter.split(text)) {
-    while (genre.starts_with(' ')) genre.remove_prefix(1);
-    while (genre.ends_with(' ')) genre.remove_suffix(1);
+  while (!text.empty()) {
+    const std::size_t length = std::min(text.find(delimiter), text.size());
+    const std::string_view genre = tables::trimmed(text.substr(0, length));
     if (!genre.empty()) genres.emplace_back(genre);
+    text.remove_prefix(std::min(length + 1, text.size()));
   }
   return genres;
 }
@@ -337,49 +308,52 @@ std::vector<std::string> split_genres(std::string_view text, bool by_spaces) {
 std::unordered_map<std::string, ItemFacts> read_items(const Options& options) {
   std::unordered_map<std::string, ItemFacts> facts;
   if (options.items.empty()) return facts;
-  const std::string text = read_table(options.items);
-  std::size_t id = absent, title = absent, genres = absent;
-  bool by_spaces = false;
-  const auto on_header = [&](const std::vector<std::string>& header) {
-    id = find_column(header, options.id_column, item_names);
-    title = find_column(header, options.title_column, title_names);
-    genres = find_column(header, options.genres_column, genres_names);
-    require(id != absent, "no column of item ids found; name it with --id-column");
-    by_spaces = genres != absent && header[genres].ends_with(":token_seq");
-  };
-  const auto on_row = [&](const std::vector<std::string_view>& fields) {
-    ItemFacts item;
-    if (title < fields.size()) item.title = fields[title];
-    if (genres < fields.size()) item.genres = split_genres(fields[genres], by_spaces);
-    facts[std::string(field_at(fields, id, "item"))] = std::move(item);
-  };
-  Options plain = options;
-  plain.delimiter.clear();  // that of --input does not hold here
-  read_rows(options.items, text, plain, {"item_id", "title", "genres"}, on_header, on_row);
+  Table table(options.items, "");  // --delimiter is that of --input
+  const std::vector<std::size_t> columns = table.find_columns(
+      {{"item ids", "--id-column", options.id_column, item_names, true},
+       {"titles", "--title-column", options.title_column, title_names, false},
+       {"genres", "--genres-column", options.genres_column, genres_names, false}},
+      options.no_header);
+  const std::size_t id = columns[0], title = columns[1], genres = columns[2];
+  const bool by_spaces =
+      genres != absent && table.headed() && table.header()[genres].ends_with(":token_seq");
+  table.for_each_row([&](const std::vector<std::string_view>& fields) {
+    require(!fields[id].empty(), "the item id is empty");
+    const auto [place, is_new] = facts.try_emplace(std::string(fields[id]));
+    ItemFacts& item = place->second;
+    require(is_new, "item \"", shown(fields[id]), "\" stands on line ", item.line, " too");
+    item.line = table.line();
+    if (title != absent) item.title = fields[title];
+    if (genres != absent) item.genres = split_genres(fields[genres], by_spaces);
+  });
   return facts;
 }
 
 std::unordered_map<std::string, std::string> read_item_map(const Options& options) {
   std::unordered_map<std::string, std::string> map;
   if (options.item_map.empty()) return map;
-  const std::string text = read_file(options.item_map);
-  Options plain;
-  plain.no_header = true;
-  read_rows(
-      options.item_map, text, plain, {}, [](const auto&) {},
-      [&](const std::vector<std::string_view>& fields) {
-        require(fields.size() == 2, "expected two ids");
-        map.emplace(fields[0], fields[1]);
-      });
+  Table table(options.item_map, "");
+  table.for_each_row([&](const std::vector<std::string_view>& fields) {
+    require(fields.size() == 2, "expected two ids, found ", fields.size());
+    const auto [place, is_new] = map.emplace(fields[0], fields[1]);
+    require(is_new, "item \"", shown(fields[0]), "\" stands twice, first as \"",
+            shown(place->second), "\"");
+  });
   return map;
 }
 
-// The integer that `text` spells in its usual form ("7", not "07"), if it does.
-std::optional<std::int64_t> plain_integer(std::string_view text) {
-  std::int64_t value = 0;
-  const auto end = text.data() + text.size();
-  if (std::from_chars(text.data(), end, value).ptr != end || join(value) != text) return {};
-  return value;
+// The facts about each item of the interactions, by its number.
+std::vector<ItemFacts> facts_of_items(const Interactions& table, const Options& options) {
+  const auto facts = read_items(options);
+  const auto map = read_item_map(options);
+  std::vector<ItemFacts> found(table.items.size());
+  for (std::uint32_t item = 0; item < found.size(); ++item) {
+    const std::string& id = table.items.name(item);
+    const auto mapped = map.find(id);
+    const auto place = facts.find(mapped == map.end() ? id : mapped->second);
+    if (place != facts.end()) found[item] = place->second;
+  }
+  return found;
 }
 
 // ---- Output -----------------------------------------------------------------------------------
@@ -394,7 +368,7 @@ std::vector<std::uint32_t> ordered_items(const Interactions& table, bool& intege
   for (std::uint32_t item = 0; item < used.size(); ++item) {
     if (!used[item]) continue;
     items.push_back(item);
-    const auto value = plain_integer(table.items.name(item));
+    const auto value = tables::plain_integer(table.items.name(item));
     integers = integers && value.has_value();
     values[item] = value.value_or(0);
   }
@@ -404,89 +378,102 @@ std::vector<std::uint32_t> ordered_items(const Interactions& table, bool& intege
   return items;
 }
 
-Json id_json(const std::string& id, bool integers) {
-  return integers ? Json(*plain_integer(id)) : Json(id);
-}
-
-// Items in items.jsonl; returns how many have a title.
-std::size_t write_items(const Interactions& table, const Options& options,
-                        const std::vector<std::uint32_t>& items, bool integers) {
-  const auto facts = read_items(options);
-  const auto map = read_item_map(options);
-  std::vector<std::size_t> popularity(table.items.size());
+// One line for each of `items`. The title is one text: nobody knows of which language.
+std::string item_lines(const Interactions& table, const std::vector<std::uint32_t>& items,
+                       const std::vector<Json>& ids, const std::vector<ItemFacts>& facts) {
+  std::vector<std::int64_t> popularity(table.items.size());
   for (const Interaction& row : table.rows) ++popularity[row.item];
-  std::size_t titled = 0;
   std::string text;
-  for (const std::uint32_t number : items) {
-    const std::string& id = table.items.name(number);
-    const auto mapped = map.find(id);
-    const auto found = facts.find(mapped == map.end() ? id : mapped->second);
-    Item item;
-    if (integers)
-      item.id = *plain_integer(id);
-    else
-      item.id = id;
-    if (found != facts.end()) {
-      item.english = found->second.title;
-      item.genres = found->second.genres;
-      titled += !item.english.empty();
-    }
-    item.popularity = static_cast<std::int64_t>(popularity[number]);
-    text += to_json(item).text() + "\n";
+  for (const std::uint32_t item : items) {
+    Json line;
+    line.set("id", ids[item]);
+    if (!facts[item].title.empty()) line.set("title", facts[item].title);
+    if (!facts[item].genres.empty()) line.set("genres", facts[item].genres);
+    line.set("popularity", popularity[item]);
+    text += line.text() + "\n";
   }
-  write_file(options.output / "items.jsonl", text);
-  return titled;
+  return text;
 }
 
 // Users in the order of their first line; returns how many there are.
-std::size_t write_histories(Interactions& table, const Options& options, bool integers) {
-  std::vector<std::string> ids(table.items.size());
-  for (std::uint32_t item = 0; item < ids.size(); ++item) {
-    if (!integers || plain_integer(table.items.name(item))) {
-      ids[item] = id_json(table.items.name(item), integers).text();
-    }
-  }
-  std::stable_sort(table.rows.begin(), table.rows.end(), [&](const auto& a, const auto& b) {
-    return std::pair(a.user, a.at) < std::pair(b.user, b.at);
+std::size_t write_histories(Interactions& table, const std::vector<Json>& ids,
+                            DatasetWriter& writer) {
+  std::vector<std::string> id_texts;
+  for (const Json& id : ids) id_texts.push_back(id.text());
+  std::stable_sort(table.rows.begin(), table.rows.end(), [](const auto& a, const auto& b) {
+    return std::tie(a.user, a.at) < std::tie(b.user, b.at);
   });
-  AtomicFile file(options.output / "histories.jsonl");
   std::size_t users = 0;
   for (std::size_t i = 0; i < table.rows.size(); ++users) {
     const std::uint32_t user = table.rows[i].user;
     std::string line = join("{\"user\": ", Json(table.users.name(user)).text(), ", \"entries\": [");
     for (bool first = true; i < table.rows.size() && table.rows[i].user == user; ++i) {
-      line += join(first ? "" : ", ", "{\"id\": ", ids[table.rows[i].item], ", \"at\": ");
-      line += table.timed ? join(table.rows[i].at) : "null";
+      line += join(first ? "" : ", ", "{\"id\": ", id_texts[table.rows[i].item], ", \"at\": ");
+      line += table.timed ? join(table.times.seconds(table.rows[i].at)) : "null";
       line += '}';
       first = false;
     }
-    file.write(line + "]}\n");
+    writer.histories(line + "]}\n");
   }
-  file.commit();
   return users;
+}
+
+Json source_of(const Options& options) {
+  Json source;
+  source.set("tool", join("import_interactions ", BERT4REC_VERSION_STRING));
+  source.set("input", shown(tables::source_name(options.input), 1000));
+  if (!options.items.empty()) source.set("items", shown(tables::source_name(options.items), 1000));
+  return source;
+}
+
+// Replaces the data in the folder as one; returns how many users there are.
+std::size_t write(Interactions& table, const std::vector<std::uint32_t>& items, bool integers,
+                  const std::vector<ItemFacts>& facts, const Options& options) {
+  std::vector<Json> ids(table.items.size());
+  for (const std::uint32_t item : items) {
+    const std::string& id = table.items.name(item);
+    ids[item] = integers ? Json(*tables::plain_integer(id)) : Json(id);
+  }
+  DatasetWriter writer(options.output);
+  writer.items(item_lines(table, items, ids, facts));
+  const std::size_t users = write_histories(table, ids, writer);
+  writer.source(source_of(options));
+  writer.commit();
+  return users;
+}
+
+std::string describe_times(const Interactions& table) {
+  if (!table.timed) return "no times: histories keep the order of the lines";
+  const auto [first, last] =
+      std::minmax_element(table.rows.begin(), table.rows.end(),
+                          [](const Interaction& a, const Interaction& b) { return a.at < b.at; });
+  return join("histories are sorted by time: ", table.times.unit(), ", ",
+              tables::date_text(table.times.seconds(first->at)), " to ",
+              tables::date_text(table.times.seconds(last->at)));
 }
 
 int import(int argc, char** argv) {
   const Options options = parse(argc, argv);
   Interactions table = read_interactions(options);
+  const std::vector<ItemFacts> facts = facts_of_items(table, options);
   const std::size_t lines = table.rows.size() + table.below_rating;
-  filter(table, options.min_user, options.min_item);
-  require(!table.rows.empty(), options.input, ": no interaction is left of ", lines,
-          " after the filters");
+  CountFilter(table, options.min_user, options.min_item).run();
+  require(!table.rows.empty(), tables::source_name(options.input), ": no interaction is left of ",
+          lines, " after the filters");
   bool integers = false;
   const std::vector<std::uint32_t> items = ordered_items(table, integers);
-  make_folder(options.output);
-  const std::size_t titled = write_items(table, options, items, integers);
-  const std::size_t users = write_histories(table, options, integers);
-  std::cout << cli::grouped(lines) << " lines: " << cli::grouped(users) << " users, "
-            << cli::grouped(items.size()) << " items (" << cli::grouped(titled)
-            << " with a title), " << cli::grouped(table.rows.size()) << " interactions\n";
+  const auto titled = std::count_if(items.begin(), items.end(),
+                                    [&](std::uint32_t item) { return !facts[item].title.empty(); });
+  const std::size_t users = write(table, items, integers, facts, options);
+  std::cout << "columns: " << table.columns << "\n"
+            << cli::grouped(lines) << " lines: " << cli::grouped(users) << " users, "
+            << cli::grouped(items.size()) << " items ("
+            << cli::grouped(static_cast<std::size_t>(titled)) << " with a title), "
+            << cli::grouped(table.rows.size()) << " interactions\n";
   if (table.below_rating > 0) {
     std::cout << cli::grouped(table.below_rating) << " lines left out: rating too low\n";
   }
-  std::cout << (table.timed ? "histories are sorted by time\n"
-                            : "no times: histories keep the order of the lines\n")
-            << "written to " << path_text(options.output) << "\n";
+  std::cout << describe_times(table) << "\nwritten to " << path_text(options.output) << "\n";
   return 0;
 }
 

@@ -390,9 +390,10 @@ void make_demo_data(const Options& options) {
   std::sort(titles.begin(), titles.end(),
             [](const Title& a, const Title& b) { return a.item.id < b.item.id; });
   for (const Title& title : titles) items += to_json(title.item).text() + "\n";
-  make_folder(options.output);
-  write_file(options.output / "items.jsonl", items);
-  write_file(options.output / "histories.jsonl", histories);
+  DatasetWriter writer(options.output);
+  writer.items(items);
+  writer.histories(histories);
+  writer.commit();
 }
 
 Options parse(int argc, char** argv) {

@@ -61,9 +61,10 @@ void make_report_lists(const Options& options) {
     history.set("entries", make_entries(weights, fold_in(key, user)));
     histories += history.text() + "\n";
   }
-  make_folder(options.output);
-  write_file(options.output / "items.jsonl", items);
-  write_file(options.output / "histories.jsonl", histories);
+  DatasetWriter writer(options.output);
+  writer.items(items);
+  writer.histories(histories);
+  writer.commit();
 }
 
 Options parse(int argc, char** argv) {

@@ -2,7 +2,7 @@
 # From a fresh checkout to recommendations: installs what is missing, builds, trains on data/demo,
 # evaluates, and recommends ten titles to one viewer. Takes a few minutes.
 #
-#   sh tools/quickstart.sh [OUTPUT]      (default: output/demo)
+#   sh tools/quickstart.sh [OUTPUT]      (default: output/demo; a run that is there is replaced)
 set -eu
 cd "$(dirname "$0")/.."
 output=${1:-output/demo}
@@ -16,7 +16,7 @@ cmake -S . -B build >/dev/null
 cmake --build build -j "$(getconf _NPROCESSORS_ONLN)"
 
 step "training on data/demo"
-build/train_model --data data/demo --output "$output" \
+build/train_model --data data/demo --output "$output" --overwrite \
   --hidden-size 64 --num-heads 2 --max-seq-len 64 --mask-prob 0.3 --mask-last 0.1 \
   --epochs 150 --batch-size 16 --lr 0.003 --schedule linear --warmup-steps 100 \
   --split last --best-by top10

@@ -22,7 +22,7 @@ fi
 
 [ -s "$output/data/histories.jsonl" ] ||
   "$bin/import_interactions" --input "$input" --output "$output/data"
-resume=
+resume=--overwrite # of what was killed before it had a checkpoint there is nothing to go on with
 [ -z "$(ls "$output/checkpoints" 2>/dev/null)" ] || resume=--resume
 "$bin/train_model" --data "$output/data" --output "$output" --preset "$here/presets/ml-1m.json" \
   $resume "$@"

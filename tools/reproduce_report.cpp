@@ -319,8 +319,8 @@ Result result_from_json(const Json& json) {
 Result run_or_read(const Dataset& data, const Setup& setup, const Options& options) {
   const Path path = options.output / join(setup.name, ".json");
   const Json run = identity(data, setup, options);
-  if (std::filesystem::exists(path)) {
-    const Json stored = Json::parse(read_file(path), path_text(path));
+  if (path_exists(path)) {
+    const Json stored = read_sealed_json(path);
     const Json* made_by = stored.find("run");
     if (made_by != nullptr && made_by->text() == run.text())
       return in_context(path_text(path), [&] { return result_from_json(stored.at("result")); });
@@ -329,7 +329,7 @@ Result run_or_read(const Dataset& data, const Setup& setup, const Options& optio
   Json json;
   json.set("run", run);
   json.set("result", to_json(result));
-  write_file(path, json.text(2) + "\n");
+  write_file(path, sealed(json.text(2)) + "\n");
   return result;
 }
 

@@ -47,7 +47,8 @@ step "titles"
 step "users"
 "$bin/load_users" --file "$users" --min-anime "$min_anime" --data "$data" $fetch
 step "training"
-resume=
+resume=--overwrite # of what was killed before it had a checkpoint there is nothing to go on with
+[ ! -e "$output/models/final_model.safetensors" ] || resume=--resume
 for checkpoint in "$output"/checkpoints/*.safetensors; do
   [ ! -e "$checkpoint" ] || resume=--resume
 done
