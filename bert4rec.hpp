@@ -220,8 +220,10 @@ inline std::string path_text(const Path& path) {
   }
 }
 
-// The path that a text in UTF-8 stands for; throws on Windows if it is no UTF-8.
+// The path that a text in UTF-8 stands for; throws on Windows if it is no UTF-8, and everywhere if
+// it holds a NUL, at which the system would cut it.
 inline Path path_from(std::string_view text) {
+  if (text.find('\0') != text.npos) throw Error("a path with a NUL: " + std::string(text));
   try {
     return std::u8string(text.begin(), text.end());
   } catch (const std::system_error&) {
@@ -6172,8 +6174,11 @@ class Trainer {
 
   void read_progress(const Json& json) {
     const auto count = [](const Json& number) {
-      require(number.integer() >= 0, "progress: negative count");
-      return static_cast<std::uint64_t>(number.integer());
+      constexpr std::int64_t most = 1'000'000'000'000'000;  // of anything in an epoch
+      const std::int64_t value = number.integer();
+      require(value >= 0 && value <= most, "progress: a count is ", value, ", expected 0 ... ",
+              most);
+      return static_cast<std::uint64_t>(value);
     };
     batches_done_ = count(json.at("batches_done"));
     epoch_metrics_.loss_sum = json.at("loss_sum").number();
@@ -6181,6 +6186,10 @@ class Trainer {
     const Json::Array& hits = json.at("hits").array();
     require(hits.size() == top_k.size(), "progress: expected ", top_k.size(), " hit counts");
     std::transform(hits.begin(), hits.end(), epoch_metrics_.hits.begin(), count);
+    for (const std::uint64_t number : epoch_metrics_.hits) {
+      require(number <= epoch_metrics_.count, "progress: ", number, " hits of ",
+              epoch_metrics_.count);
+    }
     epoch_seconds_ = json.at("seconds").number();
   }
 

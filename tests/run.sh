@@ -4,6 +4,7 @@
 #
 #   sh tests/run.sh              all that needs nothing unusual (a quarter of an hour on two cores)
 #   sh tests/run.sh quick        only the plain build with the default compiler
+#   sh tests/run.sh fuzz [SECONDS]  the fuzz targets of tests/fuzz with clang++, each for so long (20)
 #   sh tests/run.sh everywhere   the same bits with other compilers and options, on AArch64 (qemu) and
 #                                on Windows (Wine): installs what that takes (ten minutes)
 set -eu
@@ -63,7 +64,55 @@ EOF
   (cd build/windows && ctest --output-on-failure -j "$jobs")
 }
 
+# fuzz_target NAME SECONDS: builds a fuzz target and runs it from its kept corpus and from what our
+# writers write today; of a finding, the last lines and where its input lies.
+fuzz_target() {
+  program=build/fuzz/$1
+  $fuzz_compiler,fuzzer "tests/fuzz/fuzz_$1.cpp" build/fuzz/engine.o -o "$program"
+  rm -rf "$program.corpus"
+  mkdir -p "$program.corpus"
+  for corpus in "tests/fuzz/corpus/$1" "build/fuzz/written/$1"; do
+    if [ -d "$corpus" ]; then cp "$corpus"/* "$program.corpus"; fi
+  done
+  TMPDIR=$scratch "$program" "$program.corpus" -max_total_time="$2" -timeout=10 \
+    -malloc_limit_mb=100 -rss_limit_mb=1000 -dict=tests/fuzz/words.dict -print_final_stats=1 \
+    -artifact_prefix="$program-" >"$program.log" 2>&1 || {
+    tail -60 "$program.log"
+    echo "fuzz $1: FINDING: $(sed -n 's/.*Test unit written to //p' "$program.log")"
+    exit 255
+  }
+  count=$(sed -n 's/^stat::number_of_executed_units: *//p' "$program.log")
+  echo "fuzz $1: $count executions, no finding"
+}
+
+fuzz() {
+  echo "== fuzz"
+  mkdir -p build/fuzz
+  echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, unsigned long) { return 0; }' |
+    clang++ -fsanitize=fuzzer -x c++ - -o build/fuzz/probe 2>/dev/null || {
+    echo "this clang++ has no libFuzzer (on Debian: the package libclang-rt-14-dev)" >&2
+    exit 1
+  }
+  fuzz_compiler="clang++ -std=c++20 -O1 -g1 -pthread -I . -DBERT4REC_EXTERN
+    -fno-sanitize-recover=all -fsanitize=address,undefined"
+  # In memory where that can be: the targets write a file for each input.
+  scratch=$(TMPDIR=/dev/shm mktemp -d 2>/dev/null || mktemp -d)
+  trap 'rm -rf "$scratch"' EXIT
+  export fuzz_compiler scratch
+  $fuzz_compiler,fuzzer-no-link -UBERT4REC_EXTERN -c tools/engine/engine.cpp -o build/fuzz/engine.o
+  $fuzz_compiler,fuzzer-no-link tests/fuzz/make_corpus.cpp build/fuzz/engine.o \
+    -o build/fuzz/make_corpus
+  rm -rf build/fuzz/written
+  TMPDIR=$scratch build/fuzz/make_corpus build/fuzz/written
+  ls tests/fuzz/fuzz_*.cpp | sed "s/.*fuzz_\\(.*\\)\\.cpp/fuzz-target \\1 $1/" |
+    xargs -P "$jobs" -L 1 sh tests/run.sh
+}
+
 case ${1:-} in
+  fuzz-target)
+    fuzz_target "$2" "$3"
+    exit
+    ;;
   same-bits)
     shift
     same_bits "$@"
@@ -75,6 +124,10 @@ case ${1:-} in
     ;;
 esac
 sh tools/install_dependencies.sh --tests
+if [ "${1:-}" = fuzz ]; then
+  fuzz "${2:-20}"
+  exit
+fi
 if [ "${1:-}" = quick ]; then
   suite quick "${CXX:-c++}" "" "" ""
   exit
@@ -90,3 +143,4 @@ unset CXXFLAGS
 suite address g++ address,undefined "-E consumer" ""
 suite thread g++ thread "-R test_(threads|trainer|gradients)" \
   "--target test_threads test_trainer test_gradients"
+fuzz 20

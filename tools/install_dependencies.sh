@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what is missing of: a C++ compiler, CMake, and the development packages of libcurl and stb
 # (for the tools that fetch and draw). Without the right to install, prints the command to type.
-# With `--tests`, also clang with its library, and the sanitizers' runtime, which tests/run.sh uses;
+# With `--tests`, also clang with its library, libFuzzer and the sanitizers, which tests/run.sh uses;
 # with `--everywhere` besides these the cross compilers and emulators of tests/run.sh everywhere.
 set -eu
 
@@ -18,6 +18,8 @@ if [ "${1:-}" = --tests ] || [ "${1:-}" = --everywhere ]; then
   command -v clang++ >/dev/null 2>&1 || need clang
   echo '#include <vector>' | clang++ -stdlib=libc++ -fsyntax-only -x c++ - 2>/dev/null ||
     need "libc++-dev libc++abi-dev"
+  echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, unsigned long) { return 0; }' |
+    clang++ -fsanitize=fuzzer -x c++ - -o /dev/null 2>/dev/null || need libclang-rt-dev
 fi
 if [ "${1:-}" = --everywhere ]; then
   command -v aarch64-linux-gnu-g++ >/dev/null 2>&1 || need g++-aarch64-linux-gnu
