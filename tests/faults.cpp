@@ -1,8 +1,8 @@
 // Counts what a program asks of the system while its main() runs, and lets one call fail. Linux.
 //   LD_PRELOAD=libfaults.so FAULT_CALL=write FAULT_AT=3 FAULT_ACTION=fail train_model ...
 //
-// FAULT_CALL    which calls count: write fsync rename open read mkdir remove stat malloc, or any: all
-//               of them but malloc, read and stat, hence those between which a folder changes
+// FAULT_CALL    which calls count: write fsync rename open read mkdir remove stat malloc, or any:
+//               all but malloc, read and stat, hence those between which a folder changes
 // FAULT_AT      the call to disturb, counting from 1; 0: none
 // FAULT_ACTION  fail: it fails, as on a full or broken disk, or without memory
 //               stay: so do all after it

@@ -1,5 +1,5 @@
-// In place of tools/plots in the tests that train thousands of times: a text of the curves under the
-// name of one of the four pictures, which take a hundred times as long as the training.
+// In place of tools/plots in the tests that train thousands of times: a text of the curves under
+// the name of one of the four pictures, which take a hundred times as long as the training.
 
 #include "plots/plots.hpp"
 
