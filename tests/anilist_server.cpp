@@ -5,8 +5,11 @@
 // (of a catalogue of 100 titles and at least 20 of them). One connection at a time; no libraries,
 // and nothing of bert4rec.hpp, so that a mistake there is not made here too.
 //
-// Log: "<ms> <what> <answer>" for each request, with OVERLAP if a second connection was waiting
-// while one was answered and EARLY if the request came before a Retry-After had run out.
+//   anilist_server --flip FILE 17                                   flips bit 17 of a file
+//
+// Log: "<ms> <what> <answer>" for each request, <ms> being the time at which it had arrived, with
+// OVERLAP if a second connection was waiting while one was answered and EARLY if the request came
+// before a Retry-After had run out.
 
 #include <netinet/in.h>
 #include <poll.h>
@@ -38,6 +41,7 @@ using std::string_view;
 
 struct Plan {
   long titles = 230, delay_ms = 0, lifetime = 60, limit = 0, seed = 1, from = 1, times = 1000000;
+  long port = 0;  // 0: any that is free
   double window = 1, random_faults = 0;
   bool adult = false, shift = false, gzip = false, retry_after = true, reset = true;
   string fault, log = "/dev/null", user_fault;
@@ -54,11 +58,13 @@ struct Title {
   std::array<long, 3> start{};  // 0: null
 };
 
+long first_id = 500000;  // --first-id: another server has other titles
+
 // Number `rank` by popularity. Three share a popularity and are told apart by id.
 Title title(long rank) {
   Title t;
   const string number = std::to_string(rank);
-  t.id = 500000 - 10 * (rank / 3) + rank % 3;
+  t.id = first_id - 10 * (rank / 3) + rank % 3;
   t.popularity = 900000 - 10 * (rank / 3);
   t.adult = rank % 17 == 5;
   t.no_titles = rank % 50 == 49;
@@ -439,6 +445,9 @@ class Server {
     sockaddr_in address{};
     address.sin_family = AF_INET;
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    address.sin_port = htons(static_cast<std::uint16_t>(plan.port));
+    const int yes = 1;  // after an earlier server on that port
+    ::setsockopt(listener_, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
     socklen_t size = sizeof address;
     auto* generic = reinterpret_cast<sockaddr*>(&address);
     if (log_ == nullptr || ::bind(listener_, generic, size) != 0 || ::listen(listener_, 8) != 0 ||
@@ -466,10 +475,11 @@ class Server {
   // False if the connection is to be closed.
   bool serve(int socket, const Request& request) {
     ++count_;
+    const double arrival = now();
     const string page = variable(request.body, "page"), name = variable(request.body, "name");
     string what =
         page.empty() ? "user=" + name + "/" + variable(request.body, "chunk") : "page=" + page;
-    if (now() < blocked_until_) what += " EARLY";
+    if (arrival < blocked_until_) what += " EARLY";
     if (request.head.find("Content-Type: application/json") == string::npos ||
         request.head.find("User-Agent: bert4rec.hpp/") == string::npos) {
       what += " BADHEAD";
@@ -483,7 +493,7 @@ class Server {
     note_overlap(socket, what);
     Answer answer;
     const bool keep = answer_to(socket, request, page, name, answer);
-    std::fprintf(log_, "%.0f %s %d\n", 1000 * now(), what.c_str(), answer.status);
+    std::fprintf(log_, "%.1f %s %d\n", 1000 * arrival, what.c_str(), answer.status);
     std::fflush(log_);
     if (!keep) return false;
     const bool pack = plan_.gzip && request.head.find("gzip") != string::npos;
@@ -540,6 +550,12 @@ class Server {
   }
 
   static long unix_in(long seconds) { return std::time(nullptr) + seconds; }
+
+  static string http_date(std::time_t time) {
+    char text[80];
+    std::strftime(text, sizeof text, "%a, %d %b %Y %H:%M:%S GMT", std::gmtime(&time));
+    return text;
+  }
 
   void good(const string& page, const string& name, const Request& request, Answer& answer) {
     answer.body =
@@ -675,15 +691,41 @@ class Server {
     return found != bodies.end() && set(answer, 200, found->second);
   }
 
+  // Refusals, and what else tells the client to wait.
   bool refusal_fault(const string& kind, Answer& answer) {
-    if (!kind.starts_with("429")) return false;
-    if (kind == "429after") answer.headers += "Retry-After: 1\r\n", blocked_until_ = now() + 1;
-    if (kind == "429reset") {
-      answer.headers += "X-RateLimit-Reset: " + std::to_string(unix_in(1)) + "\r\n";
+    const auto after = [&](const string& value) {
+      answer.headers += "Retry-After: " + value + "\r\n";
+    };
+    const auto reset = [&](long time) {
+      answer.headers += "X-RateLimit-Reset: " + std::to_string(time) + "\r\n";
+    };
+    if (kind == "spent") {  // a good answer, but the last one for two hours
+      answer.headers += "X-RateLimit-Remaining: 0\r\n";
+      return reset(unix_in(7200)), true;
     }
-    if (kind == "429date") answer.headers += "Retry-After: Wed, 21 Oct 2099 07:28:00 GMT\r\n";
-    if (kind == "429negative") answer.headers += "Retry-After: -5\r\nX-RateLimit-Reset: -1\r\n";
-    if (kind == "429huge") answer.headers += "Retry-After: 100000000000000000000\r\n";
+    if (kind == "503after") {
+      after("1"), blocked_until_ = now() + 1;
+      return set(answer, 503, "");
+    }
+    if (!kind.starts_with("429")) return false;
+    if (kind == "429after") after("1"), blocked_until_ = now() + 1;
+    if (kind == "429reset") reset(unix_in(1));
+    if (kind == "429date") {
+      const auto unix_now = std::chrono::system_clock::now().time_since_epoch();
+      const std::time_t until = unix_in(2);
+      after(http_date(until));
+      blocked_until_ =
+          now() + static_cast<double>(until) - std::chrono::duration<double>(unix_now).count();
+    }
+    if (kind == "429past") after("Sun, 06 Nov 1994 08:49:37 GMT");
+    if (kind == "429words") after("soon"), reset(unix_in(-5));
+    if (kind == "429negative") after("-5"), reset(-1);
+    if (kind == "429minutes") after("600");
+    if (kind == "429hours") after("7200");
+    if (kind == "429far") after("Wed, 21 Oct 2099 07:28:00 GMT");
+    if (kind == "429huge") after("100000000000000000000");
+    if (kind == "429endless") after(string(400, '9'));
+    if (kind == "429resetfar") reset(unix_in(7200));
     return set(answer, 429, error_json(429, "Too Many Requests.", "null"));
   }
 
@@ -698,6 +740,7 @@ class Server {
       send_answer(socket, answer, length);
     } else if (kind == "short") {  // Content-Length too small
       send_answer(socket, answer, answer.body.size() - 30);
+    } else if (kind == "drop") {  // the request is read, and that is all
     } else if (kind == "slow") {
       for (int i = 0; i < 200 && !is_gone(socket); ++i) nap(0.05);
     } else if (kind == "drip") {
@@ -716,6 +759,34 @@ class Server {
       const string line = "X-Filler: " + string(1000, 'x') + "\r\n";
       for (int i = 0; i < 100000 && open; ++i) open = send_all(socket, line);
     } else {
+      return lying_fault(kind, socket, answer);
+    }
+    answer.status = 0;
+    return false;
+  }
+
+  // Heads that do not fit what follows.
+  bool lying_fault(const string& kind, int socket, Answer& answer) {
+    if (kind == "late") {  // what is beyond the Content-Length comes when nobody expects it
+      const string rest = answer.body.substr(answer.body.size() - 30);
+      answer.body.resize(answer.body.size() - 30);
+      send_answer(socket, answer, answer.body.size());
+      nap(0.05);
+      send_all(socket, rest);
+      answer.status = 0;
+      return false;
+    }
+    if (kind == "nohead") {
+      send_all(socket, answer.body);
+    } else if (kind == "badlength") {
+      send_all(socket, "HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n" + answer.body);
+    } else if (kind == "cut404" || kind == "short404") {
+      answer.status = 404;
+      answer.body = error_json(404, "User not found", "null");
+      const std::size_t length = answer.body.size();
+      if (kind == "cut404") answer.body.resize(length / 2);
+      send_answer(socket, answer, kind == "cut404" ? length : length / 2);
+    } else {
       std::fprintf(stderr, "anilist_server: unknown fault %s\n", kind.c_str());
       std::exit(2);
     }
@@ -732,6 +803,14 @@ class Server {
   std::deque<double> times_;
 };
 
+int flip(const char* path, long bit) {
+  std::FILE* file = std::fopen(path, "r+b");
+  if (file == nullptr || std::fseek(file, bit / 8, SEEK_SET) != 0) return 1;
+  const int byte = std::fgetc(file);
+  if (byte == EOF || std::fseek(file, bit / 8, SEEK_SET) != 0) return 1;
+  return std::fputc(byte ^ 1 << bit % 8, file) == EOF || std::fclose(file) != 0;
+}
+
 int print_items(const Plan& plan, long count) {
   const std::vector<Title> titles = catalogue(plan, plan.adult);
   for (long i = 0; i < std::min<long>(count, std::ssize(titles)); ++i) {
@@ -744,10 +823,10 @@ int print_items(const Plan& plan, long count) {
 
 int main(int argc, char** argv) {
   Plan plan;
-  const std::map<string, long*> numbers{{"--titles", &plan.titles},     {"--delay", &plan.delay_ms},
-                                        {"--lifetime", &plan.lifetime}, {"--limit", &plan.limit},
-                                        {"--seed", &plan.seed},         {"--from", &plan.from},
-                                        {"--times", &plan.times}};
+  const std::map<string, long*> numbers{
+      {"--titles", &plan.titles}, {"--delay", &plan.delay_ms}, {"--lifetime", &plan.lifetime},
+      {"--limit", &plan.limit},   {"--seed", &plan.seed},      {"--from", &plan.from},
+      {"--times", &plan.times},   {"--port", &plan.port},      {"--first-id", &first_id}};
   const std::map<string, double*> reals{{"--window", &plan.window},
                                         {"--random", &plan.random_faults}};
   const std::map<string, string*> texts{
@@ -764,6 +843,8 @@ int main(int argc, char** argv) {
       plan.retry_after = false;
     else if (word == "--no-reset")
       plan.reset = false;
+    else if (word == "--flip" && i + 2 < argc)
+      return flip(argv[i + 1], std::atol(argv[i + 2]));
     else if (word == "--print-items")
       return print_items(plan, std::atol(next.c_str()));
     else if (word == "--print-histories") {

@@ -249,7 +249,7 @@ wait $first
 "$bin/train_model" --output busy --resume --kernels plain >out 2>err &
 first=$!
 tries=0
-while [ ! -s out ] && [ $tries -lt 600 ]; do
+until grep -q "^continuing" out || [ $tries -ge 600 ]; do
   tries=$((tries + 1))
   sleep 0.05
 done

@@ -1,14 +1,17 @@
 // A polite client for AniList's GraphQL API (https://docs.anilist.co) on libcurl. Unofficial: made
 // for AniList, not by AniList.
 //
-// One request is in flight at a time. Starts of requests are spaced, the server's headers can only
-// slow that down, and a refusal is waited out. What can be transient (5xx, broken transfers,
-// answers that are no JSON) is tried again a few times; everything else is an Error at once.
+// One request is in flight at a time. A pause lies between the end of one and the start of the
+// next; the server's headers can only make it longer, and a refusal is waited out. What can be
+// transient (5xx, broken transfers, answers that are no JSON) is tried again a few times; everything
+// else is an Error at once.
 
 #ifndef BERT4REC_TOOLS_ANILIST_HPP
 #define BERT4REC_TOOLS_ANILIST_HPP
 
 #include <curl/curl.h>
+
+#include <ctime>
 
 #include "cli.hpp"
 
@@ -20,7 +23,11 @@ using bert4rec::in_context;
 using bert4rec::join;
 using bert4rec::Json;
 using bert4rec::JsonReader;
+using bert4rec::Path;
+using bert4rec::path_exists;
+using bert4rec::remove_path;
 using bert4rec::require;
+using bert4rec::shown;
 
 inline constexpr const char* terms =
     "Unofficial: made for AniList, not by AniList. Its terms of use forbid hoarding and mass\n"
@@ -28,11 +35,12 @@ inline constexpr const char* terms =
     "people who agree. Keep fetched lists out of commits and do not pass them on: they are "
     "personal\n"
     "data. https://docs.anilist.co/guide/terms-of-use\n\n"
-    "Environment: ANILIST_TOKEN, if set, is sent as bearer token.";
+    "Environment: ANILIST_TOKEN, if set, is sent as bearer token to https://graphql.anilist.co,\n"
+    "or a server on this machine (for tests); with any other --endpoint the tools refuse to run.";
 
 struct Options {
   std::string endpoint = "https://graphql.anilist.co", referer, project_url;
-  double requests_per_minute = 25, rate_pause = 60, retry_pause = 5, timeout = 60;
+  double requests_per_minute = 25, rate_pause = 60, retry_pause = 5, patience = 900, timeout = 60;
 };
 
 inline void add_options(cli::CommandLine& line, Options& options) {
@@ -41,6 +49,8 @@ inline void add_options(cli::CommandLine& line, Options& options) {
               "0: as fast as the headers allow, for a server of your own");
   line.option("rate-pause", options.rate_pause, "seconds after a 429 that names no time");
   line.option("retry-pause", options.retry_pause, "seconds before the second try; then doubled");
+  line.option("patience", options.patience,
+              "most seconds to wait because the server asks to; it ends with an error beyond");
   line.option("timeout", options.timeout, "seconds an answer may take");
   line.option("referer", options.referer, "sent as Referer: the URL of your project, say");
   line.option("project-url", options.project_url, "where to find you; sent in the User-Agent");
@@ -77,14 +87,82 @@ int until_interrupted(int argc, char** argv, Body&& body) {
   }
 }
 
-namespace detail {
-
-// Foreign text for one line on a terminal: at most 300 plain characters.
-inline std::string printable(std::string_view text) {
-  std::string out(text.substr(0, 300));
-  for (char& c : out) c = c >= ' ' && c < 0x7f ? c : (c & 0x80) != 0 ? '?' : ' ';
-  return text.size() > 300 ? out + "..." : out;
+// Words of an option that this client refuses.
+template <class... Parts>
+void check_usage(bool condition, const Parts&... parts) {
+  if (!condition) throw cli::UsageError(join(parts...));
 }
+
+// ASCII letters in small, as host names, headers and AniList's users do not tell them apart.
+inline std::string lower_case(std::string_view text) {
+  std::string out(text);
+  for (char& c : out) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+  return out;
+}
+
+// What may stand in the head of a request.
+inline bool is_plain(std::string_view text) {
+  return std::all_of(text.begin(), text.end(), [](char c) { return c > ' ' && c < 0x7f; });
+}
+
+// ---- Where the API is --------------------------------------------------------------------------
+
+// An endpoint as libcurl reads it. The transfer is given the same handle, so that the place that is
+// judged here is the place that is asked, however odd the text.
+class Endpoint {
+ public:
+  explicit Endpoint(std::string_view text) : url_(curl_url(), curl_url_cleanup) {
+    if (url_ == nullptr) throw std::bad_alloc();
+    check_usage(is_plain(text), "--endpoint ", shown(text), ": expected ASCII without spaces");
+    const std::string url(text);
+    const bool valid = curl_url_set(url_.get(), CURLUPART_URL, url.c_str(), 0) == CURLUE_OK;
+    const std::string scheme = lower_case(part(CURLUPART_SCHEME).value_or(""));
+    check_usage(valid && (scheme == "https" || scheme == "http"), "--endpoint ", shown(text),
+                ": expected http:// or https:// and a host");
+    for (const CURLUPart other :
+         {CURLUPART_USER, CURLUPART_PASSWORD, CURLUPART_OPTIONS, CURLUPART_FRAGMENT}) {
+      check_usage(!part(other), "--endpoint ", shown(text),
+                  ": expected neither a user name (before \"@\") nor a fragment (behind \"#\")");
+    }
+    std::string_view host = host_ = lower_case(part(CURLUPART_HOST).value_or(""));
+    if (host.ends_with('.')) host.remove_suffix(1);  // the same host, as DNS has it
+    is_anilist_ = host == "anilist.co" || host.ends_with(".anilist.co");
+    is_local_ = host == "127.0.0.1" || host == "[::1]" || host == "localhost";
+    is_secure_ = scheme == "https";
+    write_text(scheme);
+  }
+
+  CURLU* handle() const { return url_.get(); }
+  // In one spelling for all that mean the same: scheme and host in small letters, no usual port.
+  const std::string& text() const { return text_; }
+
+  bool is_anilist() const { return is_anilist_; }
+  bool is_local() const { return is_local_; }  // this machine
+  bool may_have_token() const { return is_local_ || (is_anilist_ && is_secure_); }
+
+ private:
+  std::optional<std::string> part(CURLUPart which, unsigned flags = 0) const {
+    char* text = nullptr;
+    const CURLUcode code = curl_url_get(url_.get(), which, &text, flags);
+    const std::unique_ptr<char, decltype(&curl_free)> owner(text, curl_free);
+    if (code == CURLUE_OUT_OF_MEMORY) throw std::bad_alloc();
+    return code == CURLUE_OK ? std::optional<std::string>(text) : std::nullopt;
+  }
+
+  void write_text(const std::string& scheme) {
+    const auto port = part(CURLUPART_PORT, CURLU_NO_DEFAULT_PORT);
+    const auto path = part(CURLUPART_PATH), query = part(CURLUPART_QUERY);
+    text_ = join(scheme, "://", host_, port ? ":" + *port : "");
+    if (path && *path != "/") text_ += *path;
+    if (query) text_ += "?" + *query;
+  }
+
+  std::unique_ptr<CURLU, decltype(&curl_url_cleanup)> url_;
+  std::string host_, text_;
+  bool is_anilist_ = false, is_local_ = false, is_secure_ = false;
+};
+
+namespace detail {
 
 // What came back for one request.
 struct Answer {
@@ -94,17 +172,47 @@ struct Answer {
   std::map<std::string, std::string, std::less<>> headers;  // by name in small letters
   bool too_large = false;
 
-  // A header that is a whole number. Anything else ("-5", a date) counts as absent.
-  std::optional<double> number(std::string_view name) const {
+  // The text of a header; "" if there is none.
+  std::string header(std::string_view name) const {
     const auto found = headers.find(name);
-    if (found == headers.end() || found->second.empty()) return {};
-    const std::string& text = found->second;
-    if (text.find_first_not_of("0123456789") != text.npos || text.size() > 300) return {};
+    return found == headers.end() ? "" : found->second;
+  }
+
+  // A header that is a whole number, of any size. Anything else ("-5", "soon") counts as absent.
+  std::optional<double> number(std::string_view name) const {
+    const std::string text = header(name);
+    if (text.empty() || text.find_first_not_of("0123456789") != text.npos) return {};
+    if (text.size() > 300) return std::numeric_limits<double>::infinity();
     double value = 0;
     bert4rec::detail::parse_number(text.data(), text.data() + text.size(), value);
     return value;
   }
+
+  // Seconds until the server may be asked again, if it says so: Retry-After in seconds or as a
+  // date, whatever the answer; else, for one who has used up the limit, the time of
+  // X-RateLimit-Reset. What is negative, neither number nor date, or a time that is over says
+  // nothing.
+  std::optional<double> wait(bool limit_is_used_up) const {
+    if (const auto after = number("retry-after")) return after;
+    const auto now = static_cast<double>(std::time(nullptr));
+    const std::string text = lower_case(header("retry-after"));
+    const bool is_date = text >= "a" && text < "{";  // "Wed, 21 Oct 2099 07:28:00 GMT"
+    const auto date = static_cast<double>(is_date ? curl_getdate(text.c_str(), nullptr) : -1);
+    if (date > now) return date - now;
+    const double reset = limit_is_used_up ? number("x-ratelimit-reset").value_or(0) : 0;
+    return reset > now ? std::optional(reset - now) : std::nullopt;
+  }
 };
+
+// "2099-10-21 07:28:00 UTC", so many seconds from now.
+inline std::string utc_in(double seconds) {
+  const double at = static_cast<double>(std::time(nullptr)) + seconds;
+  if (!(at < 253402300800)) return "the year 10000";
+  const std::tm parts = bert4rec::detail::os::utc(static_cast<std::time_t>(at));
+  char text[80];
+  std::strftime(text, sizeof text, "%Y-%m-%d %H:%M:%S UTC", &parts);
+  return text;
+}
 
 // The answer as GraphQL has it: {"data": ..., "errors": [{"message", "status"}]}.
 struct Envelope {
@@ -152,7 +260,7 @@ class Client {
 
   // `show` is called with words like "waiting 12 s: rate limit".
   explicit Client(Options options, Show show = {})
-      : options_(std::move(options)), show_(std::move(show)) {
+      : options_(std::move(options)), show_(std::move(show)), endpoint_(options_.endpoint) {
     if (const char* token = std::getenv("ANILIST_TOKEN")) token_ = token;
     check_options();
     require(curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK, "cannot start libcurl");
@@ -160,9 +268,14 @@ class Client {
     require(curl_ != nullptr, "cannot start libcurl");
     add_header("Content-Type: application/json");
     add_header("Accept: application/json");
+    add_header("Expect:");  // no "100-continue", after which libcurl may send a second time
     if (!token_.empty()) add_header("Authorization: Bearer " + token_);
     set_up();
+    // The last request of a program that has just ended counts too.
+    if (options_.requests_per_minute > 0) hold(60 / options_.requests_per_minute, rate_limit);
   }
+
+  const std::string& endpoint() const { return endpoint_.text(); }
 
   // Sends a query and returns the text of `data`.
   std::string ask(std::string_view query, const Json& variables) {
@@ -171,20 +284,20 @@ class Client {
     request.set("variables", variables);
     const std::string text = request.text();
     for (int failures = 0, refusals = 0;;) {
-      wait(next_start_, "rate limit");
+      wait();
       const detail::Answer answer = post(text);
       keep_pace(answer);
       std::string data;
       const std::string problem = judge(answer, data);
       if (problem.empty()) return data;
       if (problem == too_many) {
-        if (++refusals > 5) fail(options_.endpoint, ": ", problem, ", 6 times; try again later");
-        pause(refusal_pause(answer), "rate limit");
+        if (++refusals > 5) fail(endpoint(), ": ", problem, ", 6 times; try again later");
+        hold_for_limit(answer);
       } else {
         if (++failures > 4) {
-          throw ServerFailure(join(options_.endpoint, ": ", problem, "; tried 5 times"));
+          throw ServerFailure(join(endpoint(), ": ", problem, "; tried 5 times"));
         }
-        pause(std::ldexp(options_.retry_pause, failures - 1), problem);
+        hold(std::ldexp(options_.retry_pause, failures - 1), problem);
       }
     }
   }
@@ -193,28 +306,27 @@ class Client {
   using Answer = detail::Answer;
   using Clock = std::chrono::steady_clock;
   static constexpr std::size_t max_bytes = 8'000'000;  // decoded; a full page is about 30 kB
-  static constexpr std::string_view too_many = "HTTP 429: too many requests";
+  static constexpr std::string_view too_many = "HTTP 429: too many requests",
+                                    rate_limit = "rate limit";
 
   void check_options() const {
     const Options& o = options_;
-    const bool secure = o.endpoint.starts_with("https://");
-    require(secure || o.endpoint.starts_with("http://"), "--endpoint ", o.endpoint,
-            ": expected http:// or https://");
-    require(token_.empty() || secure || o.endpoint.starts_with("http://127.0.0.1:"),
-            "ANILIST_TOKEN would travel in the open; --endpoint must be https://");
-    for (const char c : o.endpoint + o.referer + o.project_url + token_) {
-      require(c > ' ' && c < 0x7f,
-              "--endpoint, --referer, --project-url and ANILIST_TOKEN must be ",
-              "plain ASCII without spaces");
-    }
+    check_usage(is_plain(o.referer + o.project_url + token_), "--referer, --project-url and ",
+                "ANILIST_TOKEN must be plain ASCII without spaces");
+    check_usage(token_.empty() || endpoint_.may_have_token(), "ANILIST_TOKEN is set, but is only ",
+                "for https://graphql.anilist.co and servers on this machine: unset it to ask ",
+                endpoint());
     for (const double length : {o.rate_pause, o.retry_pause, o.timeout}) {
-      require(length > 0 && length <= 3600,
-              "--rate-pause, --retry-pause and --timeout must lie above 0, up to 3600 seconds");
+      check_usage(length > 0 && length <= 3600,
+                  "--rate-pause, --retry-pause and --timeout must lie above 0, up to 3600 seconds");
     }
+    check_usage(o.patience >= 0 && o.patience <= 1e6, "--patience ", o.patience,
+                ": expected 0 ... 1000000 seconds");
     const double rate = o.requests_per_minute;
-    require(rate >= 0 && rate <= 6000, "--requests-per-minute ", rate, ": expected 0 ... 6000");
-    require(o.endpoint.find("anilist.co") == o.endpoint.npos || (rate > 0 && rate <= 90),
-            "--requests-per-minute ", rate, ": AniList allows 90 at most, at times 30");
+    check_usage(rate == 0 || (rate >= 0.01 && rate <= 6000), "--requests-per-minute ", rate,
+                ": expected 0, or 0.01 ... 6000");
+    check_usage(!endpoint_.is_anilist() || (rate > 0 && rate <= 90), "--requests-per-minute ", rate,
+                ": AniList allows 90 at most, at times 30");
   }
 
   void add_header(const std::string& line) {
@@ -233,12 +345,19 @@ class Client {
   void set_up() {
     std::string agent = join("bert4rec.hpp/", BERT4REC_VERSION_STRING);
     if (!options_.project_url.empty()) agent += join(" (+", options_.project_url, ")");
-    set(CURLOPT_URL, options_.endpoint.c_str());
+    set(CURLOPT_CURLU, endpoint_.handle());
+    if (endpoint_.is_local()) set(CURLOPT_PROXY, "");  // which would see the token
     set(CURLOPT_USERAGENT, agent.c_str());
     if (!options_.referer.empty()) set(CURLOPT_REFERER, options_.referer.c_str());
     set(CURLOPT_HTTPHEADER, headers_.get());
     set(CURLOPT_ACCEPT_ENCODING, "gzip");
     set(CURLOPT_FOLLOWLOCATION, 0L);
+    // A connection is used once. On one that it had kept, libcurl sends a request a second time, by
+    // itself and at once, where the server closes it without an answer; and what a server sent
+    // beyond its Content-Length would be read as the beginning of the next answer. HTTP/2 has
+    // a second sending of its own (for REFUSED_STREAM).
+    set(CURLOPT_FORBID_REUSE, 1L);
+    set(CURLOPT_HTTP_VERSION, static_cast<long>(CURL_HTTP_VERSION_1_1));
 #if LIBCURL_VERSION_NUM >= 0x075500
     set(CURLOPT_PROTOCOLS_STR, "http,https");
 #else
@@ -270,8 +389,7 @@ class Client {
     if (line.starts_with("HTTP/")) headers.clear();  // after "100 Continue", say
     const std::size_t colon = line.find(':');
     if (colon == line.npos || headers.size() >= 100) return count;
-    std::string name(line.substr(0, colon));
-    for (char& c : name) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+    const std::string name = lower_case(line.substr(0, colon));
     const std::size_t begin = std::min(line.find_first_not_of(" \t", colon + 1), line.size());
     const std::size_t end = line.find_last_not_of(" \t\r\n") + 1;
     headers[name] = line.substr(begin, std::max(begin, end) - begin);
@@ -290,7 +408,6 @@ class Client {
     set(CURLOPT_HEADERDATA, &answer);
     set(CURLOPT_POSTFIELDSIZE, static_cast<long>(request.size()));
     set(CURLOPT_POSTFIELDS, request.c_str());
-    started_ = Clock::now();
     answer.code = curl_easy_perform(curl_.get());
     set(CURLOPT_ERRORBUFFER, static_cast<char*>(nullptr));
     if (answer.code == CURLE_ABORTED_BY_CALLBACK) throw Interrupted();
@@ -299,17 +416,19 @@ class Client {
     return answer;
   }
 
-  // Why to ask again, or nothing, with the text of `data`. Throws where asking again is no use.
+  // Why to ask again, or nothing, with the text of `data`. Throws where asking again is no use. A
+  // 403 ends it however it arrives.
   std::string judge(const Answer& answer, std::string& data) const {
     if (answer.status == 429) return std::string(too_many);
     refuse_monsters(answer);
-    const bool final_status = answer.status >= 400 && answer.status < 500;
-    if (answer.code != CURLE_OK && !final_status) return transfer_problem(answer);
+    if (answer.code != CURLE_OK && answer.status != 403) return transfer_problem(answer);
     detail::Envelope envelope;
     try {
       envelope = detail::read_envelope(answer.body);
     } catch (const Error& error) {
-      if (answer.status == 200) return error.what();
+      // JSON that does not parse was cut, by a Content-Length that is too small, say.
+      const bool is_cut = answer.body.starts_with('{') && answer.status != 403;
+      if (answer.status == 200 || is_cut) return error.what();
       envelope = {"", answer.body, answer.status, false};
     }
     const std::int64_t status = answer.status == 200 ? envelope.status : answer.status;
@@ -318,89 +437,179 @@ class Client {
       return {};
     }
     if (status == 429) return std::string(too_many);
-    const std::string words = detail::printable(envelope.message);
+    const std::string words = shown(envelope.message, 300);
     if (status == 404 && envelope.failed) throw NotFound(words.empty() ? "not found" : words);
     std::string problem = join("HTTP ", status, words.empty() ? "" : ": ", words);
     if (status >= 500) return problem;
     if (status == 403) problem += " (see --help for --referer and ANILIST_TOKEN)";
-    fail(options_.endpoint, ": ", problem);
+    fail(endpoint(), ": ", problem);
   }
 
   // What no AniList sends.
   void refuse_monsters(const Answer& answer) const {
-    const std::string& server = options_.endpoint;
-    if (answer.too_large) fail(server, ": the answer is larger than ", max_bytes, " bytes");
+    if (answer.too_large) fail(endpoint(), ": the answer is larger than ", max_bytes, " bytes");
     if (answer.status < 300 || answer.status >= 400) return;
-    const auto place = answer.headers.find("location");
-    fail(server, ": HTTP ", answer.status, " to ",
-         place == answer.headers.end() ? "nowhere" : detail::printable(place->second),
+    const std::string place = answer.header("location");
+    fail(endpoint(), ": HTTP ", answer.status, " to ", place.empty() ? "nowhere" : shown(place),
          ": redirects are not followed");
   }
 
-  // Some problems of libcurl will not pass.
+  // Some problems of libcurl will not pass. (One that sounds so and may pass is "unsupported
+  // protocol": an answer that does not begin like HTTP.)
   std::string transfer_problem(const Answer& answer) const {
-    for (const CURLcode lasting : {CURLE_UNSUPPORTED_PROTOCOL, CURLE_URL_MALFORMAT,
-                                   CURLE_PEER_FAILED_VERIFICATION, CURLE_SSL_CACERT_BADFILE}) {
-      if (answer.code == lasting) fail(options_.endpoint, ": ", answer.problem);
+    for (const CURLcode lasting : {CURLE_PEER_FAILED_VERIFICATION, CURLE_SSL_CACERT_BADFILE}) {
+      if (answer.code == lasting) fail(endpoint(), ": ", answer.problem);
     }
-    return detail::printable(answer.problem);
+    return shown(answer.problem, 300);
   }
 
   // ---- Pace ----
 
-  // When the next request may start. At 0 requests a minute only `Remaining: 0` holds it back.
+  // After a request. The pause counts from its end, however it ended: only then is it certain that
+  // the server has had it. At 0 requests a minute only what the server asks for holds the next one
+  // back.
   void keep_pace(const Answer& answer) {
     const double rate = options_.requests_per_minute;
-    double interval = rate > 0 ? 60 / rate : 0;
     const auto limit = answer.number("x-ratelimit-limit");
-    if (rate > 0 && limit && *limit >= 1) interval = std::max(interval, 60 / *limit);
-    next_start_ = started_ + seconds(interval);
-    const auto remaining = answer.number("x-ratelimit-remaining");
-    if (remaining && *remaining == 0) {
-      next_start_ = std::max(next_start_, Clock::now() + seconds(until_reset(answer)));
-    }
+    if (rate > 0) hold(60 / (limit && *limit >= 1 ? std::min(rate, *limit) : rate), rate_limit);
+    if (const auto length = answer.wait(false)) hold_as_asked(*length);
+    if (answer.number("x-ratelimit-remaining") == 0.0) hold_for_limit(answer);
   }
 
-  // Times beyond an hour are taken for nonsense, here and below.
-  double until_reset(const Answer& answer) const {
-    const auto now = std::chrono::system_clock::now().time_since_epoch();
-    const double left =
-        answer.number("x-ratelimit-reset").value_or(0) - std::chrono::duration<double>(now).count();
-    return left > 0 && left <= 3600 ? left + 1 : options_.rate_pause;
+  // After a refusal, or once nothing of the limit remains.
+  void hold_for_limit(const Answer& answer) {
+    const auto length = answer.wait(true);
+    if (length)
+      hold_as_asked(*length);
+    else
+      hold(options_.rate_pause, rate_limit);
   }
 
-  double refusal_pause(const Answer& answer) const {
-    const auto after = answer.number("retry-after");
-    return after && *after <= 3600 ? *after + 1 : until_reset(answer);
+  // A second longer than the server asks, as it counts in whole ones. Beyond the patience no
+  // further request is sent at all.
+  void hold_as_asked(double length) {
+    if (length <= options_.patience)
+      hold(length + 1, rate_limit);
+    else
+      closed_until_ = detail::utc_in(length);
   }
 
-  static Clock::duration seconds(double count) {
-    return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(count));
+  void hold(double length, std::string_view why) {
+    const auto until = Clock::now() + std::chrono::duration_cast<Clock::duration>(
+                                          std::chrono::duration<double>(length));
+    if (until > next_start_) next_start_ = until, why_ = why;
   }
 
-  void pause(double length, std::string_view why) { wait(Clock::now() + seconds(length), why); }
-
-  // In short naps, so that a signal ends it.
-  void wait(Clock::time_point until, std::string_view why) {
-    const bool worth_telling = show_ && until - Clock::now() > std::chrono::seconds(3);
+  // Until the next request may start; in short naps, so that a signal ends it.
+  void wait() {
+    require(closed_until_.empty(), endpoint(), ": asks for no request before ", closed_until_,
+            ", more than --patience ", options_.patience, " seconds away");
+    const bool worth_telling = show_ && next_start_ - Clock::now() > std::chrono::seconds(3);
     for (;;) {
       if (cli::received_signal != 0) throw Interrupted();
-      const auto left = until - Clock::now();
+      const auto left = next_start_ - Clock::now();
       if (left <= Clock::duration::zero()) return;
       const double count = std::ceil(std::chrono::duration<double>(left).count());
-      if (worth_telling) show_(join("waiting ", count, " s: ", why));
+      if (worth_telling) show_(join("waiting ", count, " s: ", why_));
       std::this_thread::sleep_for(std::min<Clock::duration>(left, std::chrono::milliseconds(100)));
     }
   }
 
   Options options_;
   Show show_;
-  std::string token_;
+  Endpoint endpoint_;
+  std::string token_, why_, closed_until_;
   std::unique_ptr<curl_slist, decltype(&curl_slist_free_all)> headers_{nullptr,
                                                                        curl_slist_free_all};
   std::unique_ptr<CURL, decltype(&curl_easy_cleanup)> curl_{nullptr, curl_easy_cleanup};
-  Clock::time_point started_{}, next_start_{};
+  Clock::time_point next_start_{};
 };
+
+// ---- What was fetched before -------------------------------------------------------------------
+
+// Answers kept in a folder, so that nothing is fetched twice: a file of sealed JSON for each,
+//   {"checksum": ..., "endpoint": ..., "request": ..., "fetched": <Unix time>, "answer": ...}
+// A file counts only if this server gave that answer to this request within the last --max-age
+// days. Any other is as good as none: too old, from the future (some clock was wrong), from another
+// server, of an earlier version, or damaged. Asking again costs one request then; an error would
+// cost all of them, by --refresh. The caller holds the lock of the folder above.
+class Store {
+ public:
+  Store(const Client& client, Path folder, double max_age)
+      : folder_(std::move(folder)), endpoint_(client.endpoint()), max_age_(86400 * max_age) {}
+
+  bool exists() const { return path_exists(folder_); }
+
+  void create() const {
+    bert4rec::make_folder(folder_);
+    bert4rec::remove_stale_temporaries(folder_);
+  }
+
+  // Renamed first, so that it is there as a whole or not at all.
+  void clear() const {
+    remove_path(discarded());  // by one who was killed
+    if (!exists()) return;
+    std::error_code problem;
+    std::filesystem::rename(folder_, discarded(), problem);
+    require(!problem, folder_, ": cannot rename: ", problem.message());
+    remove_path(discarded());
+  }
+
+  // The answer that is kept under that name, or else what fetch() returns.
+  template <class Fetch>
+  Json get(const std::string& name, const Json& request, Fetch&& fetch) {
+    const Path file = folder_ / bert4rec::path_from(name);
+    if (std::optional<Json> kept = find(file, request)) {
+      ++kept_count;
+      return *std::move(kept);
+    }
+    Json answer = fetch();
+    Json record;
+    record.set("endpoint", endpoint_);
+    record.set("request", request);
+    record.set("fetched", std::time(nullptr));
+    record.set("answer", answer);
+    bert4rec::write_file(file, bert4rec::sealed(record.text()) + "\n");
+    ++fetched_count;
+    return answer;
+  }
+
+  void forget(const std::string& name) const { remove_path(folder_ / bert4rec::path_from(name)); }
+
+  // How many answers came from the folder and from the server, and how many files were damaged.
+  std::size_t kept_count = 0, fetched_count = 0, damaged_count = 0;
+
+ private:
+  Path discarded() const { return folder_.parent_path() / "discarded"; }
+
+  std::optional<Json> find(const Path& file, const Json& request) {
+    if (!path_exists(file)) return {};
+    const std::string text = bert4rec::read_file(file);
+    try {
+      require(bert4rec::check_seal(text, "it"), "it has no checksum");
+      const Json record = Json::parse(text);
+      const auto age = static_cast<double>(std::time(nullptr) - record.at("fetched").integer());
+      const bool fits = record.at("endpoint").string() == endpoint_ &&
+                        record.at("request").text() == request.text();
+      return fits && age >= 0 && age < max_age_ ? std::optional(record.at("answer")) : std::nullopt;
+    } catch (const Error&) {
+      ++damaged_count;
+      return {};
+    }
+  }
+
+  Path folder_;
+  std::string endpoint_;
+  double max_age_;
+};
+
+inline void add_max_age(cli::CommandLine& line, double& days) {
+  line.option("max-age", days, "days that what was fetched may be used again");
+}
+
+inline void check_max_age(double days) {
+  check_usage(days >= 0 && days <= 36500, "--max-age ", days, ": expected 0 ... 36500 days");
+}
 
 // ---- Reading data ------------------------------------------------------------------------------
 

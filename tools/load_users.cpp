@@ -13,6 +13,7 @@ struct Options {
   anilist::Options client;
   Path file = "datas_user.txt", data = "data/anilist";
   std::size_t min_anime = 20;
+  double max_age = 30;
   bool refresh = false;
 };
 
@@ -20,33 +21,27 @@ Options parse(int argc, char** argv) {
   Options o;
   cli::CommandLine line(
       "load_users",
-      join(
-          "fetches the anime lists of AniList users into histories.jsonl.\n\n"
-          "The file has one name a line; blank lines and what follows # are left out. Lists are "
-          "kept in\nDATA/.cache, so that no list is fetched twice. Users who are unknown, private, "
-          "or have too few\ntitles are left out, and reported. Planned titles are stored but do "
-          "not count.\n\n",
-          anilist::terms),
+      join("fetches the anime lists of AniList users into histories.jsonl.\n\n"
+           "The file has one name a line; blank lines and what follows # are left out. Lists are "
+           "kept in\nDATA/.cache, so that none is fetched twice in --max-age days. Users who are "
+           "unknown,\nprivate, or have too few titles are left out, and reported. Planned titles "
+           "are stored but\ndo not count.\n\n",
+           anilist::terms),
       "load_users --file datas_user.txt --min-anime 20");
   line.option("file", o.file, "the names");
   line.option("min-anime", o.min_anime, "fewest titles of the catalogue a user must have watched");
   line.option("data", o.data, "folder with items.jsonl; histories.jsonl is written there");
   line.flag("refresh", o.refresh, "fetch all lists anew (after an interruption go on without it)");
+  anilist::add_max_age(line, o.max_age);
   anilist::add_options(line, o.client);
   line.parse(argc, argv);
+  anilist::check_max_age(o.max_age);
   // A history without a single item of the catalogue is no history.
   if (o.min_anime < 1) throw cli::UsageError("--min-anime 0: expected at least 1");
   return o;
 }
 
 // ---- Names ------------------------------------------------------------------------------------
-
-// AniList does not tell Alice from alice.
-std::string folded(std::string_view name) {
-  std::string out(name);
-  for (char& c : out) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
-  return out;
-}
 
 std::vector<std::string> read_names(const Path& path) {
   const std::string text = read_file(path);
@@ -59,8 +54,9 @@ std::vector<std::string> read_names(const Path& path) {
     const std::string name(line.substr(begin, line.find_last_not_of(" \t") + 1 - begin));
     JsonReader(Json(name).text(), path_text(path), number).skip();  // refuses what is not UTF-8
     require(name.size() <= 60 && name.find('\0') == name.npos, path, ":", number,
-            ": not a user name: ", name.substr(0, 60));
-    if (seen.insert(folded(name)).second) names.push_back(name);
+            ": not a user name: ", shown(name, 60));
+    // AniList does not tell Alice from alice.
+    if (seen.insert(anilist::lower_case(name)).second) names.push_back(name);
   });
   require(!names.empty(), path, ": no user names");
   return names;
@@ -70,7 +66,7 @@ std::vector<std::string> read_names(const Path& path) {
 std::string file_name(std::string_view name) {
   static constexpr char hex[] = "0123456789ABCDEF";
   std::string out;
-  for (const char c : folded(name)) {
+  for (const char c : anilist::lower_case(name)) {
     const auto byte = static_cast<unsigned char>(c);
     const bool plain = (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' || c == '-';
     out += plain ? std::string(1, c) : std::string{'%', hex[byte >> 4], hex[byte & 15]};
@@ -94,37 +90,6 @@ Json fetch_record(anilist::Client& client, const std::string& name) {
   }
   return record;
 }
-
-// A file for each user. Problems are forgotten at the end of a run: the next one asks again.
-class UserStore {
- public:
-  explicit UserStore(const Options& options) : folder_(options.data / ".cache" / "users") {
-    if (options.refresh) std::filesystem::remove_all(folder_);
-    make_folder(folder_);
-    remove_stale_temporaries(folder_);
-  }
-
-  Json get(anilist::Client& client, const std::string& name) {
-    const Path file = folder_ / file_name(name);
-    const bool stored = std::filesystem::exists(file);
-    Json record =
-        stored ? Json::parse(read_file(file), path_text(file)) : fetch_record(client, name);
-    if (!stored) write_file(file, record.text() + "\n");
-    if (record.find("problem") != nullptr) problems_.push_back(file);
-    (stored ? from_store : fetched) += 1;
-    return record;
-  }
-
-  void forget_problems() const {
-    for (const Path& file : problems_) std::filesystem::remove(file);
-  }
-
-  std::size_t fetched = 0, from_store = 0;
-
- private:
-  Path folder_;
-  std::vector<Path> problems_;
-};
 
 struct Counts {
   std::size_t watched = 0, known = 0, planned = 0;  // known: watched and in the catalogue
@@ -151,17 +116,19 @@ class Loader {
       : options_(options),
         catalogue_(catalogue),
         names_(std::move(names)),
-        store_(options),
-        client_(options.client, [this](const std::string& words) { show(words); }) {
-    for (const std::string& name : names_) width_ = std::max(width_, name.size());
+        client_(options.client, [this](const std::string& words) { show(words); }),
+        store_(client_, options.data / ".cache" / "users", options.max_age) {
+    for (const std::string& name : names_) width_ = std::max(width_, shown(name).size());
   }
 
   // The lines of histories.jsonl.
   std::string run() {
+    if (options_.refresh) store_.clear();
+    store_.create();
     row("user", {"watched", "in catalogue", "planned"}, "");
     std::string text;
     for (const std::string& name : names_) {
-      show(name);
+      show(shown(name));
       text += load(name);
       ++done_;
     }
@@ -169,7 +136,13 @@ class Loader {
     return text;
   }
 
-  const UserStore& store() const { return store_; }
+  // Of users who cannot be read: the next run asks again.
+  void forget_problems() const {
+    for (const std::string& name : problems_) store_.forget(file_name(name));
+  }
+
+  const std::string& endpoint() const { return client_.endpoint(); }
+  const anilist::Store& store() const { return store_; }
   std::size_t kept = 0, failed = 0;
 
  private:
@@ -179,10 +152,10 @@ class Loader {
   // two in a row mean that the server is down.
   std::string load(const std::string& name) {
     try {
-      const Json record = store_.get(client_, name);
+      const Json record = store_.get(file_name(name), anilist::lower_case(name),
+                                     [&] { return fetch_record(client_, name); });
       failed_before_ = false;
-      return in_context(join("stored list of ", name, " (--refresh fetches it anew)"),
-                        [&] { return judge(name, record); });
+      return judge(name, record);
     } catch (const anilist::ServerFailure& error) {
       if (std::exchange(failed_before_, true)) throw;
       ++failed;
@@ -193,7 +166,8 @@ class Loader {
 
   std::string judge(const std::string& name, const Json& record) {
     if (const Json* problem = record.find("problem")) {
-      row(name, {}, join("left out: ", problem->string()));
+      problems_.push_back(name);
+      row(name, {}, join("left out: ", shown(problem->string())));
       return {};
     }
     const Json& entries = record.at("entries");
@@ -215,34 +189,52 @@ class Loader {
   void row(const std::string& name, const std::array<std::string, 3>& numbers,
            const std::string& outcome) {
     bar_.clear();
-    std::cout << std::left << std::setw(static_cast<int>(width_)) << name << std::right;
+    std::cout << std::left << std::setw(static_cast<int>(width_)) << shown(name) << std::right;
     for (const std::string& number : numbers) std::cout << std::setw(14) << number;
     std::cout << (outcome.empty() ? "" : "  ") << outcome << std::endl;
   }
 
   const Options& options_;
   const Catalogue& catalogue_;
-  std::vector<std::string> names_;
+  std::vector<std::string> names_, problems_;
   std::size_t width_ = 4, done_ = 0;
   bool failed_before_ = false;
   cli::ProgressBar bar_;
-  UserStore store_;
   anilist::Client client_;
+  anilist::Store store_;
 };
+
+// Ids mean the same only on one server.
+void check_server(const Options& options, const std::string& endpoint) {
+  const std::optional<Json> source = dataset_source(options.data);
+  const Json* const other = source ? source->find("endpoint") : nullptr;
+  require(other == nullptr || other->string() == endpoint, options.data / "items.jsonl",
+          ": comes from another server, ", other == nullptr ? "" : other->string(), ", than ",
+          endpoint);
+}
 
 int load_users(const Options& options) {
   const std::vector<std::string> names = read_names(options.file);
-  const Catalogue catalogue = Catalogue::load(options.data / "items.jsonl");
-  const FolderLock lock(options.data);
-  remove_stale_temporaries(options.data);
+  const Path items = options.data / "items.jsonl";
+  require(path_exists(items), items, ": is not there; prepare_dataset fetches it");
+  DatasetWriter writer(options.data);
+  const Catalogue catalogue = Catalogue::load(items);
   Loader loader(options, catalogue, names);
+  check_server(options, loader.endpoint());
   const std::string text = loader.run();
   const Path output = options.data / "histories.jsonl";
-  if (!text.empty()) write_file(output, text);
-  loader.store().forget_problems();
-  std::cout << loader.kept << " of " << names.size() << " users kept; " << loader.store().fetched
-            << " lists fetched, " << loader.store().from_store
+  if (!text.empty()) {
+    writer.histories(text);
+    writer.commit();
+  }
+  loader.forget_problems();
+  const anilist::Store& store = loader.store();
+  std::cout << loader.kept << " of " << names.size() << " users kept; " << store.fetched_count
+            << " lists fetched, " << store.kept_count
             << " from the cache (--refresh fetches anew)\n";
+  if (store.damaged_count > 0) {
+    std::cout << store.damaged_count << " kept lists were damaged, and fetched anew\n";
+  }
   if (loader.failed > 0) std::cout << loader.failed << " failed; run it again to try once more\n";
   require(!text.empty(), "no user is left with ", options.min_anime, " titles of the catalogue; ",
           output, " was not written");

@@ -15,6 +15,7 @@ struct Options {
   std::size_t count = 3000;
   std::string sort = "POPULARITY_DESC";
   Path output = "data/anilist";
+  double max_age = 1;  // pages of different days have gaps and doubles between them
   bool adult = false, refresh = false;
 };
 
@@ -31,8 +32,10 @@ Options parse(int argc, char** argv) {
   line.option("output", o.output, "folder to write");
   line.flag("adult", o.adult, "with the titles that AniList marks as adult");
   line.flag("refresh", o.refresh, "fetch anew (after an interruption go on without it)");
+  anilist::add_max_age(line, o.max_age);
   anilist::add_options(line, o.client);
   line.parse(argc, argv);
+  anilist::check_max_age(o.max_age);
   if (o.count < 1 || o.count > most_titles) {
     throw cli::UsageError(join("--count ", o.count, ": expected 1 ... ", most_titles,
                                ": AniList's API refuses pages beyond its first 5,000 entries"));
@@ -62,11 +65,6 @@ Json page_variables(const Options& options, std::size_t number) {
   if (!options.adult) variables.set("adult", false);  // a filter that is not sent does not filter
   return variables;
 }
-
-struct Page {
-  std::vector<Item> items;
-  bool has_next = false;
-};
 
 void read_titles(JsonReader& reader, Item& item) {
   if (reader.is_null()) return reader.null();
@@ -110,20 +108,20 @@ Item read_media(JsonReader& reader) {
   return item;
 }
 
-// Of what AniList says about pages only hasNextPage is to be trusted.
-Page parse_page(std::string_view data) {
-  Page page;
-  bool has_media = false, has_info = false;
+// {"items": [{"id": ...}, ...], "more": whether another page follows}. Of what AniList says about
+// pages only hasNextPage is to be trusted.
+Json read_page(std::string_view data) {
+  Json::Array items;
+  bool more = false, has_media = false, has_info = false;
   anilist::read_root(data, "Page", [&](JsonReader& reader, std::string_view name) {
     if (name == "media") {
       has_media = true;
-      anilist::read_array(reader, [&] { page.items.push_back(read_media(reader)); });
+      anilist::read_array(reader, [&] { items.push_back(to_json(read_media(reader))); });
     } else if (name == "pageInfo") {
       reader.object([&](std::string_view field) {
         if (field != "hasNextPage") return void(reader.skip());
         has_info = true;
-        page.has_next =
-            anilist::read_nullable(reader, [&] { return reader.boolean(); }).value_or(false);
+        more = anilist::read_nullable(reader, [&] { return reader.boolean(); }).value_or(false);
       });
     } else {
       reader.skip();
@@ -131,121 +129,136 @@ Page parse_page(std::string_view data) {
   });
   require(has_media && has_info, "the answer: missing field \"",
           has_media ? "hasNextPage" : "media", "\"");
+  Json page;
+  page.set("items", std::move(items));
+  page.set("more", more);
   return page;
 }
 
-// Pages that were fetched, kept until all are there. The folder is taken away by renaming it, so
-// that it is there as a whole or not at all.
-class PageStore {
+// ---- The whole --------------------------------------------------------------------------------
+
+// Fetches the first titles; its pages are kept until all are there.
+class Fetch {
  public:
-  explicit PageStore(const Options& options)
-      : cache_(options.output / ".cache"),
-        folder_(cache_ / join("pages_", options.sort, options.adult ? "_adult" : "")) {
-    std::filesystem::remove_all(cache_ / "done");
-    if (options.refresh && exists()) clear();
+  explicit Fetch(const Options& options)
+      : options_(options),
+        client_(options.client, [this](const std::string& words) { show(words); }),
+        cache_(options.output / ".cache"),
+        store_(client_, cache_ / join("pages_", options.sort, options.adult ? "_adult" : ""),
+               options.max_age) {}
+
+  const std::string& endpoint() const { return client_.endpoint(); }
+  const anilist::Store& store() const { return store_; }
+
+  // The first `count` titles as JSONL, each once.
+  std::string run() {
+    store_.create();
+    std::unordered_set<std::int64_t> seen;
+    std::string text;
+    bool more = true;
+    for (; more && seen.size() < options_.count && done_ < most_titles / page_size; ++done_) {
+      show_time_left();
+      const Json page = get(done_ + 1);
+      const std::size_t before = seen.size();
+      for (const Json& item : page.at("items").array()) {
+        if (seen.size() == options_.count) break;
+        if (seen.insert(item.at("id").integer()).second) text += item.text() + "\n";
+      }
+      more = page.at("more").boolean();
+      require(!more || seen.size() > before, "page ", done_ + 1,
+              " brings no new title, yet the server says that there are more: something is wrong "
+              "with it");
+    }
+    bar_.clear();
+    require(!seen.empty(), endpoint(), ": has no titles");
+    return text;
   }
 
-  bool exists() const { return std::filesystem::exists(folder_); }
-  void create() const {
-    make_folder(folder_);
-    remove_stale_temporaries(folder_);
-  }
-  void clear() const {
-    std::filesystem::rename(folder_, cache_ / "done");
-    std::filesystem::remove_all(cache_ / "done");
+  void forget_pages() const {
+    store_.clear();
     std::error_code not_empty;
     std::filesystem::remove(cache_, not_empty);
   }
 
-  // A page is stored only after it has been understood as a whole.
-  Page get(anilist::Client& client, const Options& options, std::size_t number) const {
-    const Path file = folder_ / join(number, ".json");
-    if (std::filesystem::exists(file)) {
-      return in_context(join(file, " (--refresh starts anew)"),
-                        [&] { return parse_page(read_file(file)); });
-    }
-    std::string data;
-    Page page = in_context(join("page ", number), [&] {
-      data = client.ask(page_query, page_variables(options, number));
-      return parse_page(data);
+ private:
+  // Kept only after it has been understood as a whole.
+  Json get(std::size_t number) {
+    const Json request = page_variables(options_, number);
+    return store_.get(join(number, ".json"), request, [&] {
+      return in_context(join("page ", number),
+                        [&] { return read_page(client_.ask(page_query, request)); });
     });
-    write_file(file, data);
-    return page;
   }
 
- private:
-  Path cache_, folder_;
+  void show(const std::string& words) {
+    bar_.show(std::min(done_, pages_), pages_, "pages", words);
+  }
+  void show_time_left() {
+    const double pace = options_.client.requests_per_minute;
+    const auto left = static_cast<double>(pages_ - std::min(done_, pages_));
+    show(pace > 0 ? cli::duration(60 / pace * left) + " left" : "");
+  }
+
+  const Options& options_;
+  const std::size_t pages_ = (options_.count + page_size - 1) / page_size;
+  std::size_t done_ = 0;
+  cli::ProgressBar bar_;
+  anilist::Client client_;
+  Path cache_;
+  anilist::Store store_;
 };
 
-// ---- The whole --------------------------------------------------------------------------------
-
-// The first `count` titles as JSONL, each once.
-std::string fetch_items(const Options& options, const PageStore& store) {
-  const std::size_t pages = (options.count + page_size - 1) / page_size;
-  std::size_t number = 1;
-  cli::ProgressBar bar;
-  const auto show = [&](const std::string& words) {
-    bar.show(std::min(number - 1, pages), pages, "pages", words);
-  };
-  const double pace = options.client.requests_per_minute;
-  anilist::Client client(options.client, show);
-  std::unordered_set<std::int64_t> seen;
-  std::string text;
-  for (bool more = true; more && seen.size() < options.count; ++number) {
-    if (number > most_titles / page_size) break;
-    const auto left = static_cast<double>(pages - std::min(number - 1, pages));
-    show(pace > 0 ? cli::duration(60 / pace * left) + " left" : "");
-    const Page page = store.get(client, options, number);
-    const std::size_t before = seen.size();
-    for (const Item& item : page.items) {
-      if (seen.size() == options.count) break;
-      if (seen.insert(std::get<std::int64_t>(item.id)).second) text += to_json(item).text() + "\n";
-    }
-    more = page.has_next;
-    require(!more || seen.size() > before, "page ", number,
-            " brings no new title, yet the server says that there are more: something is wrong "
-            "with it");
-  }
-  require(!seen.empty(), options.client.endpoint, ": has no titles");
-  return text;
-}
-
-// What was asked for, and a checksum of what came: says whether items.jsonl is the answer to it.
-std::string source_text(const Options& options, const std::string& items) {
+// The part of dataset.json that says what was asked for, and of whom.
+Json source_of(const Options& options, const std::string& endpoint) {
   Json source;
-  source.set("source", options.client.endpoint);
-  source.set("count", options.count);
+  source.set("endpoint", endpoint);
   source.set("sort", options.sort);
   source.set("adult", options.adult);
-  source.set("titles", std::count(items.begin(), items.end(), '\n'));
-  source.set("checksum", join(checksum(items)));
-  return source.text(2) + "\n";
+  source.set("count", options.count);
+  return source;
+}
+
+// Whether the items that are there are the answer to what is asked for now. Throws where they are
+// not ours, or no longer what was fetched: somebody's work might be lost.
+bool is_complete(const Path& items, const Json& source) {
+  try {
+    const std::optional<Json> origin = dataset_source(items.parent_path());
+    require(origin && origin->find("endpoint") != nullptr, items,
+            ": was not made by prepare_dataset");
+    Catalogue::load(items);
+    const auto same = [&](const auto& fact) {
+      const Json* value = origin->find(fact.first);
+      return value != nullptr && value->text() == fact.second.text();
+    };
+    return std::all_of(source.object().begin(), source.object().end(), same);
+  } catch (const Error& error) {
+    fail(error.what(), "; --refresh replaces it");
+  }
 }
 
 int prepare(const Options& options) {
-  make_folder(options.output);
-  const FolderLock lock(options.output);
-  remove_stale_temporaries(options.output);
-  const Path items = options.output / "items.jsonl", source = options.output / "items_source.json";
-  const PageStore store(options);
-  const bool has_items = std::filesystem::exists(items);
-  const bool has_source = std::filesystem::exists(source);
-  if (!options.refresh && has_items && !store.exists()) {
-    require(has_source, items, ": was not made by prepare_dataset; --refresh replaces it");
-    if (read_file(source) == source_text(options, read_file(items))) {
-      std::cout << path_text(items) << " is complete; --refresh fetches it anew\n";
-      return 0;
-    }
+  Fetch fetch(options);
+  DatasetWriter writer(options.output);
+  const Path items = options.output / "items.jsonl";
+  Json source = source_of(options, fetch.endpoint());
+  if (options.refresh) fetch.forget_pages();
+  if (!options.refresh && path_exists(items) && !fetch.store().exists() &&
+      is_complete(items, source)) {
+    std::cout << path_text(items) << " is complete; --refresh fetches it anew\n";
+    return 0;
   }
-  store.create();
-  const std::string text = fetch_items(options, store);
-  // The source first: killed in between, it does not fit the items, and all is put together again.
-  const std::string origin = source_text(options, text);
-  write_file(source, origin);
-  write_file(items, text);
-  store.clear();
+  const std::string text = fetch.run();
+  source.set("tool", join("prepare_dataset ", BERT4REC_VERSION_STRING));
+  source.set("fetched", std::time(nullptr));
+  writer.items(text);
+  writer.source(std::move(source));
+  writer.commit();
+  fetch.forget_pages();
   const auto titles = static_cast<std::size_t>(std::count(text.begin(), text.end(), '\n'));
   std::cout << cli::grouped(titles) << " titles written to " << path_text(items) << "\n";
+  if (const std::size_t damaged = fetch.store().damaged_count) {
+    std::cout << damaged << " kept pages were damaged, and fetched anew\n";
+  }
   if (titles < options.count) std::cout << "the server has no more in this order\n";
   return 0;
 }

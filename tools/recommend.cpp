@@ -21,11 +21,6 @@ struct Client {
 inline void add_options(cli::CommandLine&, Options&) {}
 inline std::vector<Entry> fetch_list(Client&, const std::string&) { return {}; }
 
-template <class Body>
-int until_interrupted(int, char**, Body&& body) {
-  return body();
-}
-
 }  // namespace anilist
 #endif
 
@@ -152,16 +147,16 @@ void print_text(const Options& options, const Catalogue& catalogue, ItemSpan his
                 const std::vector<Recommendation>& picks) {
   std::cout << "after " << history.size() << " items, the newest:\n";
   for (const std::int32_t item : newest(history, 5)) {
-    std::cout << "          " << title_of(options, catalogue, item) << "\n";
+    std::cout << "          " << shown(title_of(options, catalogue, item)) << "\n";
   }
   std::cout << "expected next, with probability:\n";
   for (const Recommendation& pick : picks) {
     std::string share = cli::percent(pick.score);
     share.insert(0, 8 - std::min<std::size_t>(8, share.size()), ' ');
-    std::cout << share << "  " << title_of(options, catalogue, pick.item);
+    std::cout << share << "  " << shown(title_of(options, catalogue, pick.item));
     const std::vector<std::string>& genres = catalogue[pick.item].genres;
     for (std::size_t i = 0; i < genres.size(); ++i)
-      std::cout << (i == 0 ? "  (" : ", ") << genres[i];
+      std::cout << (i == 0 ? "  (" : ", ") << shown(genres[i]);
     std::cout << (genres.empty() ? "\n" : ")\n");
   }
 }
@@ -185,7 +180,6 @@ int recommend(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  return cli::run("recommend", argc, argv, [](int count, char** words) {
-    return anilist::until_interrupted(count, words, [&] { return recommend(count, words); });
-  });
+  // A signal ends it at once, wherever it is: there is nothing to save.
+  return cli::run("recommend", argc, argv, recommend);
 }
