@@ -409,7 +409,7 @@ part_flips_run() {
     "$bin/visualize_plain" --metrics run/plots/training_metrics.json --output . >/dev/null &&
       cat loss_curve.png
   }
-  for name in best_model.safetensors item_mappings.json training_config.json; do
+  for name in best_model.safetensors item_mappings.json; do
     flipped run/models/$name recommended
   done
   flipped run/models/best_model.safetensors evaluated
