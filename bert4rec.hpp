@@ -1044,6 +1044,35 @@ inline std::string_view JsonReader::skip() {
   return text_.substr(start, at_ - start);
 }
 
+namespace detail {
+
+// A std::variant that can be copied while memory runs out: libstdc++ destroys what it has not built
+// where copying one of texts and vectors fails. So the copy is made first and moved in.
+template <class... Types>
+class Variant : public std::variant<Types...> {
+  using Base = std::variant<Types...>;
+
+ public:
+  using Base::Base, Base::operator=;
+  Variant() = default;
+  Variant(const Variant& other) : Base(copied(other)) {}
+  Variant(Variant&&) noexcept = default;
+  Variant& operator=(const Variant& other) { return *this = Variant(other); }
+  Variant& operator=(Variant&&) noexcept = default;
+
+ private:
+  static Base copied(const Base& other) {
+    return std::visit(
+        []<class Type>(const Type& value) {
+          Type copy = value;
+          return Base(std::in_place_type<Type>, std::move(copy));
+        },
+        other);
+  }
+};
+
+}  // namespace detail
+
 // A JSON value as a tree. Members of an object keep the order in which they were added.
 class Json {
  public:
@@ -1135,7 +1164,7 @@ class Json {
   void write(std::string& out, int indent, int depth) const;
   static void write_string(std::string& out, std::string_view value);
 
-  std::variant<std::nullptr_t, bool, std::int64_t, double, std::string, Array, Object> value_;
+  detail::Variant<std::nullptr_t, bool, std::int64_t, double, std::string, Array, Object> value_;
 };
 
 inline Json Json::read(JsonReader& reader) {
@@ -1620,8 +1649,9 @@ inline std::vector<Path> names_in_folder(const Path& folder) {
 inline void make_folder(const Path& path) {
   std::error_code problem;
   std::vector<Path> above;  // folders that get a new entry
-  for (Path at = path; !std::filesystem::is_directory(at, problem); at = detail::folder_of(at)) {
+  for (Path at = path; !std::filesystem::is_directory(at, problem); at = above.back()) {
     above.push_back(detail::folder_of(at));
+    if (above.back() == at) break;
   }
   std::filesystem::create_directories(path, problem);
   require(!problem, path, ": cannot create the folder: ", problem.message());
@@ -4095,7 +4125,7 @@ class DatasetWriter {
 };
 
 // An integer or a string, as it stands in the file.
-using ItemId = std::variant<std::int64_t, std::string>;
+using ItemId = detail::Variant<std::int64_t, std::string>;
 
 inline std::string id_text(const ItemId& id) {
   return std::visit([](const auto& value) { return join(value); }, id);
