@@ -3,8 +3,8 @@
 //
 // One request is in flight at a time. A pause lies between the end of one and the start of the
 // next; the server's headers can only make it longer, and a refusal is waited out. What can be
-// transient (5xx, broken transfers, answers that are no JSON) is tried again a few times; everything
-// else is an Error at once.
+// transient (5xx, broken transfers, answers that are no JSON) is tried again a few times;
+// everything else is an Error at once.
 
 #ifndef BERT4REC_TOOLS_ANILIST_HPP
 #define BERT4REC_TOOLS_ANILIST_HPP

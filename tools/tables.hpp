@@ -1,6 +1,6 @@
-// Reads tables as people have them: CSV (RFC 4180), TSV, `::`, blanks between columns; with or without
-// a header; from a file, a pipe or the standard input. What would be misread is refused, with its
-// line and the reason.
+// Reads tables as people have them: CSV (RFC 4180), TSV, `::`, blanks between columns; with or
+// without a header; from a file, a pipe or the standard input. What would be misread is refused,
+// with its line and the reason.
 
 #ifndef BERT4REC_TOOLS_TABLES_HPP
 #define BERT4REC_TOOLS_TABLES_HPP
