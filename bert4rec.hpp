@@ -1835,7 +1835,8 @@ inline std::string seal_of(std::string_view rest) {
 
 // The text of a JSON object with members, sealed.
 inline std::string sealed(std::string_view object) {
-  const std::string rest = join("\", ", object.substr(1));
+  object.remove_prefix(1);
+  const std::string rest = join("\",", object.starts_with('\n') ? "" : " ", object);
   return join(detail::seal_begin, detail::seal_of(rest), rest);
 }
 
