@@ -592,8 +592,8 @@ void shuffle(std::vector<Element>& elements, Key key) {
 // ================================================================================================
 // RFC 8259, strict: UTF-8 only, no NaN, no trailing commas, at most 512 levels. One thing that the
 // RFC allows is refused: a name that stands twice in an object, whose meaning it leaves open.
-// JsonReader pulls values out of a text without building a tree, which is what makes
-// large histories load fast; Json is the small tree used for configurations and metrics.
+// JsonReader pulls values out of a text without building a tree, which is what makes large
+// histories load fast; Json is the small tree used for configurations and metrics.
 
 // ---- Numbers in decimal ------------------------------------------------------------------------
 // libc++ has std::from_chars for double since LLVM 20, and Apple's may not be called by a program
@@ -760,7 +760,7 @@ class JsonReader {
     list('{', '}', "an object", [&] {
       if (peek() != '"') unexpected("a name in quotes");
       const std::string_view name = string();
-      names_.emplace_back(name);
+      keep_name(name);
       expect(':', "':' after a name");
       on_member(name);
     });
@@ -842,21 +842,38 @@ class JsonReader {
   void decode_escape();
   unsigned hex4();
   void append_utf8(unsigned code);
+  void keep_name(std::string_view name);
   void forget_names(std::size_t outer);
 
   std::string_view text_, file_;
   std::size_t line_ = 0, at_ = 0, depth_ = 0;
   std::string decoded_;
-  std::vector<std::string> names_;  // of the members so far, of all objects that are open
+  std::vector<std::string_view> names_;  // of the members so far, of all objects that are open
+  std::vector<std::unique_ptr<std::string>> decoded_names_;  // those that the text spells otherwise
 };
 
-// Those of the innermost object, from `outer` on, which must differ.
+inline void JsonReader::keep_name(std::string_view name) {
+  if (name.data() == decoded_.data()) {
+    name = *decoded_names_.emplace_back(std::make_unique<std::string>(name));
+  }
+  names_.push_back(name);
+}
+
+// Those of the innermost object, from `outer` on, which must differ. Few are compared each with
+// each, which is quicker than sorting them.
 inline void JsonReader::forget_names(std::size_t outer) {
-  const auto begin = names_.begin() + static_cast<std::ptrdiff_t>(outer);
-  std::sort(begin, names_.end());
-  const auto twice = std::adjacent_find(begin, names_.end());
-  if (twice != names_.end()) error("name \"", shown(*twice), "\" stands twice in an object");
-  names_.erase(begin, names_.end());
+  const auto begin = names_.begin() + static_cast<std::ptrdiff_t>(outer), end = names_.end();
+  auto twice = end;
+  if (end - begin > 16) {
+    std::sort(begin, end);
+    twice = std::adjacent_find(begin, end);
+  } else {
+    for (auto name = begin; name != end && twice == end; ++name) {
+      if (std::find(begin, name, *name) != name) twice = name;
+    }
+  }
+  if (twice != end) error("name \"", shown(*twice), "\" stands twice in an object");
+  names_.erase(begin, end);
 }
 
 inline std::string_view JsonReader::string() {
@@ -1044,6 +1061,35 @@ inline std::string_view JsonReader::skip() {
   return text_.substr(start, at_ - start);
 }
 
+namespace detail {
+
+// A std::variant that can be copied while memory runs out: libstdc++ destroys what it has not built
+// where copying one of texts and vectors fails. So the copy is made first and moved in.
+template <class... Types>
+class Variant : public std::variant<Types...> {
+  using Base = std::variant<Types...>;
+
+ public:
+  using Base::Base, Base::operator=;
+  Variant() = default;
+  Variant(const Variant& other) : Base(copied(other)) {}
+  Variant(Variant&&) noexcept = default;
+  Variant& operator=(const Variant& other) { return *this = Variant(other); }
+  Variant& operator=(Variant&&) noexcept = default;
+
+ private:
+  static Base copied(const Base& other) {
+    return std::visit(
+        []<class Type>(const Type& value) {
+          Type copy = value;
+          return Base(std::in_place_type<Type>, std::move(copy));
+        },
+        other);
+  }
+};
+
+}  // namespace detail
+
 // A JSON value as a tree. Members of an object keep the order in which they were added.
 class Json {
  public:
@@ -1135,7 +1181,7 @@ class Json {
   void write(std::string& out, int indent, int depth) const;
   static void write_string(std::string& out, std::string_view value);
 
-  std::variant<std::nullptr_t, bool, std::int64_t, double, std::string, Array, Object> value_;
+  detail::Variant<std::nullptr_t, bool, std::int64_t, double, std::string, Array, Object> value_;
 };
 
 inline Json Json::read(JsonReader& reader) {
@@ -1237,9 +1283,9 @@ inline void Json::write(std::string& out, int indent, int depth) const {
 // Every file is read whole and written whole. A write goes to a temporary file in the same folder,
 // is flushed to the disk and then renamed over the old one, so that whoever is killed at any moment
 // leaves the old file or the new one, never a mixture. Files that belong together are replaced
-// together (FileSet), and what is read back later carries a checksum. Formats: JSON, JSONL (one JSON
-// text a line) and safetensors (https://github.com/huggingface/safetensors: 8 bytes little-endian header size, a
-// JSON header {name: {dtype, shape, data_offsets}}, then the numbers).
+// together (FileSet), and what is read back later carries a checksum. Formats: JSON, JSONL (one
+// JSON text a line) and safetensors (https://github.com/huggingface/safetensors: 8 bytes
+// little-endian header size, a JSON header {name: {dtype, shape, data_offsets}}, then the numbers).
 
 // ---- The operating system ----------------------------------------------------------------------
 // All that differs between systems, once for Windows and once for POSIX. What fails returns false,
@@ -1620,8 +1666,9 @@ inline std::vector<Path> names_in_folder(const Path& folder) {
 inline void make_folder(const Path& path) {
   std::error_code problem;
   std::vector<Path> above;  // folders that get a new entry
-  for (Path at = path; !std::filesystem::is_directory(at, problem); at = detail::folder_of(at)) {
+  for (Path at = path; !std::filesystem::is_directory(at, problem); at = above.back()) {
     above.push_back(detail::folder_of(at));
+    if (above.back() == at) break;
   }
   std::filesystem::create_directories(path, problem);
   require(!problem, path, ": cannot create the folder: ", problem.message());
@@ -1788,7 +1835,8 @@ inline std::string seal_of(std::string_view rest) {
 
 // The text of a JSON object with members, sealed.
 inline std::string sealed(std::string_view object) {
-  const std::string rest = join("\", ", object.substr(1));
+  object.remove_prefix(1);
+  const std::string rest = join("\",", object.starts_with('\n') ? "" : " ", object);
   return join(detail::seal_begin, detail::seal_of(rest), rest);
 }
 
@@ -2188,7 +2236,7 @@ class Safetensors {
     return entry;
   }
 
-  // on_block(bytes) for the numbers from begin to end, in blocks of a whole multiple of 8 bytes, but
+  // on_block(bytes) for the numbers from begin to end, in blocks of whole multiples of 8 bytes but
   // the last.
   template <class OnBlock>
   void for_each_block(std::size_t begin, std::size_t end, OnBlock&& on_block) const {
@@ -4095,7 +4143,7 @@ class DatasetWriter {
 };
 
 // An integer or a string, as it stands in the file.
-using ItemId = std::variant<std::int64_t, std::string>;
+using ItemId = detail::Variant<std::int64_t, std::string>;
 
 inline std::string id_text(const ItemId& id) {
   return std::visit([](const auto& value) { return join(value); }, id);
@@ -5943,8 +5991,8 @@ inline std::unique_ptr<Engine> load_model(const Safetensors& file, std::size_t t
   return engine;
 }
 
-// Whether a run that is resumed may change an option: only where nothing done so far would have been
-// another. (Where the learning rate falls towards the end, the number of epochs shapes it all.)
+// Whether a run that is resumed may change an option: only where nothing done so far would have
+// been another. (Where the learning rate falls towards the end, the number of epochs shapes it all.)
 inline bool may_change(std::string_view field, const TrainConfig& config) {
   if (field == "epochs") return config.schedule == Schedule::constant;
   return field == "patience" || field == "save_every" || field == "threads" || field == "kernels";

@@ -135,7 +135,7 @@ fi
 # The slow ones less often: AniList (a minute of waiting) where memory is watched, consumers with
 # g++, the tools not with clang++ too.
 suite g++ g++ "" "-E anilist" ""
-suite clang++ clang++ "" "-E anilist|consumer|tools" ""
+suite clang++ clang++ "" "-E anilist|consumer|tools|faults" ""
 export CXXFLAGS=-stdlib=libc++
 suite libc++ clang++ "" "-R test_(numbers|json|evaluation|trainer|golden)" \
   "--target test_numbers test_json test_evaluation test_trainer test_golden"

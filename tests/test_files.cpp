@@ -180,6 +180,7 @@ void check_unicode_names() {
   check_equal(read_file(folder / "Żółć/数据 é 😀/模型"), "others");
   check_only(home, "模型");
   check_equal(path_text(path_from("数据 é 😀")), "数据 é 😀");
+  check_throws([] { path_from(std::string_view("a\0b", 3)); }, {"a path with a NUL: a\\x00b"});
   check_throws([&] { read_file(home / path_from("né")); }, {"数据 é 😀", "né: cannot open: "});
   const FolderLock lock(home);
   check_throws([&] { const FolderLock second(home); }, {"数据 é 😀: another process"});

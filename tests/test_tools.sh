@@ -352,8 +352,8 @@ total=$(sed -n '/"chapters"/,/}/s/.*: \([0-9.e-]*\),\{0,1\}$/\1/p' seed.json |
 
 # ---- the demonstration data come out byte for byte ---------------------------------------------
 expect 0 "" "$bin/make_demo_data" --output demo
-for name in items histories; do
-  cmp demo/$name.jsonl "$here/data/demo/$name.jsonl" >out 2>&1 && ok || bad "demo $name differ"
+for name in items.jsonl histories.jsonl dataset.json; do
+  cmp demo/$name "$here/data/demo/$name" >out 2>&1 && ok || bad "demo/$name differs"
 done
 
 # ---- the seed's report: lists as promised, and the mistake that makes them look learnt ----------

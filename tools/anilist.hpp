@@ -115,7 +115,9 @@ class Endpoint {
     if (url_ == nullptr) throw std::bad_alloc();
     check_usage(is_plain(text), "--endpoint ", shown(text), ": expected ASCII without spaces");
     const std::string url(text);
-    const bool valid = curl_url_set(url_.get(), CURLUPART_URL, url.c_str(), 0) == CURLUE_OK;
+    const CURLUcode code = curl_url_set(url_.get(), CURLUPART_URL, url.c_str(), 0);
+    if (code == CURLUE_OUT_OF_MEMORY) throw std::bad_alloc();
+    const bool valid = code == CURLUE_OK;
     const std::string scheme = lower_case(part(CURLUPART_SCHEME).value_or(""));
     check_usage(valid && (scheme == "https" || scheme == "http"), "--endpoint ", shown(text),
                 ": expected http:// or https:// and a host");

@@ -249,7 +249,6 @@ int prepare(const Options& options) {
   }
   const std::string text = fetch.run();
   source.set("tool", join("prepare_dataset ", BERT4REC_VERSION_STRING));
-  source.set("fetched", std::time(nullptr));
   writer.items(text);
   writer.source(std::move(source));
   writer.commit();

@@ -1,6 +1,6 @@
-// Reads tables as people have them: CSV (RFC 4180), TSV, `::`, blanks between columns; with or without
-// a header; from a file, a pipe or the standard input. What would be misread is refused, with its
-// line and the reason.
+// Reads tables as people have them: CSV (RFC 4180), TSV, `::`, blanks between columns; with or
+// without a header; from a file, a pipe or the standard input. What would be misread is refused,
+// with its line and the reason.
 
 #ifndef BERT4REC_TOOLS_TABLES_HPP
 #define BERT4REC_TOOLS_TABLES_HPP
@@ -70,8 +70,9 @@ inline void check_unpacked(std::string_view text, const std::string& name) {
            Packed{"BZh", "a bzip2 file", "bzip2 -dc"},
        }) {
     const bool letters = begins == "BZh";  // with which a text may begin too
-    require(!text.starts_with(begins) || (letters && text.substr(4, 6) != "1AY&SY"), name,
-            ": this is ", what, ", not a table: unpack it first (", unpack, ")");
+    const std::string_view behind = text.substr(std::min<std::size_t>(4, text.size()), 6);
+    require(!text.starts_with(begins) || (letters && behind != "1AY&SY"), name, ": this is ", what,
+            ", not a table: unpack it first (", unpack, ")");
   }
 }
 

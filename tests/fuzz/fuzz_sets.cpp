@@ -1,6 +1,6 @@
 // What a killed writer may have left in a data folder: the journal of a set of files and, behind a
-// NUL, a dataset.json. Whatever they say, nothing outside the folder is touched, and data that loads
-// is the data that dataset.json speaks of.
+// NUL, a dataset.json. Whatever they say, nothing outside the folder is touched, and data that
+// loads is the data that dataset.json speaks of.
 
 #include "fuzz.hpp"
 
