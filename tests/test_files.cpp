@@ -806,10 +806,10 @@ class Child {
     const BOOL good = ::CreateProcessW(program, line.data(), nullptr, nullptr, FALSE, 0, nullptr,
                                        folder.c_str(), &start, &process_);
     require(good != 0, "cannot start a child process: ", ::GetLastError());
-    for (int wait = 0; !std::filesystem::exists(folder / "ready") && wait < 6000; ++wait) {
+    std::error_code busy;  // not there yet, or still open
+    for (int wait = 0; !std::filesystem::remove(folder / "ready", busy) && wait < 6000; ++wait) {
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
     }
-    std::filesystem::remove(folder / "ready");
   }
   void kill() {
     if (killed_) return;
