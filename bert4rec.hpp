@@ -5992,7 +5992,7 @@ inline std::unique_ptr<Engine> load_model(const Safetensors& file, std::size_t t
 }
 
 // Whether a run that is resumed may change an option: only where nothing done so far would have
-// been another. (Where the learning rate falls towards the end, the number of epochs shapes it all.)
+// been another. (Where the learning rate falls towards the end, the number of epochs shapes all.)
 inline bool may_change(std::string_view field, const TrainConfig& config) {
   if (field == "epochs") return config.schedule == Schedule::constant;
   return field == "patience" || field == "save_every" || field == "threads" || field == "kernels";

@@ -2,32 +2,7 @@
 # The command-line tools as a person uses and misuses them: exit codes, one clear line, nothing lost.
 #   sh tests/test_tools.sh FOLDER_OF_THE_BINARIES
 set -u
-here=$(cd "$(dirname "$0")/.." && pwd)
-bin=$(cd "$1" && pwd) || exit 1
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work" || exit 1
-passed=0 failed=0
-
-ok() { passed=$((passed + 1)); }
-bad() {
-  failed=$((failed + 1))
-  echo "FAILED: $1"
-  sed 's/^/    /' out err 2>/dev/null | head -20
-}
-
-# expect CODE TEXT COMMAND...: the exit code, and TEXT in what was printed; on failure (code 1 or 2)
-# also that stderr is one line.
-expect() {
-  code=$1 text=$2
-  shift 2
-  "$@" >out 2>err </dev/null
-  found=$?
-  if [ "$found" != "$code" ]; then bad "$* : exit $found, expected $code"; return; fi
-  if [ -n "$text" ] && ! cat out err | grep -qF -- "$text"; then bad "$* : lacks \"$text\""; return; fi
-  case $code in 1 | 2) [ "$(wc -l <err)" = 1 ] || { bad "$* : not one line"; return; } ;; esac
-  ok
-}
+. "$(dirname "$0")/check.sh"
 
 train() {
   data=$1 output=$2
@@ -253,7 +228,7 @@ until grep -q "^continuing" out || [ $tries -ge 600 ]; do
   tries=$((tries + 1))
   sleep 0.05
 done
-rm busy/checkpoints/checkpoint_interrupted.safetensors
+rm -f busy/checkpoints/checkpoint_interrupted.safetensors
 kill -HUP $first
 wait $first
 [ $? = 129 ] && ok || bad "SIGHUP gives 129"

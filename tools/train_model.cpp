@@ -52,7 +52,7 @@ Json read_options(const Path& path, Options& options) {
 // Of the run in a folder; of a cross-validation, those of its first fold.
 Options stored_options(const Path& output) {
   Options stored;
-  const Path below = Path("models") / "training_config.json";
+  const Path below = bert4rec::detail::configuration_file;
   stored.every_fold = !path_exists(output / below) && path_exists(output / "fold_1" / below);
   const Path file = (stored.every_fold ? output / "fold_1" : output) / below;
   require(path_exists(file), output, ": no run to resume from: there is no ", path_text(below));
