@@ -30,7 +30,7 @@
 // Notation. Every array is row-major; shapes stand in brackets.
 //   B  rows (one user's window each)      H  hidden size (width of a token vector)
 //   N  tokens of all rows together        A  attention heads, each D = H / A wide
-//   M  masked tokens of all rows          L  longest window (number of position vectors)
+//   M  asked places of all rows           L  longest window (number of position vectors)
 //   V  vocabulary rows: 0 PAD, 1 MASK, 2 UNK, and item i at row i + 3
 // A batch is ragged: rows stand one behind the other in tokens[N] without padding, row r being
 // tokens[offsets[r]] ... tokens[offsets[r + 1] - 1]. So no attention mask exists, and no padding
@@ -3487,8 +3487,8 @@ struct RowOffsets {
 
 struct RowGroup {
   std::span<const std::int32_t> tokens, positions;  // [N]
-  std::span<const std::size_t> masked;              // [M] places in the group, ascending
-  RowOffsets all, hidden;                           // the rows in tokens, and in masked
+  std::span<const std::size_t> asked;               // [M] places in the group, ascending
+  RowOffsets all, asked_rows;                       // the rows in tokens, and in asked
 };
 
 // ---- Attention: bidirectional, A heads of D = H / A, inside each row (eq. 1 and 2) -------------
@@ -3656,21 +3656,21 @@ class DropoutPlan {
   std::uint32_t threshold_ = 0, attention_threshold_ = 0, inner_threshold_ = 0;
 };
 
-// to[i] = from[masked[i]], rows of H numbers; `to` may be `from`, for masked[i] >= i.
+// to[i] = from[asked[i]], rows of H numbers; `to` may be `from`, for asked[i] >= i.
 template <class Real>
-void gather_rows(std::size_t H, std::span<const std::size_t> masked, const Real* from, Real* to) {
-  for (std::size_t i = 0; i < masked.size(); ++i) {
-    std::memmove(to + i * H, from + masked[i] * H, H * sizeof(Real));
+void gather_rows(std::size_t H, std::span<const std::size_t> asked, const Real* from, Real* to) {
+  for (std::size_t i = 0; i < asked.size(); ++i) {
+    std::memmove(to + i * H, from + asked[i] * H, H * sizeof(Real));
   }
 }
 
-// The backward of gather_rows, in place: row i moves to masked[i], and the other rows of x[N,H]
+// The backward of gather_rows, in place: row i moves to asked[i], and the other rows of x[N,H]
 // become 0. From the last row to the first, so that none is overwritten before it has moved.
 template <class Real>
-void scatter_rows(std::size_t H, std::size_t N, std::span<const std::size_t> masked, Real* x) {
-  std::size_t left = masked.size();
+void scatter_rows(std::size_t H, std::size_t N, std::span<const std::size_t> asked, Real* x) {
+  std::size_t left = asked.size();
   for (std::size_t t = N; t-- > 0;) {
-    if (left > 0 && masked[left - 1] == t) {
+    if (left > 0 && asked[left - 1] == t) {
       std::memmove(x + t * H, x + --left * H, H * sizeof(Real));
     } else {
       std::fill(x + t * H, x + (t + 1) * H, Real(0));
@@ -3720,7 +3720,7 @@ class Encoder {
         g_(config, table, gradients),
         embedded_(capacity_ * config.hidden_size),
         x0_(capacity_ * config.hidden_size),
-        masked_x_(capacity_ * config.hidden_size),
+        asked_x_(capacity_ * config.hidden_size),
         statistics_(capacity_),
         d_narrow_(capacity_ * config.hidden_size),
         d_wide_(capacity_ * config.inner_size()) {
@@ -3733,8 +3733,8 @@ class Encoder {
   Real* item_weight() const { return w_.item; }
   Real* item_gradient() const { return g_.item; }
 
-  // Vectors [M,H] of the masked tokens; valid until the next forward. Nobody reads anything else of
-  // the last layer, so there only the masked tokens ask, and only they go on.
+  // Vectors [M,H] of the asked places; valid until the next forward. Nobody reads anything else of
+  // the last layer, so there only they are queries, and only they go on.
   const Real* forward(Compute<Real>& compute, const RowGroup& group, const DropoutPlan& dropout) {
     const std::size_t N = group.all.size(), H = config_.hidden_size, inner = config_.inner_size();
     const DropoutSite embedding_dropout = dropout.embedding();
@@ -3750,17 +3750,17 @@ class Encoder {
       Activations& s = layers_[i];
       const RowOffsets& queries = queries_of(group, i);
       const std::size_t Q = queries.size(), first = queries.first();
-      const Real* asking = x;  // [Q,H]
+      const Real* query_x = x;  // [Q,H]
       if (is_last(i)) {
-        gather_rows(H, group.masked, x, masked_x_.data());
-        asking = masked_x_.data();
+        gather_rows(H, group.asked, x, asked_x_.data());
+        query_x = asked_x_.data();
       }
-      linear_forward(compute, Q, H, H, asking, w.q_weight, w.q_bias, s.q.data());
+      linear_forward(compute, Q, H, H, query_x, w.q_weight, w.q_bias, s.q.data());
       linear_forward(compute, N, 2 * H, H, x, w.kv_weight, w.kv_bias, s.kv.data());
       attention_forward(compute, config_, group.all, queries, dropout.attention(i), s.q.data(),
                         s.kv.data(), s.weights.data(), s.context.data());
       linear_forward(compute, Q, H, H, s.context.data(), w.out_weight, w.out_bias, s.sum1.data());
-      residual_norm_forward(compute, Q, H, first, dropout.attention_output(i), asking,
+      residual_norm_forward(compute, Q, H, first, dropout.attention_output(i), query_x,
                             s.sum1.data(), w.gain1, w.bias1, s.a.data(), s.statistics1.data());
       linear_forward(compute, Q, inner, H, s.a.data(), w.w1, w.b1, s.u.data());
       activation_forward(compute, Q, inner, first, dropout.inner(i), s.u.data(), s.h.data());
@@ -3784,14 +3784,14 @@ class Encoder {
       const RowOffsets& queries = queries_of(group, i);
       const std::size_t Q = queries.size(), first = queries.first();
       const Real* x = i == 0 ? x0_.data() : layers_[i - 1].x.data();
-      const Real* asking = is_last(i) ? masked_x_.data() : x;
+      const Real* query_x = is_last(i) ? asked_x_.data() : x;
       // x' = LayerNorm(a + dropout(W2 h)): d becomes the part of da that goes around W2
       residual_norm_backward(compute, Q, H, first, dropout.output(i), s.sum2.data(),
                              s.statistics2.data(), w.gain2, d, g.gain2, g.bias2, narrow);
       linear_backward(compute, Q, H, inner, s.h.data(), w.w2, narrow, g.w2, g.b2, wide, false);
       activation_backward(compute, Q, inner, first, dropout.inner(i), s.u.data(), wide);
       linear_backward(compute, Q, inner, H, s.a.data(), w.w1, wide, g.w1, g.b1, d, true);
-      // a = LayerNorm(asking + dropout(W_out context)): d becomes the part around attention
+      // a = LayerNorm(query_x + dropout(W_out context)): d becomes the part around attention
       residual_norm_backward(compute, Q, H, first, dropout.attention_output(i), s.sum1.data(),
                              s.statistics1.data(), w.gain1, d, g.gain1, g.bias1, narrow);
       Real *d_context = wide, *d_q = wide + Q * H, *d_kv = wide + 2 * Q * H;  // [Q,H] twice, [N,2H]
@@ -3799,8 +3799,8 @@ class Encoder {
                       g.out_bias, d_context, false);
       attention_backward(compute, config_, group.all, queries, dropout.attention(i), s.q.data(),
                          s.kv.data(), s.weights.data(), d_context, d_q, d_kv);
-      linear_backward(compute, Q, H, H, asking, w.q_weight, d_q, g.q_weight, g.q_bias, d, true);
-      if (is_last(i)) scatter_rows(H, N, group.masked, d);
+      linear_backward(compute, Q, H, H, query_x, w.q_weight, d_q, g.q_weight, g.q_bias, d, true);
+      if (is_last(i)) scatter_rows(H, N, group.asked, d);
       linear_backward(compute, N, 2 * H, H, x, w.kv_weight, d_kv, g.kv_weight, g.kv_bias, d, true);
     }
     const DropoutSite embedding_dropout = dropout.embedding();
@@ -3815,7 +3815,7 @@ class Encoder {
  private:
   bool is_last(std::size_t layer) const { return layer + 1 == config_.num_layers; }
   const RowOffsets& queries_of(const RowGroup& group, std::size_t layer) const {
-    return is_last(layer) ? group.hidden : group.all;
+    return is_last(layer) ? group.asked_rows : group.all;
   }
 
   // What forward() leaves for backward() in one layer.
@@ -3840,7 +3840,7 @@ class Encoder {
   ModelConfig config_;
   std::size_t capacity_;
   EncoderTensors<Real> w_, g_;
-  Buffer<Real> embedded_, x0_, masked_x_;
+  Buffer<Real> embedded_, x0_, asked_x_;
   Buffer<detail::RowStatistics<Real>> statistics_;
   Buffer<Real> d_narrow_, d_wide_;
   std::vector<Activations> layers_;
@@ -3861,8 +3861,8 @@ class Encoder {
 
 inline constexpr std::array<std::size_t, 4> top_k{1, 5, 10, 20};
 
-// Sums over masked tokens; add two, divide once.
-struct MaskedMetrics {
+// Sums over asked places; add two, divide once.
+struct Tally {
   double loss_sum = 0;
   std::uint64_t count = 0;
   std::array<std::uint64_t, top_k.size()> hits{};  // rank <= 1, 5, 10, 20
@@ -3871,7 +3871,7 @@ struct MaskedMetrics {
   double accuracy(std::size_t i) const {
     return static_cast<double>(hits[i]) / static_cast<double>(count);
   }
-  MaskedMetrics& operator+=(const MaskedMetrics& other) {
+  Tally& operator+=(const Tally& other) {
     loss_sum += other.loss_sum;
     count += other.count;
     for (std::size_t i = 0; i < hits.size(); ++i) hits[i] += other.hits[i];
@@ -3916,18 +3916,18 @@ class MaskedItems {
     statistics_ = Buffer<detail::RowStatistics<Real>>(encoder.capacity());
   }
 
-  // Loss at the masked tokens: their vectors x[M,H] from the encoder, and targets[M] (items). If
+  // Loss at the asked places: their vectors x[M,H] from the encoder, and targets[M] (items). If
   // d_x[M,H] is given it receives the gradient of loss_scale * (sum of losses), and that of the
   // head's tensors is added to theirs.
-  MaskedMetrics loss(Compute<Real>& compute, const Real* x, std::span<const std::int32_t> targets,
-                     Real loss_scale, Real* d_x) {
+  Tally loss(Compute<Real>& compute, const Real* x, std::span<const std::int32_t> targets,
+             Real loss_scale, Real* d_x) {
     const std::size_t M = targets.size();
     const Real* vectors = transform_forward(compute, M, x);
     for (std::size_t begin = 0; begin < M; begin += slab_) {
       const std::size_t end = std::min(begin + slab_, M);
       slab_loss(compute, begin, end, vectors, targets, loss_scale, d_x);
     }
-    MaskedMetrics metrics;
+    Tally metrics;
     metrics.count = M;
     for (std::size_t i = 0; i < M; ++i) {
       metrics.loss_sum += losses_[i];
@@ -3938,7 +3938,7 @@ class MaskedItems {
     return metrics;
   }
 
-  // Scores [M,num_items] of the masked tokens, from their vectors x[M,H].
+  // Scores [M,num_items] of the asked places, from their vectors x[M,H].
   void score(Compute<Real>& compute, std::size_t M, const Real* x, Real* scores) {
     const Real* vectors = transform_forward(compute, M, x);
     linear_forward(compute, M, config_.num_items, config_.hidden_size, vectors, weight_, bias_,
@@ -4485,21 +4485,21 @@ struct Dataset {
 
 // ---- Batches -----------------------------------------------------------------------------------
 
-// Ragged rows of tokens, and the masked places with the items that belong there.
+// Ragged rows of tokens, and the places that are asked, with the items that belong there.
 struct Batch {
   std::vector<std::int32_t> tokens, positions;  // [N]
   std::vector<std::size_t> offsets{0};          // [B + 1]
-  std::vector<std::size_t> masked;              // [M] places in tokens, ascending
+  std::vector<std::size_t> asked;               // [M] places in tokens, ascending
   std::vector<std::int32_t> targets;            // [M] items
 
   std::size_t rows() const { return offsets.size() - 1; }
   void clear() {
-    tokens.clear(), positions.clear(), masked.clear(), targets.clear();
+    tokens.clear(), positions.clear(), asked.clear(), targets.clear();
     offsets.assign(1, 0);
   }
   void reserve(std::size_t rows, std::size_t max_length) {
     const std::size_t most = rows * max_length;
-    tokens.reserve(most), positions.reserve(most), masked.reserve(most), targets.reserve(most);
+    tokens.reserve(most), positions.reserve(most), asked.reserve(most), targets.reserve(most);
     offsets.reserve(rows + 1);
   }
   void end_row() {
@@ -4509,8 +4509,8 @@ struct Batch {
     offsets.push_back(tokens.size());
   }
   // A place whose item is to be named; the model sees `shown` there.
-  void push_mask(std::int32_t target, std::int32_t shown = mask_token) {
-    masked.push_back(tokens.size());
+  void ask(std::int32_t target, std::int32_t shown = mask_token) {
+    asked.push_back(tokens.size());
     targets.push_back(target);
     tokens.push_back(shown);
   }
@@ -4541,7 +4541,7 @@ inline void add_cloze_row(Batch& batch, ItemSpan history, const ModelConfig& mod
   const ItemSpan items = newest(history, model.max_length);
   choose_masks(items.size(), probability, key, [&](std::size_t i, bool hidden) {
     if (hidden)
-      batch.push_mask(items[i]);
+      batch.ask(items[i]);
     else
       batch.tokens.push_back(token_of(items[i]));
   });
@@ -4554,7 +4554,7 @@ inline void add_next_item_row(Batch& batch, ItemSpan history, const ModelConfig&
   for (const std::int32_t item : newest(history, model.max_length - 1)) {
     batch.tokens.push_back(token_of(item));
   }
-  batch.push_mask(target);
+  batch.ask(target);
   batch.end_row();
 }
 
@@ -4584,7 +4584,7 @@ inline void add_training_row(Batch& batch, ItemSpan window, const ModelConfig& m
   choose_masks(items.size(), train.mask_probability, key, [&](std::size_t i, bool hidden) {
     const std::int32_t item = items[reversed ? items.size() - 1 - i : i];
     if (hidden)
-      batch.push_mask(item, shown_token(item, model, train, fold_in(choices, 2 + i)));
+      batch.ask(item, shown_token(item, model, train, fold_in(choices, 2 + i)));
     else
       batch.tokens.push_back(token_of(item));
   });
@@ -4777,12 +4777,12 @@ class Engine {
 
   // One AdamW step on the mean loss of a batch; step counts from 0 and, with the seed, decides
   // dropout. Throws before anything is updated if loss or gradient is not finite.
-  virtual MaskedMetrics train(const Batch& batch, std::uint64_t step, double learning_rate) = 0;
+  virtual Tally train(const Batch& batch, std::uint64_t step, double learning_rate) = 0;
 
-  // Loss and Top-K at the masked tokens, without dropout.
-  virtual MaskedMetrics evaluate(const Batch& batch) = 0;
+  // Loss and Top-K at the asked places, without dropout.
+  virtual Tally evaluate(const Batch& batch) = 0;
 
-  // Scores [M,num_items] (logits) at the masked tokens, without dropout.
+  // Scores [M,num_items] (logits) at the asked places, without dropout.
   virtual void score(const Batch& batch, std::span<float> scores) = 0;
 
   virtual void read(State state, std::span<float> out) const = 0;
@@ -4813,8 +4813,8 @@ class CpuEngine : public Engine {
         encoder_(config_, table_, parameters_.data(), gradients_.data()),
         head_(config_, table_, parameters_.data(), gradients_.data(), encoder_),
         d_x_(encoder_.capacity() * model.hidden_size),
-        group_masked_(encoder_.capacity()),
-        group_hidden_(encoder_.capacity() + 1) {
+        group_asked_(encoder_.capacity()),
+        group_rows_(encoder_.capacity() + 1) {
     check_arithmetic();
     if (start == Start::zeros) return;
     write(State::parameters, initial_parameters(table_, train.seed, compute_.pool));
@@ -4826,10 +4826,10 @@ class CpuEngine : public Engine {
   std::span<Real> parameters() { return parameters_.span(); }
   std::span<const Real> gradients() const { return gradients_.span(); }
 
-  MaskedMetrics train(const Batch& batch, std::uint64_t step, double learning_rate) override {
-    require(!batch.masked.empty(), "step ", step, ": a batch without a masked token");
+  Tally train(const Batch& batch, std::uint64_t step, double learning_rate) override {
+    require(!batch.asked.empty(), "step ", step, ": a batch that asks for nothing");
     const Key step_key = fold_in(stream_key(train_.seed, Stream::dropout), step);
-    const MaskedMetrics metrics = loss_and_gradient(batch, DropoutPlan(config_, step_key));
+    const Tally metrics = loss_and_gradient(batch, DropoutPlan(config_, step_key));
     require(std::isfinite(metrics.loss_sum), "step ", step, ": the loss is ", metrics.loss(),
             "; nothing was updated. A lower learning rate or clip_norm may help");
     const double norm = gradient_norm<Real>(compute_, gradients_.span(), block_sums_);
@@ -4843,13 +4843,13 @@ class CpuEngine : public Engine {
   }
 
   // Fills gradients() with those of the mean loss.
-  MaskedMetrics loss_and_gradient(const Batch& batch, const DropoutPlan& dropout) {
+  Tally loss_and_gradient(const Batch& batch, const DropoutPlan& dropout) {
     compute_.pool.parallel_ranges(
         gradients_.size(), 4096, [&](std::size_t begin, std::size_t end, std::size_t) {
           std::fill(gradients_.data() + begin, gradients_.data() + end, Real(0));
         });
-    const Real scale = Real(1) / static_cast<Real>(batch.masked.size());
-    MaskedMetrics metrics;
+    const Real scale = Real(1) / static_cast<Real>(batch.asked.size());
+    Tally metrics;
     for_each_group(batch, [&](const RowGroup& group) {
       const Real* x = encoder_.forward(compute_, group, dropout);
       metrics += head_.loss(compute_, x, targets_of(batch, group), scale, d_x_.data());
@@ -4858,10 +4858,10 @@ class CpuEngine : public Engine {
     return metrics;
   }
 
-  MaskedMetrics evaluate(const Batch& batch) override { return loss(batch, DropoutPlan()); }
+  Tally evaluate(const Batch& batch) override { return loss(batch, DropoutPlan()); }
 
-  MaskedMetrics loss(const Batch& batch, const DropoutPlan& dropout) {
-    MaskedMetrics metrics;
+  Tally loss(const Batch& batch, const DropoutPlan& dropout) {
+    Tally metrics;
     for_each_group(batch, [&](const RowGroup& group) {
       const Real* x = encoder_.forward(compute_, group, dropout);
       metrics += head_.loss(compute_, x, targets_of(batch, group), Real(1), nullptr);
@@ -4871,12 +4871,12 @@ class CpuEngine : public Engine {
 
   void score(const Batch& batch, std::span<float> scores) override {
     const std::size_t I = config_.num_items;
-    require(scores.size() == batch.masked.size() * I, "score: the output has room for ",
-            scores.size(), " numbers, expected ", batch.masked.size() * I);
+    require(scores.size() == batch.asked.size() * I, "score: the output has room for ",
+            scores.size(), " numbers, expected ", batch.asked.size() * I);
     for_each_group(batch, [&](const RowGroup& group) {
       const Real* x = encoder_.forward(compute_, group, DropoutPlan());
-      const std::size_t M = group.masked.size();
-      float* out = scores.data() + group.hidden.first() * I;
+      const std::size_t M = group.asked.size();
+      float* out = scores.data() + group.asked_rows.first() * I;
       if constexpr (std::is_same_v<Real, float>) {
         head_.score(compute_, M, x, out);
       } else {
@@ -4911,14 +4911,14 @@ class CpuEngine : public Engine {
   }
 
   static std::span<const std::int32_t> targets_of(const Batch& batch, const RowGroup& group) {
-    return std::span(batch.targets).subspan(group.hidden.first(), group.masked.size());
+    return std::span(batch.targets).subspan(group.asked_rows.first(), group.asked.size());
   }
 
-  // task(group) for groups of whole rows, but those without a masked token: nothing comes of them.
+  // task(group) for groups of whole rows, but those that ask for nothing: nothing comes of them.
   template <class Task>
   void for_each_group(const Batch& batch, Task&& task) {
     check(batch);
-    std::size_t row = 0, first_masked = 0;
+    std::size_t row = 0, first_asked = 0;
     while (row < batch.rows()) {
       const std::size_t begin = batch.offsets[row];
       std::size_t end_row = row + 1;
@@ -4927,22 +4927,22 @@ class CpuEngine : public Engine {
       }
       const std::size_t N = batch.offsets[end_row] - begin;
       std::size_t M = 0;
-      group_hidden_[0] = first_masked;
+      group_rows_[0] = first_asked;
       for (std::size_t r = row; r < end_row; ++r) {
-        for (; first_masked + M < batch.masked.size(); ++M) {
-          if (batch.masked[first_masked + M] >= batch.offsets[r + 1]) break;
-          group_masked_[M] = batch.masked[first_masked + M] - begin;
+        for (; first_asked + M < batch.asked.size(); ++M) {
+          if (batch.asked[first_asked + M] >= batch.offsets[r + 1]) break;
+          group_asked_[M] = batch.asked[first_asked + M] - begin;
         }
-        group_hidden_[r + 1 - row] = first_masked + M;
+        group_rows_[r + 1 - row] = first_asked + M;
       }
       const std::size_t offsets = end_row - row + 1;
       const RowGroup group{std::span(batch.tokens).subspan(begin, N),
                            std::span(batch.positions).subspan(begin, N),
-                           {group_masked_.data(), M},
+                           {group_asked_.data(), M},
                            {std::span(batch.offsets).subspan(row, offsets)},
-                           {{group_hidden_.data(), offsets}}};
+                           {{group_rows_.data(), offsets}}};
       if (M > 0) task(group);
-      first_masked += M;
+      first_asked += M;
       row = end_row;
     }
   }
@@ -4953,8 +4953,8 @@ class CpuEngine : public Engine {
     const std::size_t N = batch.tokens.size(), rows = batch.rows();
     require(batch.offsets.front() == 0 && batch.offsets.back() == N && batch.positions.size() == N,
             "a batch whose offsets or positions do not fit its tokens");
-    require(batch.targets.size() == batch.masked.size(), "a batch with ", batch.masked.size(),
-            " masked tokens and ", batch.targets.size(), " targets");
+    require(batch.targets.size() == batch.asked.size(), "a batch with ", batch.asked.size(),
+            " asked places and ", batch.targets.size(), " targets");
     constexpr std::size_t most_counters = 0xFFFFFFFF;  // of dropout, one for a token and head
     require(N <= most_counters / config_.num_heads, "a batch with ", N,
             " tokens, expected at most ", most_counters / config_.num_heads);
@@ -4972,9 +4972,9 @@ class CpuEngine : public Engine {
               "token ", t, " of a batch is ", batch.tokens[t], " at position ", batch.positions[t],
               ", expected less than ", config_.vocabulary(), " and ", config_.max_length);
     }
-    for (std::size_t i = 0; i < batch.masked.size(); ++i) {
-      require(batch.masked[i] < N && (i == 0 || batch.masked[i - 1] < batch.masked[i]),
-              "masked places of a batch must ascend and lie below ", N);
+    for (std::size_t i = 0; i < batch.asked.size(); ++i) {
+      require(batch.asked[i] < N && (i == 0 || batch.asked[i - 1] < batch.asked[i]),
+              "asked places of a batch must ascend and lie below ", N);
       require(below(batch.targets[i], config_.num_items), "target ", batch.targets[i],
               " of a batch is no item");
     }
@@ -4988,7 +4988,7 @@ class CpuEngine : public Engine {
   Encoder<Real> encoder_;
   Head<Real> head_;
   Buffer<Real> d_x_;
-  Buffer<std::size_t> group_masked_, group_hidden_;
+  Buffer<std::size_t> group_asked_, group_rows_;
   std::array<double, 64> block_sums_{};
 };
 
@@ -5398,13 +5398,12 @@ class RankingTask {
 // Loss and Top-K of the Cloze task on the validation users (Split::users), whose masks depend on
 // the seed alone, or of the validation items (Split::last). With validation_limit, of so many of
 // the users, evenly spread.
-inline MaskedMetrics evaluate_masked(Engine& engine, const DataSplit& split,
-                                     const TrainConfig& config) {
+inline Tally evaluate_masked(Engine& engine, const DataSplit& split, const TrainConfig& config) {
   const Key key = stream_key(config.seed, Stream::validation_masks);
   const std::vector<std::size_t>& all = split.validation_users();
   const std::size_t limit = config.validation_limit == 0 ? all.size() : config.validation_limit;
   const std::size_t count = std::min(limit, all.size());
-  MaskedMetrics metrics;
+  Tally metrics;
   Batch batch;
   for (std::size_t begin = 0; begin < count; begin += config.batch_size) {
     batch.clear();
@@ -6000,13 +5999,13 @@ inline bool may_change(std::string_view field, const TrainConfig& config) {
 
 struct BatchReport {
   std::size_t epoch, epochs, batch, batches;  // counting from 1; this batch is done
-  MaskedMetrics so_far;                       // of the epoch
+  Tally so_far;                               // of the epoch
   double seconds;                             // of the epoch
 };
 
 struct EpochReport {
   std::size_t epoch, epochs;
-  MaskedMetrics train, validation;
+  Tally train, validation;
   double learning_rate, seconds;
   bool improved;
 };
@@ -6159,7 +6158,7 @@ class Trainer {
   }
 
   void finish_epoch(const TrainerCallbacks& callbacks) {
-    const MaskedMetrics validation = evaluate_masked(*engine_, split_, train_);
+    const Tally validation = evaluate_masked(*engine_, split_, train_);
     const double rate = learning_rate((metrics_.epochs() + 1) * batches_per_epoch() - 1);
     metrics_.train_losses.push_back(epoch_metrics_.loss());
     metrics_.val_losses.push_back(validation.loss());
@@ -6385,7 +6384,7 @@ class Trainer {
   // Where the run stands: whole epochs in metrics_, and the epoch under way.
   TrainingMetrics metrics_;
   std::size_t batches_done_ = 0;
-  MaskedMetrics epoch_metrics_;
+  Tally epoch_metrics_;
   double epoch_seconds_ = 0;
 };
 

@@ -87,11 +87,11 @@ void test_cloze_rows() {
     Batch batch;
     add_cloze_row(batch, history, model, 0.15, make_key(draw));
     check_equal(batch.tokens.size(), 40u);  // the newest 40: items 20 ... 59
-    check_equal(batch.masked.size(), 6u);
+    check_equal(batch.asked.size(), 6u);
     for (std::size_t i = 0; i < 6; ++i) {
-      check_equal(batch.tokens[batch.masked[i]], mask_token);
-      check_equal(batch.targets[i], 20 + static_cast<std::int32_t>(batch.masked[i]));
-      ++hidden[batch.masked[i]];
+      check_equal(batch.tokens[batch.asked[i]], mask_token);
+      check_equal(batch.targets[i], 20 + static_cast<std::int32_t>(batch.asked[i]));
+      ++hidden[batch.asked[i]];
     }
     check_equal(batch.positions.back(), 39);
   }
@@ -100,7 +100,7 @@ void test_cloze_rows() {
   }
   Batch one;
   add_cloze_row(one, ItemSpan(history).first(1), model, 0.15, make_key(1));
-  check_equal(one.masked.size(), 1u);  // at least one
+  check_equal(one.asked.size(), 1u);  // at least one
 }
 
 void test_next_item_rows() {
@@ -110,11 +110,11 @@ void test_next_item_rows() {
   Batch batch;
   add_next_item_row(batch, history, model, 2);
   check(batch.tokens == std::vector<std::int32_t>{10, 11, 12, mask_token}, "newest 3 and [MASK]");
-  check_equal(batch.masked.front(), 3u);
+  check_equal(batch.asked.front(), 3u);
   check_equal(batch.targets.front(), 2);
   add_next_item_row(batch, {}, model);  // nothing known: just [MASK]
   check_equal(batch.rows(), 2u);
-  check_equal(batch.masked.back(), 4u);
+  check_equal(batch.asked.back(), 4u);
 }
 
 // Rows of training over draws of the key: `count(batch)` added up.
@@ -147,7 +147,7 @@ void test_training_rows() {
 
   train.mask_last = 0.25;
   const auto only_last = [](const Batch& batch) {
-    const bool last = batch.masked == std::vector<std::size_t>{19} && batch.targets[0] == 29;
+    const bool last = batch.asked == std::vector<std::size_t>{19} && batch.targets[0] == 29;
     return last ? 1.0 : 0.0;
   };
   check_share("mask_last", mean_over_rows(history, model, train, only_last), 0.25, 0.03);
@@ -171,10 +171,10 @@ void test_replacement() {
   train.mask_probability = 0.5, train.random_share = 0.1, train.keep_share = 0.2;
   std::size_t masks = 0, kept = 0, random = 0;
   mean_over_rows(history, model, train, [&](const Batch& batch) {
-    check_equal(batch.masked.size(), 10u);
+    check_equal(batch.asked.size(), 10u);
     for (std::size_t i = 0; i < 10; ++i) {
-      const std::int32_t shown = batch.tokens[batch.masked[i]], target = batch.targets[i];
-      check_equal(target, 500 + static_cast<std::int32_t>(batch.masked[i]));  // always the truth
+      const std::int32_t shown = batch.tokens[batch.asked[i]], target = batch.targets[i];
+      check_equal(target, 500 + static_cast<std::int32_t>(batch.asked[i]));  // always the truth
       check(shown >= 0 && shown != pad_token && shown != unknown_token && shown < 1003, "a token");
       ++(shown == mask_token ? masks : shown == token_of(target) ? kept : random);
     }
@@ -322,7 +322,7 @@ void test_large_batch() {
   batch.tokens.assign(12 * 180'000, 3);
   batch.positions.resize(batch.tokens.size());
   for (std::size_t end = 12; end <= batch.tokens.size(); end += 12) batch.offsets.push_back(end);
-  batch.masked.push_back(0), batch.targets.push_back(0);
+  batch.asked.push_back(0), batch.targets.push_back(0);
   check_throws([&] { engine.train(batch, 0, 1e-3); },
                {"a batch with 2160000 tokens, expected at most 2097151"});
 }
@@ -340,9 +340,9 @@ void test_bad_batches() {
   refused({"token 0", "is 8"}, [](Batch& batch) { batch.tokens[0] = 8; });
   refused({"-1"}, [](Batch& batch) { batch.positions[0] = -1; });
   refused({"target 5"}, [](Batch& batch) { batch.targets[0] = 5; });
-  refused({"ascend"}, [](Batch& batch) { batch.masked[1] = batch.masked[0]; });
-  refused({"ascend"}, [](Batch& batch) { batch.masked[1] = 4; });
-  refused({"without a masked token"}, [](Batch& b) { b.masked.clear(), b.targets.clear(); });
+  refused({"ascend"}, [](Batch& batch) { batch.asked[1] = batch.asked[0]; });
+  refused({"ascend"}, [](Batch& batch) { batch.asked[1] = 4; });
+  refused({"asks for nothing"}, [](Batch& b) { b.asked.clear(), b.targets.clear(); });
   refused({"targets"}, [](Batch& batch) { batch.targets.pop_back(); });
   refused({"offsets"}, [](Batch& batch) { batch.offsets.back() = 9; });
   refused({"13 tokens"}, [](Batch& batch) {

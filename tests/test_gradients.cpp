@@ -60,7 +60,7 @@ double worst_error(Architecture architecture, const detail::Kernels<double>& ker
   const std::span<double> w = engine.parameters();
   const auto loss_with = [&](std::size_t i, double value) {
     const double old = std::exchange(w[i], value);
-    const MaskedMetrics metrics = engine.loss(batch, dropout);
+    const Tally metrics = engine.loss(batch, dropout);
     w[i] = old;
     return metrics.loss();
   };

@@ -42,14 +42,14 @@ Batch read_batch(const Json& json) {
   for (std::size_t row = 0; row + 1 < offsets.size(); ++row) {
     for (std::size_t t = offsets[row]; t < offsets[row + 1]; ++t) {
       if (tokens[t] == mask_token)
-        batch.push_mask(targets[batch.targets.size()]);
+        batch.ask(targets[batch.targets.size()]);
       else
         batch.tokens.push_back(tokens[t]);
     }
     batch.end_row();
   }
   check(batch.offsets == offsets, "offsets of the reference");
-  check(batch.masked == numbers<std::size_t>(json.at("masked")), "places of the reference");
+  check(batch.asked == numbers<std::size_t>(json.at("masked")), "places of the reference");
   return batch;
 }
 
@@ -76,7 +76,7 @@ struct Reference {
     return values;
   }
   std::vector<float> logits() const {
-    const std::size_t M = batches[0].masked.size(), I = model.num_items;
+    const std::size_t M = batches[0].asked.size(), I = model.num_items;
     std::vector<float> values(M * I);
     file.copy("logits", std::array{M, I}, values.data());
     return values;

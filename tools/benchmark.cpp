@@ -31,7 +31,7 @@ struct Options {
 // through H to H before and after attention, H to 4H and 4H to H. The head and the scores of the
 // items see the masked ones. Everything else (norms, softmax, AdamW ...) is not counted.
 std::uint64_t product_flops(const ModelConfig& model, const Batch& batch, bool backward) {
-  const std::uint64_t H = model.hidden_size, N = batch.tokens.size(), M = batch.masked.size();
+  const std::uint64_t H = model.hidden_size, N = batch.tokens.size(), M = batch.asked.size();
   std::uint64_t linear = 2 * M * model.num_items * H, pairs = 0;
   if (model.architecture == Architecture::paper) linear += 2 * M * H * H;
   for (std::size_t layer = 0; layer < model.num_layers; ++layer) {
@@ -42,7 +42,7 @@ std::uint64_t product_flops(const ModelConfig& model, const Batch& batch, bool b
   for (std::size_t row = 0; row < batch.rows(); ++row) {
     const std::uint64_t n = batch.offsets[row + 1] - batch.offsets[row];
     const std::size_t before = hidden;
-    while (hidden < M && batch.masked[hidden] < batch.offsets[row + 1]) ++hidden;
+    while (hidden < M && batch.asked[hidden] < batch.offsets[row + 1]) ++hidden;
     pairs += (model.num_layers - 1) * n * n + (hidden - before) * n;
   }
   const std::uint64_t attention = 2 * 2 * pairs * H;
@@ -234,7 +234,7 @@ Json train(const Options& options, const TrainingShape& shape) {
     const Work work{model.hidden_size, batch.tokens.size(), product_flops(model, batch, true)};
     Json json = measured(options, work, [&] { engine.train(batch, step++, 1e-3); });
     json.set("rows", batch.rows());
-    json.set("masked", batch.masked.size());
+    json.set("masked", batch.asked.size());
     json.set("mask_probability", shape.mask_probability);
     json.set("lengths", row_lengths(batch));
     json.set("model", to_json(model));

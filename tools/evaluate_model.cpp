@@ -287,7 +287,7 @@ Json json_of(const RankMetrics& metrics) {
   return json;
 }
 
-Json json_of(const MaskedMetrics& metrics) {
+Json json_of(const Tally& metrics) {
   Json json;
   json.set("masked", metrics.count);
   json.set("loss", metrics.loss());
@@ -340,8 +340,8 @@ Model load(const Options& options, const Dataset& data) {
   return model;
 }
 
-void print_json(const Options& options, const Model& model,
-                const std::optional<MaskedMetrics>& masked, const std::vector<Table>& tables) {
+void print_json(const Options& options, const Model& model, const std::optional<Tally>& masked,
+                const std::vector<Table>& tables) {
   Json json;
   json.set("model", model.engine ? Json(path_text(model.path)) : Json());
   json.set("split", enum_name(model.train.split));
@@ -360,8 +360,7 @@ void print_json(const Options& options, const Model& model,
   std::cout << json.text(2) << "\n";
 }
 
-void print_heading(const Options& options, const Model& model,
-                   const std::optional<MaskedMetrics>& masked) {
+void print_heading(const Options& options, const Model& model, const std::optional<Tally>& masked) {
   std::printf("%s (split by %s)\n", path_text(model.engine ? model.path : options.data).c_str(),
               model.train.split == Split::users ? "users" : "last item");
   if (!masked) return;
@@ -382,7 +381,7 @@ int evaluate(int argc, char** argv) {
   const RankingTask task(next_item_cases(split, options.held_out),
                          item_counts(all_histories(data.histories), data.catalogue.size()),
                          options.seed);
-  std::optional<MaskedMetrics> masked;
+  std::optional<Tally> masked;
   if (model.engine) masked = evaluate_masked(*model.engine, split, model.train);
   const auto competitors = rank_all_competitors(options, data, split, task, model.engine.get());
   std::vector<Table> tables;

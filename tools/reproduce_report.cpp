@@ -80,7 +80,7 @@ Histories make_rows(const Histories& histories, const Setup& setup, std::size_t 
 // The items of a row as input, and after it the places where the loss is taken.
 void add_row(Batch& batch, ItemSpan items, const Setup& setup, bool hide, const ModelConfig& model,
              double probability, Key key) {
-  const std::size_t first = batch.tokens.size(), masked = batch.masked.size();
+  const std::size_t first = batch.tokens.size(), masked = batch.asked.size();
   if (hide) {
     add_cloze_row(batch, items, model, probability, key);
   } else {
@@ -88,10 +88,10 @@ void add_row(Batch& batch, ItemSpan items, const Setup& setup, bool hide, const 
     batch.end_row();
   }
   if (!setup.scores_every_token) return;
-  batch.masked.resize(masked);
+  batch.asked.resize(masked);
   batch.targets.resize(masked);
   for (std::size_t i = 0; i < items.size(); ++i) {
-    batch.masked.push_back(first + i);
+    batch.asked.push_back(first + i);
     batch.targets.push_back(items[i]);
   }
 }
@@ -138,7 +138,7 @@ struct Result {
   TrainingMetrics curves;
   std::size_t train_rows = 0, validation_rows = 0;
   std::uint64_t train_scored = 0, validation_scored = 0;  // tokens, in the last epoch
-  std::array<MaskedMetrics, kind_names.size()> kinds;     // of the last validation
+  std::array<Tally, kind_names.size()> kinds;             // of the last validation
 };
 
 class Run {
@@ -169,9 +169,9 @@ class Run {
     cli::ProgressBar bar;
     for (std::size_t epoch = 0; epoch < train_.epochs; ++epoch) {
       const auto start = std::chrono::steady_clock::now();
-      const MaskedMetrics train = train_epoch(epoch);
+      const Tally train = train_epoch(epoch);
       const Batch batch = validation_batch(epoch);
-      const MaskedMetrics validation = engine_.evaluate(batch);
+      const Tally validation = engine_.evaluate(batch);
       const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - start;
       append(result.curves, train, validation, passed.count());
       result.train_scored = train.count, result.validation_scored = validation.count;
@@ -183,11 +183,11 @@ class Run {
   }
 
  private:
-  MaskedMetrics train_epoch(std::size_t epoch) {
+  Tally train_epoch(std::size_t epoch) {
     std::vector<std::size_t> order = train_rows_;
     shuffle(order, fold_in(stream_key(train_.seed, Stream::shuffle), epoch));
     const Key key = fold_in(stream_key(train_.seed, Stream::masks), epoch);
-    MaskedMetrics metrics;
+    Tally metrics;
     for (std::size_t begin = 0; begin < order.size(); begin += train_.batch_size) {
       Batch batch;
       for (std::size_t i = begin; i < std::min(begin + train_.batch_size, order.size()); ++i) {
@@ -210,17 +210,17 @@ class Run {
     return batch;
   }
 
-  std::array<MaskedMetrics, kind_names.size()> by_kind(const Batch& batch) {
-    std::array<MaskedMetrics, kind_names.size()> kinds;
+  std::array<Tally, kind_names.size()> by_kind(const Batch& batch) {
+    std::array<Tally, kind_names.size()> kinds;
     for (std::size_t kind = 0; kind < kinds.size(); ++kind) {
       Batch part = batch;
-      part.masked.clear(), part.targets.clear();
-      for (std::size_t i = 0; i < batch.masked.size(); ++i) {
-        const bool hidden = batch.tokens[batch.masked[i]] == mask_token;
+      part.asked.clear(), part.targets.clear();
+      for (std::size_t i = 0; i < batch.asked.size(); ++i) {
+        const bool hidden = batch.tokens[batch.asked[i]] == mask_token;
         const bool known = known_[static_cast<std::size_t>(batch.targets[i])];
         const Kind found = hidden ? Kind::hidden : known ? Kind::known : Kind::unknown;
         if (found != static_cast<Kind>(kind)) continue;
-        part.masked.push_back(batch.masked[i]);
+        part.asked.push_back(batch.asked[i]);
         part.targets.push_back(batch.targets[i]);
       }
       kinds[kind] = engine_.evaluate(part);
@@ -228,7 +228,7 @@ class Run {
     return kinds;
   }
 
-  void append(TrainingMetrics& curves, const MaskedMetrics& train, const MaskedMetrics& validation,
+  void append(TrainingMetrics& curves, const Tally& train, const Tally& validation,
               double seconds) const {
     curves.train_losses.push_back(train.loss());
     curves.val_losses.push_back(validation.loss());
@@ -256,7 +256,7 @@ class Run {
 
 // ---- Files: a finished run is not made again ----------------------------------------------------
 
-Json to_json(const MaskedMetrics& metrics) {
+Json to_json(const Tally& metrics) {
   Json json;
   json.set("count", metrics.count);
   json.set("loss_sum", metrics.loss_sum);
@@ -264,8 +264,8 @@ Json to_json(const MaskedMetrics& metrics) {
   return json;
 }
 
-MaskedMetrics metrics_from_json(const Json& json) {
-  MaskedMetrics metrics;
+Tally metrics_from_json(const Json& json) {
+  Tally metrics;
   metrics.count = static_cast<std::uint64_t>(json.at("count").integer());
   metrics.loss_sum = json.at("loss_sum").number();
   const Json::Array& hits = json.at("hits").array();
@@ -288,7 +288,7 @@ Json identity(const Dataset& data, const Setup& setup, Options options) {
 
 Json to_json(const Result& result) {
   Json::Array kinds;
-  for (const MaskedMetrics& kind : result.kinds) kinds.push_back(to_json(kind));
+  for (const Tally& kind : result.kinds) kinds.push_back(to_json(kind));
   Json json;
   json.set("train_rows", result.train_rows);
   json.set("validation_rows", result.validation_rows);
@@ -367,7 +367,7 @@ void print_curves(const TrainingMetrics& curves) {
 void print_kinds(const Result& result) {
   std::printf("  the scored tokens of the last validation:\n");
   for (std::size_t i = 0; i < kind_names.size(); ++i) {
-    const MaskedMetrics& kind = result.kinds[i];
+    const Tally& kind = result.kinds[i];
     if (kind.count == 0) continue;
     std::printf("    %5llu %-42s loss %6.3f  top-1 %6.2f  top-20 %6.2f\n",
                 static_cast<unsigned long long>(kind.count), std::string(kind_names[i]).c_str(),

@@ -148,7 +148,7 @@ void print_warnings(const Dataset& data, const TrainConfig& config) {
   }
 }
 
-std::string top_text(const MaskedMetrics& metrics) {
+std::string top_text(const Tally& metrics) {
   std::string text;
   for (std::size_t i = 0; i < top_k.size(); ++i) {
     text += join(i == 0 ? "top-1/5/10/20 " : "/", cli::fixed(100 * metrics.accuracy(i), 1));
