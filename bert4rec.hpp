@@ -2520,6 +2520,17 @@ constexpr std::int32_t token_of(std::int32_t item) {
   return item + static_cast<std::int32_t>(special_rows);
 }
 
+// The encoder of chapter 11 by itself: what it shares with every model that stands on it.
+struct EncoderConfig {
+  std::size_t vocabulary, hidden_size, inner_size, num_layers, num_heads, max_length;
+  double dropout;            // of embeddings and layer outputs
+  double attention_dropout;  // of attention weights
+  double inner_dropout;      // inside the feed-forward
+
+  std::size_t head_size() const { return hidden_size / num_heads; }
+};
+
+// A whole model: the encoder, and what stands on it.
 struct ModelConfig {
   std::size_t num_items = 0;
   std::size_t hidden_size = 256;
@@ -2544,8 +2555,11 @@ struct ModelConfig {
   }
 
   std::size_t vocabulary() const { return num_items + special_rows; }
-  std::size_t head_size() const { return hidden_size / num_heads; }
-  std::size_t inner_size() const { return 4 * hidden_size; }
+  EncoderConfig encoder() const {
+    return {vocabulary(), hidden_size,       4 * hidden_size,
+            num_layers,   num_heads,         max_length,
+            dropout,      attention_dropout, architecture == Architecture::torch ? dropout : 0.0};
+  }
 };
 
 struct TrainConfig {
@@ -2699,9 +2713,11 @@ Config config_from_json(const Json& json, Config config = {}) {
 
 enum class Init { normal, zeros, ones };  // normal: deviation 0.02, cut at two deviations (BERT)
 
+using Shape = std::vector<std::size_t>;
+
 struct TensorSpec {
   std::string name;
-  std::vector<std::size_t> shape;
+  Shape shape;
   Init init;
   bool decay;          // AdamW decays matrices, not biases and LayerNorms
   std::size_t offset;  // of the first element in the flat array
@@ -2710,21 +2726,11 @@ struct TensorSpec {
 
 class TensorTable {
  public:
-  void add(std::string name, std::vector<std::size_t> shape, Init init) {
+  void add(std::string name, Shape shape, Init init) {
     const std::size_t count = checked_product(shape, name);
     const bool decay = shape.size() > 1;
     specs_.push_back({std::move(name), std::move(shape), init, decay, size_, count});
     size_ += count;
-  }
-
-  // weight [out, in] and bias [out] of a linear layer.
-  void add_linear(const std::string& name, std::size_t out, std::size_t in) {
-    add(name + ".weight", {out, in}, Init::normal);
-    add(name + ".bias", {out}, Init::zeros);
-  }
-  void add_norm(const std::string& name, std::size_t width) {
-    add(name + ".weight", {width}, Init::ones);
-    add(name + ".bias", {width}, Init::zeros);
   }
 
   const TensorSpec& at(std::string_view name) const {
@@ -2742,44 +2748,65 @@ class TensorTable {
   std::size_t size_ = 0;
 };
 
+// A part of a model lists its tensors once, in a struct of pointers with a function
+//   for_each(config, visit), which calls visit(pointer, name, shape, init) for each;
+// both the table and the pointers into a flat array of parameters or gradients come from that list.
+template <class Tensors, class Config>
+void add_tensors(TensorTable& table, const Config& config) {
+  Tensors().for_each(config, [&](auto&, const std::string& name, Shape shape, Init init) {
+    table.add(name, std::move(shape), init);
+  });
+}
+
+template <class Tensors, class Config, class Real>
+Tensors tensors_at(const Config& config, const TensorTable& table, Real* flat) {
+  Tensors tensors;
+  tensors.for_each(config, [&](Real*& tensor, const std::string& name, const auto&...) {
+    tensor = flat + table.at(name).offset;
+  });
+  return tensors;
+}
+
 inline std::string layer_prefix(std::size_t layer) { return join("encoder.layers.", layer, "."); }
 
-inline void add_encoder_tensors(TensorTable& table, const ModelConfig& config) {
-  const std::size_t H = config.hidden_size;
-  table.add("item_embedding.weight", {config.vocabulary(), H}, Init::normal);
-  table.add("position_embedding.weight", {config.max_length, H}, Init::normal);
-  table.add_norm("embedding_norm", H);
-  for (std::size_t layer = 0; layer < config.num_layers; ++layer) {
-    const std::string prefix = layer_prefix(layer);
-    table.add(prefix + "self_attn.in_proj_weight", {3 * H, H}, Init::normal);  // rows: Q, K, V
-    table.add(prefix + "self_attn.in_proj_bias", {3 * H}, Init::zeros);
-    table.add_linear(prefix + "self_attn.out_proj", H, H);
-    table.add_linear(prefix + "linear1", config.inner_size(), H);
-    table.add_linear(prefix + "linear2", H, config.inner_size());
-    table.add_norm(prefix + "norm1", H);
-    table.add_norm(prefix + "norm2", H);
-  }
-}
+template <class Real>
+struct EncoderTensors {
+  struct Layer {
+    Real *in_weight, *in_bias;            // [3H,H] [3H], rows: queries, keys, values
+    Real *out_weight, *out_bias;          // [H,H] [H]
+    Real *w1, *b1, *w2, *b2;              // [4H,H] [4H] [H,4H] [H]
+    Real *gain1, *bias1, *gain2, *bias2;  // [H]
+  };
+  Real *item, *position;  // [V,H] [L,H]
+  Real *gain, *bias;      // [H]
+  std::vector<Layer> layers;
 
-inline void add_masked_items_tensors(TensorTable& table, const ModelConfig& config) {
-  const std::size_t H = config.hidden_size, V = config.vocabulary();
-  if (config.architecture == Architecture::torch) {
-    table.add_linear("output", V, H);
-  } else {
-    table.add_linear("head.dense", H, H);
-    table.add_norm("head.norm", H);
-    table.add("output.bias", {V}, Init::zeros);
+  template <class Visit>
+  void for_each(const EncoderConfig& config, Visit&& visit) {
+    const std::size_t H = config.hidden_size, inner = config.inner_size;
+    visit(item, "item_embedding.weight", Shape{config.vocabulary, H}, Init::normal);
+    visit(position, "position_embedding.weight", Shape{config.max_length, H}, Init::normal);
+    visit(gain, "embedding_norm.weight", Shape{H}, Init::ones);
+    visit(bias, "embedding_norm.bias", Shape{H}, Init::zeros);
+    layers.resize(config.num_layers);
+    for (std::size_t i = 0; i < config.num_layers; ++i) {
+      const std::string prefix = layer_prefix(i);
+      Layer& layer = layers[i];
+      visit(layer.in_weight, prefix + "self_attn.in_proj_weight", Shape{3 * H, H}, Init::normal);
+      visit(layer.in_bias, prefix + "self_attn.in_proj_bias", Shape{3 * H}, Init::zeros);
+      visit(layer.out_weight, prefix + "self_attn.out_proj.weight", Shape{H, H}, Init::normal);
+      visit(layer.out_bias, prefix + "self_attn.out_proj.bias", Shape{H}, Init::zeros);
+      visit(layer.w1, prefix + "linear1.weight", Shape{inner, H}, Init::normal);
+      visit(layer.b1, prefix + "linear1.bias", Shape{inner}, Init::zeros);
+      visit(layer.w2, prefix + "linear2.weight", Shape{H, inner}, Init::normal);
+      visit(layer.b2, prefix + "linear2.bias", Shape{H}, Init::zeros);
+      visit(layer.gain1, prefix + "norm1.weight", Shape{H}, Init::ones);
+      visit(layer.bias1, prefix + "norm1.bias", Shape{H}, Init::zeros);
+      visit(layer.gain2, prefix + "norm2.weight", Shape{H}, Init::ones);
+      visit(layer.bias2, prefix + "norm2.bias", Shape{H}, Init::zeros);
+    }
   }
-}
-
-// All tensors of a BERT4Rec model. 3,000 items and the default configuration: 3,171,771 numbers.
-inline TensorTable bert4rec_tensors(const ModelConfig& config) {
-  validate(config);
-  TensorTable table;
-  add_encoder_tensors(table, config);
-  add_masked_items_tensors(table, config);
-  return table;
-}
+};
 
 // Initial values of the parameters: a function of the seed and the place of each number alone.
 inline std::vector<float> initial_parameters(const TensorTable& table, std::uint64_t seed,
@@ -3266,6 +3293,17 @@ class Buffer {
 // added in their order. So no bit depends on threads, and each thread keeps to its own rows.
 inline constexpr std::size_t sum_block = 64;
 
+// A matrix in memory: element (i, j) is data[i * row + j * col].
+template <class Real>
+struct View {
+  Real* data;
+  std::size_t row, col = 1;
+
+  View T() const { return {data, col, row}; }  // transposed
+  View from(std::size_t i, std::size_t j = 0) const { return {data + i * row + j * col, row, col}; }
+  operator View<const Real>() const { return {data, row, col}; }
+};
+
 // What every layer computes with: threads, kernels, and scratch memory for each thread.
 template <class Real>
 class Compute {
@@ -3281,33 +3319,37 @@ class Compute {
 
   Real* scratch(std::size_t worker) { return scratch_[worker].data(); }
 
-  // C[m,n] = A B: the multiply of chapter 9 on one thread ...
-  void multiply(std::size_t worker, std::size_t m, std::size_t n, std::size_t k, const Real* a,
-                std::size_t a_row, std::size_t a_col, const Real* b, std::size_t b_row,
-                std::size_t b_col, Real* c, std::size_t c_row) {
-    kernels.multiply(m, n, k, a, a_row, a_col, b, b_row, b_col, nullptr, 0, c, c_row,
-                     multiply_scratch_[worker].data());
+  using In = View<const Real>;
+
+  // C[m,n] = A[m,k] B[k,n]: the multiply of chapter 9 on one thread ...
+  void multiply(std::size_t worker, std::size_t m, std::size_t n, std::size_t k, In a, In b,
+                View<Real> c) {
+    multiply(worker, m, n, k, a, b, {nullptr, 0}, c);
   }
 
-  // ... and C[m,n] = start + A B on all of them, each owning a stripe of C's rows or columns.
-  void parallel_multiply(std::size_t m, std::size_t n, std::size_t k, const Real* a,
-                         std::size_t a_row, std::size_t a_col, const Real* b, std::size_t b_row,
-                         std::size_t b_col, const Real* start, std::size_t start_row, Real* c) {
-    const auto stripe = [&](std::size_t worker, std::size_t i, std::size_t rows, std::size_t j,
-                            std::size_t columns) {
-      const Real* begin = start == nullptr ? nullptr : start + i * start_row + j;
-      kernels.multiply(rows, columns, k, a + i * a_row, a_row, a_col, b + j * b_col, b_row, b_col,
-                       begin, start_row, c + i * n + j, n, multiply_scratch_[worker].data());
+  // ... C[m,n] = start + A B, where start may be C itself or, with row 0, a bias; without data: 0 ...
+  void multiply(std::size_t worker, std::size_t m, std::size_t n, std::size_t k, In a, In b,
+                In start, View<Real> c) {
+    kernels.multiply(m, n, k, a.data, a.row, a.col, b.data, b.row, b.col, start.data, start.row,
+                     c.data, c.row, multiply_scratch_[worker].data());
+  }
+
+  // ... and the same on all of them, each owning a stripe of C's rows or columns.
+  void parallel_multiply(std::size_t m, std::size_t n, std::size_t k, In a, In b, In start,
+                         View<Real> c) {
+    const auto begin_at = [&](std::size_t i, std::size_t j) {
+      return start.data == nullptr ? start : start.from(i, j);
     };
     // Each thread prepares for itself what all stripes share, so the longer side of C is cut; in
     // whole register tiles of the appendix.
     if (m >= n) {
       pool.parallel_ranges(m, 12, [&](std::size_t begin, std::size_t end, std::size_t worker) {
-        stripe(worker, begin, end - begin, 0, n);
+        multiply(worker, end - begin, n, k, a.from(begin), b, begin_at(begin, 0), c.from(begin));
       });
     } else {
       pool.parallel_ranges(n, 32, [&](std::size_t begin, std::size_t end, std::size_t worker) {
-        stripe(worker, 0, m, begin, end - begin);
+        multiply(worker, m, end - begin, k, a, b.from(0, begin), begin_at(0, begin),
+                 c.from(0, begin));
       });
     }
   }
@@ -3369,7 +3411,7 @@ struct DropoutSite {
 template <class Real>
 void linear_forward(Compute<Real>& compute, std::size_t N, std::size_t O, std::size_t I,
                     const Real* x, const Real* w, const Real* b, Real* y) {
-  compute.parallel_multiply(N, O, I, x, I, 1, w, 1, I, b, 0, y);
+  compute.parallel_multiply(N, O, I, {x, I}, View{w, I}.T(), {b, 0}, {y, O});
 }
 
 // db[j] += sum_t dy[t,j]. Of rows longer than N (scores of items), threads own columns.
@@ -3391,9 +3433,9 @@ template <class Real>
 void linear_backward(Compute<Real>& compute, std::size_t N, std::size_t O, std::size_t I,
                      const Real* x, const Real* w, const Real* dy, Real* dw, Real* db, Real* dx,
                      bool accumulate_dx) {
-  compute.parallel_multiply(O, I, N, dy, 1, O, x, I, 1, dw, I, dw);
+  compute.parallel_multiply(O, I, N, View{dy, O}.T(), {x, I}, {dw, I}, {dw, I});
   add_columns(compute, N, O, dy, db);
-  compute.parallel_multiply(N, I, O, dy, O, 1, w, I, 1, accumulate_dx ? dx : nullptr, I, dx);
+  compute.parallel_multiply(N, I, O, {dy, O}, {w, I}, {accumulate_dx ? dx : nullptr, I}, {dx, I});
 }
 
 // ---- LayerNorm: y_t = gain (x_t - mean_t) / deviation_t + bias, over the H numbers of a token --
@@ -3488,53 +3530,73 @@ struct RowOffsets {
 struct RowGroup {
   std::span<const std::int32_t> tokens, positions;  // [N]
   std::span<const std::size_t> asked;               // [M] places in the group, ascending
+  std::span<const std::int32_t> targets;            // [M] what belongs there
   RowOffsets all, asked_rows;                       // the rows in tokens, and in asked
 };
 
-// ---- Attention: bidirectional, A heads of D = H / A, inside each row (eq. 1 and 2) -------------
-//   S = q k^T / sqrt D      [m,n] for one head of a row of n tokens, m of which ask
+// ---- Attention: A heads of D = H / A, inside each row (eq. 1 and 2) ----------------------------
+//   S = q k^T / sqrt D      [m,n] for one head of a row of n tokens, m of which are queries
 //   P = softmax(S)          over the n keys
 //   o = dropout(P) v        [m,D]
 // In q[Q,H], and kv[N,2H] with keys before values, head h has the columns from h D. weights[Q,A,L]
 // keeps P: those of query t and head h are the n numbers from (t A + h) L.
 
+// One head of one row, and where it lies in the arrays of the group.
 struct AttentionTask {
-  std::size_t m, n, D, weights_stride;
-  std::size_t q_at, kv_at, weights_at, dropout_row;
+  std::size_t m, n, D;
+  std::size_t q_row, head, kv_row;      // first of its rows in q and in kv, first column in both
+  std::size_t weights_at, weights_row;  // of P in weights
+  std::size_t dropout_row;
+  std::size_t H;
 
-  AttentionTask(const ModelConfig& config, const RowOffsets& keys, const RowOffsets& queries,
+  AttentionTask(const EncoderConfig& config, const RowOffsets& keys, const RowOffsets& queries,
                 std::size_t task)
-      : m(queries.length(task / config.num_heads)),
-        n(keys.length(task / config.num_heads)),
-        D(config.head_size()),
-        weights_stride(config.num_heads * config.max_length) {
-    const std::size_t row = task / config.num_heads, head = task % config.num_heads;
-    q_at = queries.begin(row) * config.hidden_size + head * D;
-    kv_at = keys.begin(row) * 2 * config.hidden_size + head * D;
-    weights_at = queries.begin(row) * weights_stride + head * config.max_length;
-    dropout_row = queries.offsets[row] * config.num_heads + head * m;
+      : D(config.head_size()),
+        weights_row(config.num_heads * config.max_length),
+        H(config.hidden_size) {
+    const std::size_t row = task / config.num_heads, h = task % config.num_heads;
+    m = queries.length(row), n = keys.length(row);
+    q_row = queries.begin(row), kv_row = keys.begin(row), head = h * D;
+    weights_at = q_row * weights_row + h * config.max_length;
+    dropout_row = queries.offsets[row] * config.num_heads + h * m;
+  }
+
+  // Its part of q[Q,H] and of what has that shape, of the keys and of the values in kv[N,2H], and
+  // of weights.
+  template <class Number>
+  View<Number> q(Number* all) const {
+    return {all + q_row * H + head, H};
+  }
+  template <class Number>
+  View<Number> k(Number* kv) const {
+    return {kv + kv_row * 2 * H + head, 2 * H};
+  }
+  template <class Number>
+  View<Number> v(Number* kv) const {
+    return k(kv + H);
+  }
+  template <class Number>
+  View<Number> P(Number* weights) const {
+    return {weights + weights_at, weights_row};
   }
 };
 
 template <class Real>
-void attention_forward(Compute<Real>& compute, const ModelConfig& config, const RowOffsets& keys,
-                       const RowOffsets& queries, const DropoutSite& dropout, const Real* q,
+void attention_forward(Compute<Real>& compute, const EncoderConfig& config, const RowOffsets& keys,
+                       const RowOffsets& queries, const DropoutSite& dropout, const Real* q_all,
                        const Real* kv, Real* weights, Real* out) {
-  const std::size_t H = config.hidden_size;
   const Real scale = 1 / std::sqrt(static_cast<Real>(config.head_size()));
   compute.pool.parallel_for(keys.rows() * config.num_heads, [&](std::size_t task, std::size_t w) {
     const AttentionTask at(config, keys, queries, task);
     const std::size_t m = at.m, n = at.n, D = at.D;
-    const Real *k = kv + at.kv_at, *v = k + H;
-    Real* P = weights + at.weights_at;
-    compute.multiply(w, m, n, D, q + at.q_at, H, 1, k, 1, 2 * H, P, at.weights_stride);
-    Real* dropped = compute.scratch(w);  // [m,n]
+    const View<const Real> q = at.q(q_all), k = at.k(kv), v = at.v(kv);
+    const View<Real> P = at.P(weights), R{compute.scratch(w), n}, o = at.q(out);
+    compute.multiply(w, m, n, D, q, k.T(), P);
     for (std::size_t i = 0; i < m; ++i) {
-      Real* row = P + i * at.weights_stride;
-      compute.kernels.softmax(row, scale, n);
-      dropout.apply(compute.kernels, row, dropped + i * n, n, at.dropout_row + i);
+      compute.kernels.softmax(P.from(i).data, scale, n);
+      dropout.apply(compute.kernels, P.from(i).data, R.from(i).data, n, at.dropout_row + i);
     }
-    compute.multiply(w, m, D, n, dropped, n, 1, v, 2 * H, 1, out + at.q_at, H);
+    compute.multiply(w, m, D, n, R, v, o);
   });
 }
 
@@ -3543,36 +3605,33 @@ void attention_forward(Compute<Real>& compute, const ModelConfig& config, const 
 // P = softmax(S):           dS_ij = R_ij dR_ij - P_ij sum_k R_ik dR_ik    (softmax_backward)
 // S = q k^T / sqrt D:       dq = dS k / sqrt D,     dk = dS^T q / sqrt D
 template <class Real>
-void attention_backward(Compute<Real>& compute, const ModelConfig& config, const RowOffsets& keys,
-                        const RowOffsets& queries, const DropoutSite& dropout, const Real* q,
+void attention_backward(Compute<Real>& compute, const EncoderConfig& config, const RowOffsets& keys,
+                        const RowOffsets& queries, const DropoutSite& dropout, const Real* q_all,
                         const Real* kv, const Real* weights, const Real* d_out, Real* d_q,
                         Real* d_kv) {
-  const std::size_t H = config.hidden_size;
   const Real scale = 1 / std::sqrt(static_cast<Real>(config.head_size()));
   compute.pool.parallel_for(keys.rows() * config.num_heads, [&](std::size_t task, std::size_t w) {
     const AttentionTask at(config, keys, queries, task);
     const std::size_t m = at.m, n = at.n, D = at.D;
-    const Real *k = kv + at.kv_at, *v = k + H, *d_o = d_out + at.q_at;
-    Real *d_k = d_kv + at.kv_at, *d_v = d_k + H;
-    const Real* P = weights + at.weights_at;
-    Real *dropped = compute.scratch(w), *d_S = dropped + m * n;
+    const View<const Real> q = at.q(q_all), k = at.k(kv), v = at.v(kv), P = at.P(weights);
+    const View<const Real> d_o = at.q(d_out);
+    const View<Real> R{compute.scratch(w), n}, d_S = R.from(m);
+    const View<Real> dq = at.q(d_q), dk = at.k(d_kv), dv = at.v(d_kv);
     for (std::size_t i = 0; i < m; ++i) {
-      dropout.apply(compute.kernels, P + i * at.weights_stride, dropped + i * n, n,
-                    at.dropout_row + i);
+      dropout.apply(compute.kernels, P.from(i).data, R.from(i).data, n, at.dropout_row + i);
     }
-    compute.multiply(w, n, D, m, dropped, 1, n, d_o, H, 1, d_v, 2 * H);
-    compute.multiply(w, m, n, D, d_o, H, 1, v, 1, 2 * H, d_S, n);
+    compute.multiply(w, n, D, m, R.T(), d_o, dv);
+    compute.multiply(w, m, n, D, d_o, v.T(), d_S);
     for (std::size_t i = 0; i < m; ++i) {
-      compute.kernels.softmax_backward(P + i * at.weights_stride, dropped + i * n, d_S + i * n,
-                                       scale, n);
+      compute.kernels.softmax_backward(P.from(i).data, R.from(i).data, d_S.from(i).data, scale, n);
     }
-    compute.multiply(w, m, D, n, d_S, n, 1, k, 2 * H, 1, d_q + at.q_at, H);
-    compute.multiply(w, n, D, m, d_S, 1, n, q + at.q_at, H, 1, d_k, 2 * H);
+    compute.multiply(w, m, D, n, d_S, k, dq);
+    compute.multiply(w, n, D, m, d_S.T(), q, dk);
   });
 }
 
 // Scratch numbers that one thread needs for attention: two matrices [L,L].
-inline std::size_t attention_scratch(const ModelConfig& config) {
+inline std::size_t attention_scratch(const EncoderConfig& config) {
   const std::size_t L = config.max_length;
   return 2 * L * L;
 }
@@ -3622,12 +3681,12 @@ void embedding_backward(Compute<Real>& compute, std::size_t H, const RowGroup& g
 inline constexpr std::size_t group_tokens = 2048;
 
 // Tokens of the largest group.
-inline std::size_t group_capacity(const ModelConfig& config) {
+inline std::size_t group_capacity(const EncoderConfig& config) {
   return std::max(group_tokens, config.max_length);
 }
 
 // Numbers in the block sums of a group: LayerNorm has 2H a block, a bias as many as tokens at most.
-inline std::size_t block_sums(const ModelConfig& config) {
+inline std::size_t block_sums(const EncoderConfig& config) {
   const std::size_t capacity = group_capacity(config);
   return (capacity + sum_block - 1) / sum_block * std::max(capacity, 2 * config.hidden_size);
 }
@@ -3636,11 +3695,11 @@ inline std::size_t block_sums(const ModelConfig& config) {
 class DropoutPlan {
  public:
   DropoutPlan() = default;
-  DropoutPlan(const ModelConfig& config, Key step_key)
+  DropoutPlan(const EncoderConfig& config, Key step_key)
       : key_(step_key),
         threshold_(detail::dropout_threshold(config.dropout)),
         attention_threshold_(detail::dropout_threshold(config.attention_dropout)),
-        inner_threshold_(config.architecture == Architecture::torch ? threshold_ : 0) {}
+        inner_threshold_(detail::dropout_threshold(config.inner_dropout)) {}
 
   DropoutSite embedding() const { return {fold_in(key_, 0), threshold_}; }
   DropoutSite attention(std::size_t layer) const { return site(layer, 1, attention_threshold_); }
@@ -3678,52 +3737,13 @@ void scatter_rows(std::size_t H, std::size_t N, std::span<const std::size_t> ask
   }
 }
 
-// Where the tensors of the encoder lie in a flat array of parameters or gradients.
-template <class Real>
-struct EncoderTensors {
-  struct Layer {
-    Real *q_weight, *q_bias, *kv_weight, *kv_bias;  // [H,H] [H] [2H,H] [2H]
-    Real *out_weight, *out_bias;                    // [H,H] [H]
-    Real *w1, *b1, *w2, *b2;                        // [4H,H] [4H] [H,4H] [H]
-    Real *gain1, *bias1, *gain2, *bias2;            // [H]
-  };
-  Real *item, *position, *gain, *bias;  // [V,H] [L,H] [H] [H]
-  std::vector<Layer> layers;
-
-  EncoderTensors(const ModelConfig& config, const TensorTable& table, Real* flat) {
-    const auto at = [&](const std::string& name) { return flat + table.at(name).offset; };
-    item = at("item_embedding.weight");
-    position = at("position_embedding.weight");
-    gain = at("embedding_norm.weight");
-    bias = at("embedding_norm.bias");
-    for (std::size_t layer = 0; layer < config.num_layers; ++layer) {
-      const std::string p = layer_prefix(layer);
-      const std::size_t H = config.hidden_size;
-      Real* weight = at(p + "self_attn.in_proj_weight");
-      Real* shift = at(p + "self_attn.in_proj_bias");
-      layers.push_back({weight, shift, weight + H * H, shift + H,
-                        at(p + "self_attn.out_proj.weight"), at(p + "self_attn.out_proj.bias"),
-                        at(p + "linear1.weight"), at(p + "linear1.bias"), at(p + "linear2.weight"),
-                        at(p + "linear2.bias"), at(p + "norm1.weight"), at(p + "norm1.bias"),
-                        at(p + "norm2.weight"), at(p + "norm2.bias")});
-    }
-  }
-};
-
 template <class Real>
 class Encoder {
  public:
-  Encoder(const ModelConfig& config, const TensorTable& table, Real* parameters, Real* gradients)
+  Encoder(const EncoderConfig& config, const TensorTable& table, Real* parameters, Real* gradients)
       : config_(config),
-        capacity_(group_capacity(config)),
-        w_(config, table, parameters),
-        g_(config, table, gradients),
-        embedded_(capacity_ * config.hidden_size),
-        x0_(capacity_ * config.hidden_size),
-        asked_x_(capacity_ * config.hidden_size),
-        statistics_(capacity_),
-        d_narrow_(capacity_ * config.hidden_size),
-        d_wide_(capacity_ * config.inner_size()) {
+        w_(tensors_at<EncoderTensors<Real>>(config, table, parameters)),
+        g_(tensors_at<EncoderTensors<Real>>(config, table, gradients)) {
     for (std::size_t layer = 0; layer < config.num_layers; ++layer) {
       layers_.emplace_back(config, capacity_);
     }
@@ -3736,7 +3756,7 @@ class Encoder {
   // Vectors [M,H] of the asked places; valid until the next forward. Nobody reads anything else of
   // the last layer, so there only they are queries, and only they go on.
   const Real* forward(Compute<Real>& compute, const RowGroup& group, const DropoutPlan& dropout) {
-    const std::size_t N = group.all.size(), H = config_.hidden_size, inner = config_.inner_size();
+    const std::size_t N = group.all.size(), H = config_.hidden_size, inner = config_.inner_size;
     const DropoutSite embedding_dropout = dropout.embedding();
     embedding_forward(compute, H, group, w_.item, w_.position, embedded_.data());
     norm_forward(compute, N, H, embedded_.data(), w_.gain, w_.bias, x0_.data(), statistics_.data());
@@ -3752,11 +3772,11 @@ class Encoder {
       const std::size_t Q = queries.size(), first = queries.first();
       const Real* query_x = x;  // [Q,H]
       if (is_last(i)) {
-        gather_rows(H, group.asked, x, asked_x_.data());
-        query_x = asked_x_.data();
+        gather_rows(H, group.asked, x, query_x_.data());
+        query_x = query_x_.data();
       }
-      linear_forward(compute, Q, H, H, query_x, w.q_weight, w.q_bias, s.q.data());
-      linear_forward(compute, N, 2 * H, H, x, w.kv_weight, w.kv_bias, s.kv.data());
+      linear_forward(compute, Q, H, H, query_x, w.in_weight, w.in_bias, s.q.data());
+      linear_forward(compute, N, 2 * H, H, x, w.in_weight + H * H, w.in_bias + H, s.kv.data());
       attention_forward(compute, config_, group.all, queries, dropout.attention(i), s.q.data(),
                         s.kv.data(), s.weights.data(), s.context.data());
       linear_forward(compute, Q, H, H, s.context.data(), w.out_weight, w.out_bias, s.sum1.data());
@@ -3776,15 +3796,15 @@ class Encoder {
   // gradient of the loss with respect to what forward() returned; it is overwritten.
   void backward(Compute<Real>& compute, const RowGroup& group, const DropoutPlan& dropout,
                 Real* d) {
-    const std::size_t N = group.all.size(), H = config_.hidden_size, inner = config_.inner_size();
-    Real *narrow = d_narrow_.data(), *wide = d_wide_.data();  // [N,H] and [N,4H]
+    const std::size_t N = group.all.size(), H = config_.hidden_size, inner = config_.inner_size;
+    Real *narrow = d_narrow_.data(), *wide = d_wide_.data();
     for (std::size_t i = config_.num_layers; i-- > 0;) {
       const auto &w = w_.layers[i], &g = g_.layers[i];
       const Activations& s = layers_[i];
       const RowOffsets& queries = queries_of(group, i);
       const std::size_t Q = queries.size(), first = queries.first();
       const Real* x = i == 0 ? x0_.data() : layers_[i - 1].x.data();
-      const Real* query_x = is_last(i) ? asked_x_.data() : x;
+      const Real* query_x = is_last(i) ? query_x_.data() : x;
       // x' = LayerNorm(a + dropout(W2 h)): d becomes the part of da that goes around W2
       residual_norm_backward(compute, Q, H, first, dropout.output(i), s.sum2.data(),
                              s.statistics2.data(), w.gain2, d, g.gain2, g.bias2, narrow);
@@ -3799,9 +3819,10 @@ class Encoder {
                       g.out_bias, d_context, false);
       attention_backward(compute, config_, group.all, queries, dropout.attention(i), s.q.data(),
                          s.kv.data(), s.weights.data(), d_context, d_q, d_kv);
-      linear_backward(compute, Q, H, H, query_x, w.q_weight, d_q, g.q_weight, g.q_bias, d, true);
+      linear_backward(compute, Q, H, H, query_x, w.in_weight, d_q, g.in_weight, g.in_bias, d, true);
       if (is_last(i)) scatter_rows(H, N, group.asked, d);
-      linear_backward(compute, N, 2 * H, H, x, w.kv_weight, d_kv, g.kv_weight, g.kv_bias, d, true);
+      linear_backward(compute, N, 2 * H, H, x, w.in_weight + H * H, d_kv, g.in_weight + H * H,
+                      g.in_bias + H, d, true);
     }
     const DropoutSite embedding_dropout = dropout.embedding();
     compute.for_rows(N, [&](std::size_t t) {
@@ -3818,43 +3839,55 @@ class Encoder {
     return is_last(layer) ? group.asked_rows : group.all;
   }
 
-  // What forward() leaves for backward() in one layer.
+  // What forward() leaves for backward() in one layer, of at most C tokens.
   struct Activations {
-    Activations(const ModelConfig& c, std::size_t N)
-        : q(N * c.hidden_size),
-          kv(N * 2 * c.hidden_size),
-          weights(N * c.num_heads * c.max_length),
-          context(N * c.hidden_size),
-          sum1(N * c.hidden_size),
-          a(N * c.hidden_size),
-          u(N * c.inner_size()),
-          h(N * c.inner_size()),
-          sum2(N * c.hidden_size),
-          x(N * c.hidden_size),
-          statistics1(N),
-          statistics2(N) {}
-    Buffer<Real> q, kv, weights, context, sum1, a, u, h, sum2, x;
-    Buffer<detail::RowStatistics<Real>> statistics1, statistics2;
+    Activations(const EncoderConfig& c, std::size_t C)
+        : q(C * c.hidden_size),
+          kv(C * 2 * c.hidden_size),
+          weights(C * c.num_heads * c.max_length),
+          context(C * c.hidden_size),
+          sum1(C * c.hidden_size),
+          a(C * c.hidden_size),
+          u(C * c.inner_size),
+          h(C * c.inner_size),
+          sum2(C * c.hidden_size),
+          x(C * c.hidden_size),
+          statistics1(C),
+          statistics2(C) {}
+    Buffer<Real> q, kv;             // [Q,H] and [N,2H], keys before values
+    Buffer<Real> weights;           // [Q,A,L] softmax of attention
+    Buffer<Real> context, sum1, a;  // [Q,H] output of attention; x + W_out context; its norm
+    Buffer<Real> u, h;              // [Q,4H] W1 a; its activation
+    Buffer<Real> sum2, x;           // [Q,H] a + W2 h; its norm, the output of the layer
+    Buffer<detail::RowStatistics<Real>> statistics1, statistics2;  // [Q] of the two norms
   };
 
-  ModelConfig config_;
-  std::size_t capacity_;
+  EncoderConfig config_;
+  std::size_t capacity_ = group_capacity(config_);
   EncoderTensors<Real> w_, g_;
-  Buffer<Real> embedded_, x0_, asked_x_;
-  Buffer<detail::RowStatistics<Real>> statistics_;
-  Buffer<Real> d_narrow_, d_wide_;
+  Buffer<Real> embedded_{capacity_ * config_.hidden_size};  // [N,H] item + position
+  Buffer<Real> x0_{capacity_ * config_.hidden_size};        // [N,H] its norm, the first layer's x
+  Buffer<Real> query_x_{capacity_ * config_.hidden_size};   // [M,H] the last layer's x where asked
+  Buffer<detail::RowStatistics<Real>> statistics_{capacity_};  // [N]
+  // Gradients on their way: [N,H], and [N,4H] of the inner layer or of q, kv and context.
+  Buffer<Real> d_narrow_{capacity_ * config_.hidden_size};
+  Buffer<Real> d_wide_{capacity_ * std::max(config_.inner_size, 4 * config_.hidden_size)};
   std::vector<Activations> layers_;
 };
 
 // ================================================================================================
 // 12  Heads and losses
 // ================================================================================================
-// A head turns token vectors into scores and a loss at chosen tokens. It owns its tensors, its loss
-// and its gradient; the engine gives it vectors and takes their gradient back.
+// A head turns the vectors of the asked places into scores and a loss. It owns its tensors, its
+// loss and its gradient; the engine gives it vectors and takes their gradient back:
+//   static TensorTable tensors(config)                    those of the encoder and its own
+//   Head(config, table, parameters, gradients, encoder)   parameters and gradients as flat arrays
+//   Tally loss(compute, x, group, loss_scale, d_x)
+//   void score(compute, M, x, scores)
 //
-// MaskedItems is the Cloze task (section 3.6): at each masked token a softmax over all items, and
-// the mean of -log p(true item) over the batch (eq. 8 averages inside each sequence first). Only
-// items compete: PAD, MASK and UNK are never predicted.
+// ItemHead is that of the Cloze task (section 3.6): at each asked place a softmax over all items,
+// and the mean of -log p(true item) over the batch (eq. 8 averages inside each sequence first).
+// Only items compete: PAD, MASK and UNK are never predicted.
 //   torch:  s = W x + b                                        W: output.weight [V,H]
 //   paper:  s = E LayerNorm(gelu(W_d x + b_d)) + b  (eq. 7)    E: item_embedding.weight [V,H]
 // (Equation 7 has no LayerNorm; the authors' code does.)
@@ -3886,62 +3919,86 @@ constexpr std::size_t rank_of(std::size_t better, std::size_t ties) {
 }
 
 template <class Real>
-class MaskedItems {
+struct ItemTensors {
+  Real* weight;                                    // torch: output [V,H]
+  Real *dense_weight, *dense_bias, *gain, *shift;  // paper: [H,H] [H] [H] [H]
+  Real* bias;                                      // [V]
+
+  template <class Visit>
+  void for_each(const ModelConfig& config, Visit&& visit) {
+    const std::size_t H = config.hidden_size, V = config.vocabulary();
+    if (config.architecture == Architecture::torch) {
+      visit(weight, "output.weight", Shape{V, H}, Init::normal);
+    } else {
+      visit(dense_weight, "head.dense.weight", Shape{H, H}, Init::normal);
+      visit(dense_bias, "head.dense.bias", Shape{H}, Init::zeros);
+      visit(gain, "head.norm.weight", Shape{H}, Init::ones);
+      visit(shift, "head.norm.bias", Shape{H}, Init::zeros);
+    }
+    visit(bias, "output.bias", Shape{V}, Init::zeros);
+  }
+};
+
+// All tensors of a BERT4Rec model. 3,000 items and the default configuration: 3,171,771 numbers.
+inline TensorTable bert4rec_tensors(const ModelConfig& config) {
+  validate(config);
+  TensorTable table;
+  add_tensors<EncoderTensors<float>>(table, config.encoder());
+  add_tensors<ItemTensors<float>>(table, config);
+  return table;
+}
+
+template <class Real>
+class ItemHead {
  public:
-  // The tensors of the encoder and of this head.
   static TensorTable tensors(const ModelConfig& config) { return bert4rec_tensors(config); }
 
-  MaskedItems(const ModelConfig& config, const TensorTable& table, Real* parameters,
-              Real* gradients, const Encoder<Real>& encoder)
+  ItemHead(const ModelConfig& config, const TensorTable& table, Real* parameters, Real* gradients,
+           const Encoder<Real>& encoder)
       : config_(config),
-        slab_(std::clamp<std::size_t>(slab_numbers / config.num_items, least_slab,
-                                      encoder.capacity())),
-        scores_(slab_ * config.num_items),
-        losses_(encoder.capacity()),
-        counts_(encoder.capacity()) {
-    const bool paper = config.architecture == Architecture::paper;
-    const auto at = [&](Real* flat, const char* name) { return flat + table.at(name).offset; };
-    weight_ = paper ? encoder.item_weight() : at(parameters, "output.weight");
-    d_weight_ = paper ? encoder.item_gradient() : at(gradients, "output.weight");
-    weight_ += special_rows * config.hidden_size;
-    d_weight_ += special_rows * config.hidden_size;
-    bias_ = at(parameters, "output.bias") + special_rows;
-    d_bias_ = at(gradients, "output.bias") + special_rows;
-    if (!paper) return;
-    w_ = transform_at(table, parameters);
-    g_ = transform_at(table, gradients);
-    dense_ = Buffer<Real>(encoder.capacity() * config.hidden_size);
-    active_ = Buffer<Real>(encoder.capacity() * config.hidden_size);
-    vectors_ = Buffer<Real>(encoder.capacity() * config.hidden_size);
-    statistics_ = Buffer<detail::RowStatistics<Real>>(encoder.capacity());
+        capacity_(encoder.capacity()),
+        w_(tensors_at<ItemTensors<Real>>(config, table, parameters)),
+        g_(tensors_at<ItemTensors<Real>>(config, table, gradients)) {
+    if (config.architecture == Architecture::paper) {
+      w_.weight = encoder.item_weight(), g_.weight = encoder.item_gradient();
+      for (Buffer<Real>* buffer : {&dense_, &active_, &vectors_}) {
+        *buffer = Buffer<Real>(capacity_ * config.hidden_size);
+      }
+      statistics_ = Buffer<detail::RowStatistics<Real>>(capacity_);
+    }
+    // From here on the rows of items alone: [I,H] and [I].
+    for (ItemTensors<Real>* tensors : {&w_, &g_}) {
+      tensors->weight += special_rows * config.hidden_size;
+      tensors->bias += special_rows;
+    }
   }
 
-  // Loss at the asked places: their vectors x[M,H] from the encoder, and targets[M] (items). If
-  // d_x[M,H] is given it receives the gradient of loss_scale * (sum of losses), and that of the
-  // head's tensors is added to theirs.
-  Tally loss(Compute<Real>& compute, const Real* x, std::span<const std::int32_t> targets,
-             Real loss_scale, Real* d_x) {
-    const std::size_t M = targets.size();
+  // Loss at the asked places: their vectors x[M,H] from the encoder, and the group's targets[M]
+  // (items). If d_x[M,H] is given it receives the gradient of loss_scale * (sum of losses), and
+  // that of the head's tensors is added to theirs.
+  Tally loss(Compute<Real>& compute, const Real* x, const RowGroup& group, Real loss_scale,
+             Real* d_x) {
+    const std::size_t M = group.targets.size();
     const Real* vectors = transform_forward(compute, M, x);
     for (std::size_t begin = 0; begin < M; begin += slab_) {
       const std::size_t end = std::min(begin + slab_, M);
-      slab_loss(compute, begin, end, vectors, targets, loss_scale, d_x);
+      slab_loss(compute, begin, end, vectors, group.targets, loss_scale, d_x);
     }
-    Tally metrics;
-    metrics.count = M;
+    Tally tally;
+    tally.count = M;
     for (std::size_t i = 0; i < M; ++i) {
-      metrics.loss_sum += losses_[i];
+      tally.loss_sum += losses_[i];
       const std::size_t rank = rank_of(counts_[i].better, counts_[i].ties);
-      for (std::size_t k = 0; k < top_k.size(); ++k) metrics.hits[k] += rank <= top_k[k];
+      for (std::size_t k = 0; k < top_k.size(); ++k) tally.hits[k] += rank <= top_k[k];
     }
     if (d_x != nullptr) transform_backward(compute, M, x, d_x);
-    return metrics;
+    return tally;
   }
 
   // Scores [M,num_items] of the asked places, from their vectors x[M,H].
   void score(Compute<Real>& compute, std::size_t M, const Real* x, Real* scores) {
     const Real* vectors = transform_forward(compute, M, x);
-    linear_forward(compute, M, config_.num_items, config_.hidden_size, vectors, weight_, bias_,
+    linear_forward(compute, M, config_.num_items, config_.hidden_size, vectors, w_.weight, w_.bias,
                    scores);
   }
 
@@ -3950,20 +4007,11 @@ class MaskedItems {
   // whole item table.
   static constexpr std::size_t slab_numbers = std::size_t{1} << 22, least_slab = 64;
 
-  struct Transform {
-    Real *weight, *bias, *gain, *shift;  // [H,H] [H] [H] [H]
-  };
-  static Transform transform_at(const TensorTable& table, Real* flat) {
-    const auto at = [&](const char* name) { return flat + table.at(name).offset; };
-    return {at("head.dense.weight"), at("head.dense.bias"), at("head.norm.weight"),
-            at("head.norm.bias")};
-  }
-
   // x itself (torch), or LayerNorm(gelu(W_d x + b_d)) (paper): what the items are compared with
   const Real* transform_forward(Compute<Real>& compute, std::size_t M, const Real* x) {
     if (config_.architecture == Architecture::torch) return x;
     const std::size_t H = config_.hidden_size;
-    linear_forward(compute, M, H, H, x, w_.weight, w_.bias, dense_.data());
+    linear_forward(compute, M, H, H, x, w_.dense_weight, w_.dense_bias, dense_.data());
     activation_forward(compute, M, H, 0, DropoutSite{}, dense_.data(), active_.data());
     norm_forward(compute, M, H, active_.data(), w_.gain, w_.shift, vectors_.data(),
                  statistics_.data());
@@ -3979,16 +4027,17 @@ class MaskedItems {
                   [](std::size_t) {});
     activation_backward(compute, M, H, 0, DropoutSite{}, dense_.data(), d);
     std::copy(d, d + M * H, active_.data());  // the product below cannot work in place
-    linear_backward(compute, M, H, H, x, w_.weight, active_.data(), g_.weight, g_.bias, d, false);
+    linear_backward(compute, M, H, H, x, w_.dense_weight, active_.data(), g_.dense_weight,
+                    g_.dense_bias, d, false);
   }
 
-  // Masked tokens begin ... end - 1:  s = vectors W^T + b,  loss = log sum_j exp s_j - s_target,
+  // Asked places begin ... end - 1:  s = vectors W^T + b,  loss = log sum_j exp s_j - s_target,
   // ds_j = softmax(s)_j - [j = target]
   void slab_loss(Compute<Real>& compute, std::size_t begin, std::size_t end, const Real* vectors,
                  std::span<const std::int32_t> targets, Real loss_scale, Real* d_vectors) {
     const std::size_t M = end - begin, H = config_.hidden_size, I = config_.num_items;
     vectors += begin * H;
-    linear_forward(compute, M, I, H, vectors, weight_, bias_, scores_.data());
+    linear_forward(compute, M, I, H, vectors, w_.weight, w_.bias, scores_.data());
     compute.for_rows(M, [&](std::size_t i) {
       Real* s = scores_.data() + i * I;
       const auto target = static_cast<std::size_t>(targets[begin + i]);
@@ -4003,18 +4052,19 @@ class MaskedItems {
       compute.kernels.scale(s, loss_scale, I);
     });
     if (d_vectors == nullptr) return;
-    linear_backward(compute, M, I, H, vectors, weight_, scores_.data(), d_weight_, d_bias_,
+    linear_backward(compute, M, I, H, vectors, w_.weight, scores_.data(), g_.weight, g_.bias,
                     d_vectors + begin * H, false);
   }
 
   ModelConfig config_;
-  std::size_t slab_;
-  Real *weight_, *d_weight_, *bias_, *d_bias_;  // [I,H] and [I]: the rows of items
-  Transform w_{}, g_{};
-  Buffer<Real> scores_, dense_, active_, vectors_;
-  Buffer<detail::RowStatistics<Real>> statistics_;
-  Buffer<double> losses_;
-  Buffer<detail::RankCounts> counts_;
+  std::size_t capacity_;
+  std::size_t slab_ = std::clamp(slab_numbers / config_.num_items, least_slab, capacity_);
+  ItemTensors<Real> w_, g_;                         // parameters and gradients
+  Buffer<Real> scores_{slab_ * config_.num_items};  // [slab,I]
+  Buffer<Real> dense_, active_, vectors_;           // [M,H] of the transform
+  Buffer<detail::RowStatistics<Real>> statistics_;  // [M]
+  Buffer<double> losses_{capacity_};                // [M]
+  Buffer<detail::RankCounts> counts_{capacity_};    // [M]
 };
 
 // ================================================================================================
@@ -4516,6 +4566,83 @@ struct Batch {
   }
 };
 
+// Throws where a batch would make an engine read or write out of bounds, or leave something out.
+inline void check_batch(const Batch& batch, const ModelConfig& config) {
+  require(!batch.offsets.empty(), "a batch without offsets");
+  const std::size_t N = batch.tokens.size(), rows = batch.rows();
+  require(batch.offsets.front() == 0 && batch.offsets.back() == N && batch.positions.size() == N,
+          "a batch whose offsets or positions do not fit its tokens");
+  require(batch.targets.size() == batch.asked.size(), "a batch with ", batch.asked.size(),
+          " asked places and ", batch.targets.size(), " targets");
+  constexpr std::size_t most_counters = 0xFFFFFFFF;  // of dropout, one for a token and head
+  require(N <= most_counters / config.num_heads, "a batch with ", N, " tokens, expected at most ",
+          most_counters / config.num_heads);
+  for (std::size_t row = 0; row < rows; ++row) {
+    const std::size_t length = batch.offsets[row + 1] - batch.offsets[row];
+    require(batch.offsets[row + 1] <= N && length >= 1 && length <= config.max_length, "row ", row,
+            " of a batch has ", length, " tokens, expected 1 ... ", config.max_length);
+  }
+  const auto below = [](std::int32_t value, std::size_t limit) {
+    return value >= 0 && static_cast<std::size_t>(value) < limit;
+  };
+  for (std::size_t t = 0; t < N; ++t) {
+    require(
+        below(batch.tokens[t], config.vocabulary()) && below(batch.positions[t], config.max_length),
+        "token ", t, " of a batch is ", batch.tokens[t], " at position ", batch.positions[t],
+        ", expected less than ", config.vocabulary(), " and ", config.max_length);
+  }
+  for (std::size_t i = 0; i < batch.asked.size(); ++i) {
+    require(batch.asked[i] < N && (i == 0 || batch.asked[i - 1] < batch.asked[i]),
+            "asked places of a batch must ascend and lie below ", N);
+    require(below(batch.targets[i], config.num_items), "target ", batch.targets[i],
+            " of a batch is no item");
+  }
+}
+
+// Cuts batches into groups of whole rows (chapter 11).
+class Groups {
+ public:
+  explicit Groups(const EncoderConfig& config)
+      : asked_(group_capacity(config)), rows_(group_capacity(config) + 1) {}
+
+  // task(group) for each group, but those that ask for nothing: nothing comes of them. The batch
+  // must have passed check_batch(). A group is valid during its task.
+  template <class Task>
+  void for_each(const Batch& batch, Task&& task) {
+    std::size_t row = 0, first_asked = 0;
+    while (row < batch.rows()) {
+      const std::size_t begin = batch.offsets[row];
+      std::size_t end_row = row + 1;
+      while (end_row < batch.rows() && batch.offsets[end_row + 1] - begin <= group_tokens) {
+        ++end_row;
+      }
+      const std::size_t N = batch.offsets[end_row] - begin;
+      std::size_t M = 0;
+      rows_[0] = first_asked;
+      for (std::size_t r = row; r < end_row; ++r) {
+        for (; first_asked + M < batch.asked.size(); ++M) {
+          if (batch.asked[first_asked + M] >= batch.offsets[r + 1]) break;
+          asked_[M] = batch.asked[first_asked + M] - begin;
+        }
+        rows_[r + 1 - row] = first_asked + M;
+      }
+      const std::size_t offsets = end_row - row + 1;
+      const RowGroup group{std::span(batch.tokens).subspan(begin, N),
+                           std::span(batch.positions).subspan(begin, N),
+                           {asked_.data(), M},
+                           std::span(batch.targets).subspan(first_asked, M),
+                           {std::span(batch.offsets).subspan(row, offsets)},
+                           {{rows_.data(), offsets}}};
+      if (M > 0) task(group);
+      first_asked += M;
+      row = end_row;
+    }
+  }
+
+ private:
+  std::vector<std::size_t> asked_, rows_;  // of the group at hand
+};
+
 // The newest `most` items.
 inline ItemSpan newest(ItemSpan items, std::size_t most) {
   return items.last(std::min(most, items.size()));
@@ -4795,7 +4922,7 @@ enum class Start { random, zeros };
 // On the processor. Real is float, or double to check gradients; Head stands on the encoder.
 // Not for two threads at once: a server makes one for each of its threads (with threads = 1), or
 // holds a lock.
-template <class Real = float, template <class> class Head = MaskedItems>
+template <class Real = float, template <class> class Head = ItemHead>
 class CpuEngine : public Engine {
  public:
   CpuEngine(const ModelConfig& model, const TrainConfig& train, Start start = Start::random)
@@ -4804,17 +4931,8 @@ class CpuEngine : public Engine {
             const detail::Kernels<Real>& kernels, Start start = Start::random)
       : config_(model),
         train_(train),
-        table_(Head<Real>::tensors(model)),
-        compute_(train.threads, attention_scratch(model), block_sums(model), kernels),
-        parameters_(table_.size()),
-        gradients_(table_.size()),
-        first_(table_.size()),
-        second_(table_.size()),
-        encoder_(config_, table_, parameters_.data(), gradients_.data()),
-        head_(config_, table_, parameters_.data(), gradients_.data(), encoder_),
-        d_x_(encoder_.capacity() * model.hidden_size),
-        group_asked_(encoder_.capacity()),
-        group_rows_(encoder_.capacity() + 1) {
+        compute_(train.threads, attention_scratch(model.encoder()), block_sums(model.encoder()),
+                 kernels) {
     check_arithmetic();
     if (start == Start::zeros) return;
     write(State::parameters, initial_parameters(table_, train.seed, compute_.pool));
@@ -4829,7 +4947,7 @@ class CpuEngine : public Engine {
   Tally train(const Batch& batch, std::uint64_t step, double learning_rate) override {
     require(!batch.asked.empty(), "step ", step, ": a batch that asks for nothing");
     const Key step_key = fold_in(stream_key(train_.seed, Stream::dropout), step);
-    const Tally metrics = loss_and_gradient(batch, DropoutPlan(config_, step_key));
+    const Tally metrics = loss_and_gradient(batch, DropoutPlan(config_.encoder(), step_key));
     require(std::isfinite(metrics.loss_sum), "step ", step, ": the loss is ", metrics.loss(),
             "; nothing was updated. A lower learning rate or clip_norm may help");
     const double norm = gradient_norm<Real>(compute_, gradients_.span(), block_sums_);
@@ -4850,9 +4968,10 @@ class CpuEngine : public Engine {
         });
     const Real scale = Real(1) / static_cast<Real>(batch.asked.size());
     Tally metrics;
-    for_each_group(batch, [&](const RowGroup& group) {
+    check_batch(batch, config_);
+    groups_.for_each(batch, [&](const RowGroup& group) {
       const Real* x = encoder_.forward(compute_, group, dropout);
-      metrics += head_.loss(compute_, x, targets_of(batch, group), scale, d_x_.data());
+      metrics += head_.loss(compute_, x, group, scale, d_x_.data());
       encoder_.backward(compute_, group, dropout, d_x_.data());
     });
     return metrics;
@@ -4862,9 +4981,10 @@ class CpuEngine : public Engine {
 
   Tally loss(const Batch& batch, const DropoutPlan& dropout) {
     Tally metrics;
-    for_each_group(batch, [&](const RowGroup& group) {
+    check_batch(batch, config_);
+    groups_.for_each(batch, [&](const RowGroup& group) {
       const Real* x = encoder_.forward(compute_, group, dropout);
-      metrics += head_.loss(compute_, x, targets_of(batch, group), Real(1), nullptr);
+      metrics += head_.loss(compute_, x, group, Real(1), nullptr);
     });
     return metrics;
   }
@@ -4873,7 +4993,8 @@ class CpuEngine : public Engine {
     const std::size_t I = config_.num_items;
     require(scores.size() == batch.asked.size() * I, "score: the output has room for ",
             scores.size(), " numbers, expected ", batch.asked.size() * I);
-    for_each_group(batch, [&](const RowGroup& group) {
+    check_batch(batch, config_);
+    groups_.for_each(batch, [&](const RowGroup& group) {
       const Real* x = encoder_.forward(compute_, group, DropoutPlan());
       const std::size_t M = group.asked.size();
       float* out = scores.data() + group.asked_rows.first() * I;
@@ -4910,86 +5031,17 @@ class CpuEngine : public Engine {
     return const_cast<Buffer<Real>&>(std::as_const(*this).buffer(state));
   }
 
-  static std::span<const std::int32_t> targets_of(const Batch& batch, const RowGroup& group) {
-    return std::span(batch.targets).subspan(group.asked_rows.first(), group.asked.size());
-  }
-
-  // task(group) for groups of whole rows, but those that ask for nothing: nothing comes of them.
-  template <class Task>
-  void for_each_group(const Batch& batch, Task&& task) {
-    check(batch);
-    std::size_t row = 0, first_asked = 0;
-    while (row < batch.rows()) {
-      const std::size_t begin = batch.offsets[row];
-      std::size_t end_row = row + 1;
-      while (end_row < batch.rows() && batch.offsets[end_row + 1] - begin <= group_tokens) {
-        ++end_row;
-      }
-      const std::size_t N = batch.offsets[end_row] - begin;
-      std::size_t M = 0;
-      group_rows_[0] = first_asked;
-      for (std::size_t r = row; r < end_row; ++r) {
-        for (; first_asked + M < batch.asked.size(); ++M) {
-          if (batch.asked[first_asked + M] >= batch.offsets[r + 1]) break;
-          group_asked_[M] = batch.asked[first_asked + M] - begin;
-        }
-        group_rows_[r + 1 - row] = first_asked + M;
-      }
-      const std::size_t offsets = end_row - row + 1;
-      const RowGroup group{std::span(batch.tokens).subspan(begin, N),
-                           std::span(batch.positions).subspan(begin, N),
-                           {group_asked_.data(), M},
-                           {std::span(batch.offsets).subspan(row, offsets)},
-                           {{group_rows_.data(), offsets}}};
-      if (M > 0) task(group);
-      first_asked += M;
-      row = end_row;
-    }
-  }
-
-  // Everything that would read or write out of bounds, or be left out in silence.
-  void check(const Batch& batch) const {
-    require(!batch.offsets.empty(), "a batch without offsets");
-    const std::size_t N = batch.tokens.size(), rows = batch.rows();
-    require(batch.offsets.front() == 0 && batch.offsets.back() == N && batch.positions.size() == N,
-            "a batch whose offsets or positions do not fit its tokens");
-    require(batch.targets.size() == batch.asked.size(), "a batch with ", batch.asked.size(),
-            " asked places and ", batch.targets.size(), " targets");
-    constexpr std::size_t most_counters = 0xFFFFFFFF;  // of dropout, one for a token and head
-    require(N <= most_counters / config_.num_heads, "a batch with ", N,
-            " tokens, expected at most ", most_counters / config_.num_heads);
-    for (std::size_t row = 0; row < rows; ++row) {
-      const std::size_t length = batch.offsets[row + 1] - batch.offsets[row];
-      require(batch.offsets[row + 1] <= N && length >= 1 && length <= config_.max_length, "row ",
-              row, " of a batch has ", length, " tokens, expected 1 ... ", config_.max_length);
-    }
-    const auto below = [](std::int32_t value, std::size_t limit) {
-      return value >= 0 && static_cast<std::size_t>(value) < limit;
-    };
-    for (std::size_t t = 0; t < N; ++t) {
-      require(below(batch.tokens[t], config_.vocabulary()) &&
-                  below(batch.positions[t], config_.max_length),
-              "token ", t, " of a batch is ", batch.tokens[t], " at position ", batch.positions[t],
-              ", expected less than ", config_.vocabulary(), " and ", config_.max_length);
-    }
-    for (std::size_t i = 0; i < batch.asked.size(); ++i) {
-      require(batch.asked[i] < N && (i == 0 || batch.asked[i - 1] < batch.asked[i]),
-              "asked places of a batch must ascend and lie below ", N);
-      require(below(batch.targets[i], config_.num_items), "target ", batch.targets[i],
-              " of a batch is no item");
-    }
-  }
-
   ModelConfig config_;
   TrainConfig train_;
-  TensorTable table_;
+  TensorTable table_ = Head<Real>::tensors(config_);
   Compute<Real> compute_;
-  Buffer<Real> parameters_, gradients_, first_, second_;
-  Encoder<Real> encoder_;
-  Head<Real> head_;
-  Buffer<Real> d_x_;
-  Buffer<std::size_t> group_asked_, group_rows_;
-  std::array<double, 64> block_sums_{};
+  Buffer<Real> parameters_{table_.size()}, gradients_{table_.size()};  // in the order of table_
+  Buffer<Real> first_{table_.size()}, second_{table_.size()};          // moments of AdamW
+  Encoder<Real> encoder_{config_.encoder(), table_, parameters_.data(), gradients_.data()};
+  Head<Real> head_{config_, table_, parameters_.data(), gradients_.data(), encoder_};
+  Buffer<Real> d_x_{encoder_.capacity() * config_.hidden_size};  // [M,H], with room for [N,H]
+  Groups groups_{config_.encoder()};
+  std::array<double, 64> block_sums_{};  // of gradient_norm
 };
 
 #if defined(BERT4REC_EXTERN)

@@ -54,7 +54,7 @@ double worst_error(Architecture architecture, const detail::Kernels<double>& ker
   CpuEngine<double> engine(model, train, kernels);
   spread_parameters(engine);
   const Batch batch = ragged_batch(model);
-  const DropoutPlan dropout(model, make_key(77));
+  const DropoutPlan dropout(model.encoder(), make_key(77));
   engine.loss_and_gradient(batch, dropout);
   const std::vector<double> gradients(engine.gradients().begin(), engine.gradients().end());
   const std::span<double> w = engine.parameters();
