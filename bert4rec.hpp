@@ -4889,8 +4889,7 @@ void adamw_step(Compute<Real>& compute, const TensorTable& table, const TrainCon
 // 15  Engine
 // ================================================================================================
 // What training, evaluation and recommendation talk to. A second engine (CUDA) implements the
-// same functions. Evaluation and recommendation know only this interface; Trainer and load_model
-// make a CpuEngine.
+// same functions. Trainer, load_model and Recommender take an EngineMaker that says which.
 
 // Which numbers of an engine to read or write, in the order of its tensor table.
 enum class State { parameters, first_moment, second_moment };
@@ -5049,6 +5048,15 @@ extern template class CpuEngine<float>;
 #elif defined(BERT4REC_INSTANTIATE)
 template class CpuEngine<float>;
 #endif
+
+// Makes the engine that training, evaluation and recommendation are to use.
+using EngineMaker =
+    std::function<std::unique_ptr<Engine>(const ModelConfig&, const TrainConfig&, Start)>;
+
+inline std::unique_ptr<Engine> make_cpu_engine(const ModelConfig& model, const TrainConfig& train,
+                                               Start start) {
+  return std::make_unique<CpuEngine<float>>(model, train, start);
+}
 
 // ================================================================================================
 // 16  Evaluation
@@ -5445,35 +5453,6 @@ class RankingTask {
   std::map<Protocol, std::vector<std::vector<std::int32_t>>> negatives_;
 };
 
-// ---- The Cloze task ----------------------------------------------------------------------------
-
-// Loss and Top-K of the Cloze task on the validation users (Split::users), whose masks depend on
-// the seed alone, or of the validation items (Split::last). With validation_limit, of so many of
-// the users, evenly spread.
-inline Tally evaluate_masked(Engine& engine, const DataSplit& split, const TrainConfig& config) {
-  const Key key = stream_key(config.seed, Stream::validation_masks);
-  const std::vector<std::size_t>& all = split.validation_users();
-  const std::size_t limit = config.validation_limit == 0 ? all.size() : config.validation_limit;
-  const std::size_t count = std::min(limit, all.size());
-  Tally metrics;
-  Batch batch;
-  for (std::size_t begin = 0; begin < count; begin += config.batch_size) {
-    batch.clear();
-    for (std::size_t i = begin; i < std::min(begin + config.batch_size, count); ++i) {
-      const std::size_t user = all[i * all.size() / count];
-      const Sequence s = split.sequence(user);
-      if (split.kind() == Split::last) {
-        add_next_item_row(batch, s.before_validation, engine.config(), s.validation);
-      } else {
-        add_cloze_row(batch, split.history(user), engine.config(), config.mask_probability,
-                      fold_in(key, user));
-      }
-    }
-    metrics += engine.evaluate(batch);
-  }
-  return metrics;
-}
-
 // ---- Audits ------------------------------------------------------------------------------------
 // Good figures can come from bad data. These functions look for the usual causes and return
 // numbers; describe() turns them into sentences that say what they mean for the figures.
@@ -5855,7 +5834,140 @@ inline std::vector<Finding> describe(const DataAudit& audit) {
 }
 
 // ================================================================================================
-// 17  Training
+// 17  Tasks
+// ================================================================================================
+// What a model learns, apart from how: a Task turns data into batches for a Trainer and measures
+// what was held out. Of everything else (steps, checkpoints, curves, files) a task knows nothing.
+
+namespace detail {
+inline constexpr std::string_view mappings_file = "models/item_mappings.json";
+}
+
+class Task {
+ public:
+  virtual ~Task() = default;
+
+  // The configuration of the model, sized for the data.
+  virtual const ModelConfig& model() const = 0;
+
+  // Examples of an epoch, each of which is shown once; adds one of them, a function of epoch and
+  // example alone, to a batch.
+  virtual std::size_t examples() const = 0;
+  virtual void add_example(Batch& batch, std::size_t example, std::size_t epoch) const = 0;
+
+  // Loss and measures on what is held out.
+  virtual Tally validate(Engine& engine) const = 0;
+
+  // A text that changes with any of the data: ties a checkpoint to it.
+  virtual const std::string& fingerprint() const = 0;
+
+  // Facts about the data for training_config.json, and the files that describe it for those who
+  // use the model.
+  virtual Json facts() const = 0;
+  virtual void write_files(FileSet& set) const = 0;
+};
+
+// Loss and Top-K of the Cloze task on the validation users (Split::users), whose masks depend on
+// the seed alone, or of the validation items (Split::last). With validation_limit, of so many of
+// the users, evenly spread.
+inline Tally validation_tally(Engine& engine, const DataSplit& split, const TrainConfig& config) {
+  const Key key = stream_key(config.seed, Stream::validation_masks);
+  const std::vector<std::size_t>& all = split.validation_users();
+  const std::size_t limit = config.validation_limit == 0 ? all.size() : config.validation_limit;
+  const std::size_t count = std::min(limit, all.size());
+  Tally metrics;
+  Batch batch;
+  for (std::size_t begin = 0; begin < count; begin += config.batch_size) {
+    batch.clear();
+    for (std::size_t i = begin; i < std::min(begin + config.batch_size, count); ++i) {
+      const std::size_t user = all[i * all.size() / count];
+      const Sequence s = split.sequence(user);
+      if (split.kind() == Split::last) {
+        add_next_item_row(batch, s.before_validation, engine.config(), s.validation);
+      } else {
+        add_cloze_row(batch, split.history(user), engine.config(), config.mask_probability,
+                      fold_in(key, user));
+      }
+    }
+    metrics += engine.evaluate(batch);
+  }
+  return metrics;
+}
+
+// The Cloze task on a data set, which must outlive it. model.num_items is taken from the catalogue.
+class ItemTask : public Task {
+ public:
+  ItemTask(const Dataset& data, ModelConfig model, TrainConfig train)
+      : data_(data),
+        train_((bert4rec::validate(train), train)),
+        model_(sized_for(model, data)),
+        split_(data.histories, train_),
+        fingerprint_(data.fingerprint()) {
+    for (const std::size_t user : split_.train_users()) {
+      add_windows(windows_, split_.sequence(user).train, model_.max_length, train_.window_stride);
+    }
+  }
+
+  ItemTask(const Dataset&&, ModelConfig, TrainConfig) = delete;  // data would be gone
+
+  const DataSplit& split() const { return split_; }
+
+  const ModelConfig& model() const override { return model_; }
+  std::size_t examples() const override { return windows_.size(); }  // windows of histories
+  void add_example(Batch& batch, std::size_t example, std::size_t epoch) const override {
+    const std::size_t masks = train_.static_masks == 0 ? epoch : epoch % train_.static_masks;
+    const Key key = fold_in(stream_key(train_.seed, Stream::masks), masks);
+    add_training_row(batch, windows_[example], model_, train_, fold_in(key, example));
+  }
+  Tally validate(Engine& engine) const override { return validation_tally(engine, split_, train_); }
+  const std::string& fingerprint() const override { return fingerprint_; }
+
+  Json facts() const override {
+    Json facts;
+    facts.set("items", data_.catalogue.size());
+    facts.set("users", data_.histories.size());
+    facts.set("interactions", data_.histories.interactions());
+    facts.set("fingerprint", fingerprint_);
+    if (!data_.folder.empty()) facts.set("folder", path_text(data_.folder));
+    return facts;
+  }
+
+  void write_files(FileSet& set) const override {
+    set.write(detail::mappings_file, sealed(mappings_text()));
+  }
+
+ private:
+  static ModelConfig sized_for(ModelConfig model, const Dataset& data) {
+    model.num_items = data.catalogue.size();
+    bert4rec::validate(model);
+    return model;
+  }
+
+  // {"data": fingerprint, "items": [{"index": 0, "token": 3, "id": ..., "title": ...}, ...]}
+  std::string mappings_text() const {
+    std::string text = join("{\"data\": \"", fingerprint_, "\", \"items\": [");
+    for (std::size_t i = 0; i < data_.catalogue.size(); ++i) {
+      const auto number = static_cast<std::int32_t>(i);
+      Json entry;
+      entry.set("index", i);
+      entry.set("token", token_of(number));
+      const Json item = bert4rec::to_json(data_.catalogue[number]);
+      for (const auto& [name, value] : item.object()) entry.set(name, value);
+      text += (i == 0 ? "\n" : ",\n") + entry.text();
+    }
+    return text + "\n]}\n";
+  }
+
+  const Dataset& data_;
+  TrainConfig train_;
+  ModelConfig model_;
+  DataSplit split_;
+  std::vector<ItemSpan> windows_;  // an epoch shows each once
+  std::string fingerprint_;
+};
+
+// ================================================================================================
+// 18  Training
 // ================================================================================================
 // A run leaves in its folder:
 //   models/       best_model.safetensors (by TrainConfig::best_by), final_model.safetensors,
@@ -5870,7 +5982,6 @@ namespace detail {
 
 inline constexpr std::string_view best_model_file = "models/best_model.safetensors",
                                   final_model_file = "models/final_model.safetensors",
-                                  mappings_file = "models/item_mappings.json",
                                   configuration_file = "models/training_config.json",
                                   metrics_file = "plots/training_metrics.json",
                                   log_file = "logs/training.log";
@@ -6031,13 +6142,14 @@ inline Safetensors open_model(const Path& models, std::string_view name = "best_
 }
 
 // A trained model from its file, ready to score.
-inline std::unique_ptr<Engine> load_model(const Safetensors& file, std::size_t threads = 0) {
+inline std::unique_ptr<Engine> load_model(const Safetensors& file, std::size_t threads = 0,
+                                          const EngineMaker& make = make_cpu_engine) {
   TrainConfig train;
   train.threads = threads;
   const auto model = stored_config<ModelConfig>(file, "model_config");
   check_tensors(file, bert4rec_tensors(model), false);  // before memory is taken for them
   file.verify();
-  auto engine = std::make_unique<CpuEngine<float>>(model, train, Start::zeros);
+  auto engine = make(model, train, Start::zeros);
   load_engine(file, *engine, false);
   return engine;
 }
@@ -6071,16 +6183,13 @@ struct TrainerCallbacks {
 
 class Trainer {
  public:
-  // Locks the folder and finds out now whether everything can be written. `data` must outlive the
-  // trainer. model.num_items is taken from the catalogue.
-  Trainer(const Dataset& data, ModelConfig model, TrainConfig train, Path output)
-      : data_(data),
-        train_((validate(train), train)),
-        model_(sized_for(model, data)),
+  // Locks the folder and finds out now whether everything can be written.
+  Trainer(std::unique_ptr<Task> task, TrainConfig train, Path output,
+          const EngineMaker& make = make_cpu_engine)
+      : train_((validate(train), train)),
         output_(prepared(std::move(output))),
         lock_(output_),
-        split_(data.histories, train_),
-        fingerprint_(data.fingerprint()) {
+        task_(std::move(task)) {
     settle(lock_);
     remove_stale_temporaries(output_);
     for (const char* folder : {"models", "checkpoints", "plots", "logs"}) {
@@ -6088,21 +6197,21 @@ class Trainer {
       remove_stale_temporaries(output_ / folder);
       AtomicFile probe(output_ / folder / "probe");  // never committed, so it leaves nothing
     }
-    for (const std::size_t user : split_.train_users()) {
-      add_windows(windows_, split_.sequence(user).train, model_.max_length, train_.window_stride);
-    }
-    engine_ = std::make_unique<CpuEngine<float>>(model_, train_);
-    batch_.reserve(train_.batch_size, model_.max_length);
+    engine_ = make(task_->model(), train_, Start::random);
+    batch_.reserve(train_.batch_size, task_->model().max_length);
   }
 
+  // The short way in: an ItemTask on `data`, which must outlive the trainer.
+  Trainer(const Dataset& data, const ModelConfig& model, const TrainConfig& train, Path output,
+          const EngineMaker& make = make_cpu_engine)
+      : Trainer(std::make_unique<ItemTask>(data, model, train), train, std::move(output), make) {}
   Trainer(const Dataset&&, ModelConfig, TrainConfig, Path) = delete;  // data would be gone
 
-  const DataSplit& split() const { return split_; }
+  const Task& task() const { return *task_; }
   Engine& engine() { return *engine_; }
   const TrainingMetrics& metrics() const { return metrics_; }
-  const std::vector<ItemSpan>& windows() const { return windows_; }  // an epoch shows each once
   std::size_t batches_per_epoch() const {
-    return (windows_.size() + train_.batch_size - 1) / train_.batch_size;
+    return (task_->examples() + train_.batch_size - 1) / train_.batch_size;
   }
 
   // Continues from the checkpoint that has seen most steps; returns its path. Throws if there is
@@ -6110,12 +6219,12 @@ class Trainer {
   Path resume() {
     const Safetensors file(furthest_checkpoint());
     file.verify();
-    require(file.metadata("data") == fingerprint_, file.path(),
+    require(file.metadata("data") == task_->fingerprint(), file.path(),
             ": made from other data (other items, users or histories)");
     const auto model = stored_config<ModelConfig>(file, "model_config");
     const auto train = stored_config<TrainConfig>(file, "train_config");
     in_context(path_text(file.path()), [&] {
-      require_same(to_json(model_), to_json(model));
+      require_same(to_json(task_->model()), to_json(model));
       require_same(to_json(train_), to_json(train));
       read_progress(stored_json(file, "progress"));
       require(batches_done_ <= batches_per_epoch(), "progress: batch ", batches_done_, " of ",
@@ -6162,11 +6271,6 @@ class Trainer {
   }
 
  private:
-  static ModelConfig sized_for(ModelConfig model, const Dataset& data) {
-    model.num_items = data.catalogue.size();
-    validate(model);
-    return model;
-  }
   static Path prepared(Path output) {
     make_folder(output);
     return output;
@@ -6184,16 +6288,14 @@ class Trainer {
     const std::size_t epoch = metrics_.epochs(), batches = batches_per_epoch();
     const auto start = std::chrono::steady_clock::now();
     const double seconds_before = epoch_seconds_;
-    std::vector<std::size_t> order(windows_.size());
+    std::vector<std::size_t> order(task_->examples());
     std::iota(order.begin(), order.end(), std::size_t{0});
     shuffle(order, fold_in(stream_key(train_.seed, Stream::shuffle), epoch));
-    const std::size_t masks = train_.static_masks == 0 ? epoch : epoch % train_.static_masks;
-    const Key mask_key = fold_in(stream_key(train_.seed, Stream::masks), masks);
     while (batches_done_ < batches) {
       batch_.clear();
       const std::size_t begin = batches_done_ * train_.batch_size;
       for (std::size_t i = begin; i < std::min(begin + train_.batch_size, order.size()); ++i) {
-        add_training_row(batch_, windows_[order[i]], model_, train_, fold_in(mask_key, order[i]));
+        task_->add_example(batch_, order[i], epoch);
       }
       const std::uint64_t step = epoch * batches + batches_done_;
       epoch_metrics_ += engine_->train(batch_, step, learning_rate(step));
@@ -6210,7 +6312,7 @@ class Trainer {
   }
 
   void finish_epoch(const TrainerCallbacks& callbacks) {
-    const Tally validation = evaluate_masked(*engine_, split_, train_);
+    const Tally validation = task_->validate(*engine_);
     const double rate = learning_rate((metrics_.epochs() + 1) * batches_per_epoch() - 1);
     metrics_.train_losses.push_back(epoch_metrics_.loss());
     metrics_.val_losses.push_back(validation.loss());
@@ -6249,7 +6351,7 @@ class Trainer {
   }
 
   Metadata description() const {
-    return {{"train_config", comparable(to_json(train_)).text()}, {"data", fingerprint_}};
+    return {{"train_config", comparable(to_json(train_)).text()}, {"data", task_->fingerprint()}};
   }
 
   void save_checkpoint(std::string_view name) {
@@ -6349,7 +6451,7 @@ class Trainer {
   void write_descriptions(bool anew) const {
     FileSet set(lock_);
     set.write(detail::configuration_file, sealed(configuration().text(2)) + "\n");
-    set.write(detail::mappings_file, sealed(mappings_text()));
+    task_->write_files(set);
     if (anew) {
       for (const std::string& name : detail::checkpoint_files(output_)) set.remove(name);
       for (const std::string_view name : detail::picture_files) set.remove(name);
@@ -6362,36 +6464,16 @@ class Trainer {
   }
 
   Json configuration() const {
-    Json config, data;
+    Json config;
     config.set("version", BERT4REC_VERSION_STRING);
     config.set("engine", engine_->name());
     config.set("compiler", compiler_name());
     config.set("system", system_name());
     config.set("parameters", engine_->table().size());
-    config.set("model", to_json(model_));
+    config.set("model", to_json(task_->model()));
     config.set("train", to_json(train_));
-    data.set("items", data_.catalogue.size());
-    data.set("users", data_.histories.size());
-    data.set("interactions", data_.histories.interactions());
-    data.set("fingerprint", fingerprint_);
-    if (!data_.folder.empty()) data.set("folder", path_text(data_.folder));
-    config.set("data", std::move(data));
+    config.set("data", task_->facts());
     return config;
-  }
-
-  // {"data": fingerprint, "items": [{"index": 0, "token": 3, "id": ..., "title": ...}, ...]}
-  std::string mappings_text() const {
-    std::string text = join("{\"data\": \"", fingerprint_, "\", \"items\": [");
-    for (std::size_t i = 0; i < data_.catalogue.size(); ++i) {
-      const auto number = static_cast<std::int32_t>(i);
-      Json entry;
-      entry.set("index", i);
-      entry.set("token", token_of(number));
-      const Json item = bert4rec::to_json(data_.catalogue[number]);
-      for (const auto& [name, value] : item.object()) entry.set(name, value);
-      text += (i == 0 ? "\n" : ",\n") + entry.text();
-    }
-    return text + "\n]}\n";
   }
 
   // Appends a line with the time before it.
@@ -6421,14 +6503,10 @@ class Trainer {
                     report.improved ? " best" : ""));
   }
 
-  const Dataset& data_;
   TrainConfig train_;
-  ModelConfig model_;
   Path output_;
   FolderLock lock_;
-  DataSplit split_;
-  std::vector<ItemSpan> windows_;
-  std::string fingerprint_;
+  std::unique_ptr<Task> task_;
   std::unique_ptr<Engine> engine_;
   Batch batch_;
   static constexpr std::uint64_t checkpoint_format = 1;
@@ -6441,7 +6519,7 @@ class Trainer {
 };
 
 // ================================================================================================
-// 18  Recommendation
+// 19  Recommendation
 // ================================================================================================
 // The history, a [MASK] behind its newest item, and the items that score highest there among those
 // the history does not hold. Ties: the lower item number first.
@@ -6494,12 +6572,12 @@ class Recommender {
  public:
   // `models`: the folder that a Trainer wrote.
   explicit Recommender(const Path& models, std::string_view name = "best_model",
-                       std::size_t threads = 0) {
+                       std::size_t threads = 0, const EngineMaker& make = make_cpu_engine) {
     const Safetensors file = open_model(models, name);
     const std::string data = load_mappings(models / "item_mappings.json");
     require(data == file.metadata("data"), models,
             ": item_mappings.json and the model are of different runs");
-    engine_ = load_model(file, threads);
+    engine_ = load_model(file, threads, make);
     require(catalogue_.size() == engine_->config().num_items, models, ": item_mappings.json has ",
             catalogue_.size(), " items, the model ", engine_->config().num_items);
   }

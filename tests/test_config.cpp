@@ -222,7 +222,7 @@ void check_heads() {
   for (const std::size_t heads : {1u, 2u, 4u, 8u, 64u, 256u}) {
     model.num_heads = heads;
     validate(model);
-    check_equal(model.head_size() * heads, model.hidden_size);
+    check_equal(model.encoder().head_size() * heads, model.hidden_size);
   }
   for (const std::size_t heads : {3u, 5u, 255u, 257u, 512u}) {
     model.num_heads = heads;

@@ -80,8 +80,9 @@ void test_learns_the_ring() {
   const TemporaryFolder folder;
   Trainer trainer(data, small_model(), train, folder.path());
   trainer.run();
-  const auto counts = item_counts(known_histories(trainer.split(), HeldOut::test), 20);
-  const RankingTask task(next_item_cases(trainer.split(), HeldOut::test), counts, 1);
+  const DataSplit split(data.histories, train);
+  const auto counts = item_counts(known_histories(split, HeldOut::test), 20);
+  const RankingTask task(next_item_cases(split, HeldOut::test), counts, 1);
   const auto metrics = [&](const Scorer& scorer) {
     return rank_metrics(task.ranks(scorer).at(Protocol::all_unseen));
   };
@@ -174,11 +175,11 @@ void test_validation_limit() {
   model.num_items = 20;
   CpuEngine<float> engine(model, train);
   const DataSplit split(data.histories, train);
-  check_equal(evaluate_masked(engine, split, train).count, 40u);
+  check_equal(validation_tally(engine, split, train).count, 40u);
   train.validation_limit = 7;
-  check_equal(evaluate_masked(engine, split, train).count, 7u);
+  check_equal(validation_tally(engine, split, train).count, 7u);
   train.validation_limit = 1000;
-  check_equal(evaluate_masked(engine, split, train).count, 40u);
+  check_equal(validation_tally(engine, split, train).count, 40u);
 }
 
 void test_files_of_a_run() {

@@ -382,7 +382,7 @@ int evaluate(int argc, char** argv) {
                          item_counts(all_histories(data.histories), data.catalogue.size()),
                          options.seed);
   std::optional<Tally> masked;
-  if (model.engine) masked = evaluate_masked(*model.engine, split, model.train);
+  if (model.engine) masked = validation_tally(*model.engine, split, model.train);
   const auto competitors = rank_all_competitors(options, data, split, task, model.engine.get());
   std::vector<Table> tables;
   for (const Protocol protocol : chosen) {

@@ -189,13 +189,15 @@ void resume(Trainer& trainer) {
 
 // Trains in options.output; nothing if a signal stopped it.
 std::optional<TrainingMetrics> train(const Options& options, const Dataset& data) {
-  Trainer trainer(data, options.model, options.train, options.output);
+  auto made = std::make_unique<ItemTask>(data, options.model, options.train);
+  const ItemTask& task = *made;
+  Trainer trainer(std::move(made), options.train, options.output);
   std::cout << cli::grouped(trainer.engine().table().size()) << " parameters, "
-            << cli::grouped(trainer.split().train_users().size()) << " users to train on";
+            << cli::grouped(task.split().train_users().size()) << " users to train on";
   if (options.train.window_stride > 0) {
-    std::cout << " (" << cli::grouped(trainer.windows().size()) << " windows)";
+    std::cout << " (" << cli::grouped(task.examples()) << " windows)";
   }
-  std::cout << ", " << cli::grouped(trainer.split().validation_users().size()) << " to validate"
+  std::cout << ", " << cli::grouped(task.split().validation_users().size()) << " to validate"
             << std::endl;
   if (options.resume) resume(trainer);
   cli::ProgressBar bar;
