@@ -444,6 +444,17 @@ inline double power(double base, std::uint64_t exponent) {
   return rounded(result);
 }
 
+// x^a for x >= 0 and 0 <= a <= 1, by roots alone, which IEEE 754 rounds correctly: of the binary
+// digits a = 0.b1 b2 b3 ..., digit k gives the factor x^(2^-k).
+inline double root_power(double x, double a) {
+  double result = 1;
+  for (int digit = 0; digit < 40 && a > 0; ++digit) {
+    if (a >= 1) result = rounded(result * x), a -= 1;
+    x = std::sqrt(x), a *= 2;
+  }
+  return result;
+}
+
 // The z below which a normal number, cut to |z| <= 2, lies with probability (1 + q) / 2:
 //   z = sqrt 2 erfinv(q erf(sqrt 2)) = q P(q^2) / Q(q^2),   -1 <= q <= 1
 // The relative error is below 1e-8, a sixth of what rounding to float costs.
@@ -557,7 +568,8 @@ enum class Stream : std::uint64_t {
   negatives,
   bootstrap,
   reordering,
-  audit
+  audit,
+  sampled_items
 };
 
 constexpr Key stream_key(std::uint64_t seed, Stream stream) {
@@ -2442,6 +2454,21 @@ enum class Architecture {
   paper   // BERT4Rec: dense, GELU, LayerNorm, then the item table itself as output, plus a bias
 };
 
+// What the model is asked, and what it may look at to answer.
+enum class Objective {
+  cloze,  // BERT4Rec: hidden items, from both sides
+  causal  // SASRec (Kang and McAuley, ICDM 2018): at every item the next, from earlier items alone
+};
+
+// What stands on the encoder.
+enum class Purpose {
+  ranking,  // scores of all items
+  matching  // the cosine of a user's and an item's vector, times a learned scale
+};
+
+// Of the scores at an asked place (chapter 12). All but softmax see only a few drawn negatives.
+enum class Loss { softmax, sampled_softmax, bce, gbce };
+
 enum class Schedule { constant, linear, cosine };
 
 enum class Split {
@@ -2469,6 +2496,19 @@ struct EnumNames;
 template <>
 struct EnumNames<Architecture> {
   static constexpr std::array<std::string_view, 2> names{"torch", "paper"};
+};
+template <>
+struct EnumNames<Objective> {
+  static constexpr std::array<std::string_view, 2> names{"cloze", "causal"};
+};
+template <>
+struct EnumNames<Purpose> {
+  static constexpr std::array<std::string_view, 2> names{"ranking", "matching"};
+};
+template <>
+struct EnumNames<Loss> {
+  static constexpr std::array<std::string_view, 4> names{"softmax", "sampled-softmax", "bce",
+                                                         "gbce"};
 };
 template <>
 struct EnumNames<Schedule> {
@@ -2526,6 +2566,7 @@ struct EncoderConfig {
   double dropout;            // of embeddings and layer outputs
   double attention_dropout;  // of attention weights
   double inner_dropout;      // inside the feed-forward
+  bool causal;               // attention looks at earlier tokens alone
 
   std::size_t head_size() const { return hidden_size / num_heads; }
 };
@@ -2540,8 +2581,14 @@ struct ModelConfig {
   double dropout = 0.1;
   double attention_dropout = 0.1;
   Architecture architecture = Architecture::torch;
+  Objective objective = Objective::cloze;
+  Purpose task = Purpose::ranking;
+  double fixed_scale = 0;
 
-  // visit(name, value, minimum, maximum, meaning) for each field.
+  // visit(name, value, minimum, maximum, meaning) for each field. Model files name those of the
+  // first version always, later ones where they are not at their default: so the bytes of a model
+  // that does not use them stay as they were.
+  static constexpr std::size_t first_fields = 8;
   template <class Self, class Visit>
   static void fields(Self& self, Visit&& visit) {
     visit("num_items", self.num_items, 1, 100'000'000, "items in the catalogue");
@@ -2552,13 +2599,23 @@ struct ModelConfig {
     visit("dropout", self.dropout, 0.0, 0.99, "dropout of embeddings and layer outputs");
     visit("attention_dropout", self.attention_dropout, 0.0, 0.99, "dropout of attention weights");
     visit("architecture", self.architecture, 0, 1, "output: untied linear, or that of the paper");
+    visit("objective", self.objective, 0, 1, "name hidden items, or the next one at every item");
+    visit("task", self.task, 0, 1, "score all items, or match a user's vector with an item's");
+    visit("fixed_scale", self.fixed_scale, 0.0, 100.0, "matching: scale of the cosine; 0: learned");
   }
 
   std::size_t vocabulary() const { return num_items + special_rows; }
   EncoderConfig encoder() const {
-    return {vocabulary(), hidden_size,       4 * hidden_size,
-            num_layers,   num_heads,         max_length,
-            dropout,      attention_dropout, architecture == Architecture::torch ? dropout : 0.0};
+    return {vocabulary(),
+            hidden_size,
+            4 * hidden_size,
+            num_layers,
+            num_heads,
+            max_length,
+            dropout,
+            attention_dropout,
+            architecture == Architecture::torch ? dropout : 0.0,
+            objective == Objective::causal};
   }
 };
 
@@ -2591,7 +2648,13 @@ struct TrainConfig {
   std::size_t save_every = 10;
   std::size_t threads = 0;
   KernelSet kernels = KernelSet::automatic;
+  Loss loss = Loss::softmax;
+  std::size_t negatives = 256;
+  double negative_power = 0;
+  double gbce_t = 0.75;
+  std::size_t neg_ratio = 1;
 
+  static constexpr std::size_t first_fields = 28;
   template <class Self, class Visit>
   static void fields(Self& self, Visit&& visit) {
     visit("epochs", self.epochs, 1, 10'000'000, "passes over the training users");
@@ -2629,6 +2692,12 @@ struct TrainConfig {
     visit("threads", self.threads, 0, 1024, "threads; 0: one a core. Never changes a result");
     visit("kernels", self.kernels, 0, 5,
           "instructions; automatic: BERT4REC_KERNELS or the widest. Never changes a result");
+    visit("loss", self.loss, 0, 3, "over all items, or over drawn negatives");
+    visit("negatives", self.negatives, 1, 1'000'000, "items drawn for a step, if the loss draws");
+    visit("negative_power", self.negative_power, 0.0, 1.0,
+          "drawn by (count of the item)^power; 0: all alike");
+    visit("gbce_t", self.gbce_t, 0.0, 1.0, "calibration of gbce; 0: that of bce");
+    visit("neg_ratio", self.neg_ratio, 0, 10'000, "matching: negatives drawn for each positive");
   }
 };
 
@@ -2660,14 +2729,37 @@ inline void validate(const TrainConfig& config) {
   require(config.split == Split::users, "folds cut the users: they need split users");
 }
 
+namespace detail {
+template <class Value>
+Json field_json(Value value) {
+  if constexpr (std::is_enum_v<Value>)
+    return enum_name(value);
+  else
+    return value;
+}
+}  // namespace detail
+
 template <class Config>
 Json to_json(const Config& config) {
   Json json;
   Config::fields(config, [&](std::string_view name, auto value, auto, auto, auto) {
-    if constexpr (std::is_enum_v<decltype(value)>)
-      json.set(name, enum_name(value));
-    else
-      json.set(name, value);
+    json.set(name, detail::field_json(value));
+  });
+  return json;
+}
+
+// As model files have it: without later fields that are at their default.
+template <class Config>
+Json brief_json(const Config& config) {
+  const Config usual;
+  const Json defaults = to_json(usual);
+  Json json;
+  std::size_t number = 0;
+  Config::fields(config, [&](std::string_view name, auto value, auto, auto, auto) {
+    const Json field = detail::field_json(value);
+    if (number++ < Config::first_fields || field.text() != defaults.at(name).text()) {
+      json.set(name, field);
+    }
   });
   return json;
 }
@@ -2711,7 +2803,14 @@ Config config_from_json(const Json& json, Config config = {}) {
 // optimizer, tests and other engines walk it. Names and layouts are those of the state_dict of a
 // PyTorch module with nn.TransformerEncoder, so torch loads our files as they are.
 
-enum class Init { normal, zeros, ones };  // normal: deviation 0.02, cut at two deviations (BERT)
+enum class Init {
+  normal,  // deviation 0.02, cut at two deviations (BERT)
+  zeros,
+  ones,
+  log_scale  // of matching, log(1 / 0.07) as in CLIP (chapter 13)
+};
+
+inline constexpr float first_log_scale = 2.65926004f;  // log(1 / 0.07)
 
 using Shape = std::vector<std::size_t>;
 
@@ -2720,16 +2819,17 @@ struct TensorSpec {
   Shape shape;
   Init init;
   bool decay;          // AdamW decays matrices, not biases and LayerNorms
+  bool by_item;        // a row for each row of the vocabulary: a step may touch few (chapter 14)
   std::size_t offset;  // of the first element in the flat array
   std::size_t size;
 };
 
 class TensorTable {
  public:
-  void add(std::string name, Shape shape, Init init) {
+  void add(std::string name, Shape shape, Init init, bool rows_of_items = false) {
     const std::size_t count = checked_product(shape, name);
     const bool decay = shape.size() > 1;
-    specs_.push_back({std::move(name), std::move(shape), init, decay, size_, count});
+    specs_.push_back({std::move(name), std::move(shape), init, decay, rows_of_items, size_, count});
     size_ += count;
   }
 
@@ -2749,13 +2849,14 @@ class TensorTable {
 };
 
 // A part of a model lists its tensors once, in a struct of pointers with a function
-//   for_each(config, visit), which calls visit(pointer, name, shape, init) for each;
+//   for_each(config, visit), which calls visit(pointer, name, shape, init[, by_item]) for each;
 // both the table and the pointers into a flat array of parameters or gradients come from that list.
 template <class Tensors, class Config>
 void add_tensors(TensorTable& table, const Config& config) {
-  Tensors().for_each(config, [&](auto&, const std::string& name, Shape shape, Init init) {
-    table.add(name, std::move(shape), init);
-  });
+  Tensors().for_each(config,
+                     [&](auto&, const std::string& name, Shape shape, Init init, auto... by_item) {
+                       table.add(name, std::move(shape), init, by_item...);
+                     });
 }
 
 template <class Tensors, class Config, class Real>
@@ -2766,6 +2867,8 @@ Tensors tensors_at(const Config& config, const TensorTable& table, Real* flat) {
   });
   return tensors;
 }
+
+inline constexpr bool by_item = true;
 
 inline std::string layer_prefix(std::size_t layer) { return join("encoder.layers.", layer, "."); }
 
@@ -2784,7 +2887,7 @@ struct EncoderTensors {
   template <class Visit>
   void for_each(const EncoderConfig& config, Visit&& visit) {
     const std::size_t H = config.hidden_size, inner = config.inner_size;
-    visit(item, "item_embedding.weight", Shape{config.vocabulary, H}, Init::normal);
+    visit(item, "item_embedding.weight", Shape{config.vocabulary, H}, Init::normal, by_item);
     visit(position, "position_embedding.weight", Shape{config.max_length, H}, Init::normal);
     visit(gain, "embedding_norm.weight", Shape{H}, Init::ones);
     visit(bias, "embedding_norm.bias", Shape{H}, Init::zeros);
@@ -2814,10 +2917,13 @@ inline std::vector<float> initial_parameters(const TensorTable& table, std::uint
   std::vector<float> values(table.size());
   const Key key = stream_key(seed, Stream::weights);
   for (const TensorSpec& spec : table) {
+    const std::span<float> tensor(values.data() + spec.offset, spec.size);
+    if (spec.init == Init::ones) std::fill(tensor.begin(), tensor.end(), 1.0f);
+    if (spec.init == Init::log_scale) std::fill(tensor.begin(), tensor.end(), first_log_scale);
+    if (spec.init != Init::normal) continue;
     pool.parallel_ranges(spec.size, 4096, [&](std::size_t begin, std::size_t end, std::size_t) {
-      for (std::size_t i = spec.offset + begin; i < spec.offset + end; ++i) {
-        values[i] = spec.init == Init::normal ? static_cast<float>(0.02 * truncated_normal(key, i))
-                                              : (spec.init == Init::ones ? 1.0f : 0.0f);
+      for (std::size_t i = begin; i < end; ++i) {
+        tensor[i] = static_cast<float>(0.02 * truncated_normal(key, spec.offset + i));
       }
     });
   }
@@ -3536,67 +3642,96 @@ struct RowGroup {
 
 // ---- Attention: A heads of D = H / A, inside each row (eq. 1 and 2) ----------------------------
 //   S = q k^T / sqrt D      [m,n] for one head of a row of n tokens, m of which are queries
-//   P = softmax(S)          over the n keys
+//   P = softmax(S)          over the keys that a query sees
 //   o = dropout(P) v        [m,D]
+// A query sees all n tokens of its row or, if attention is causal, those up to its own. Then a
+// block of queries at a time is computed, with the keys up to the last that any of them sees: about
+// half of S is never made. In P the rest of a block is 0.
 // In q[Q,H], and kv[N,2H] with keys before values, head h has the columns from h D. weights[Q,A,L]
 // keeps P: those of query t and head h are the n numbers from (t A + h) L.
 
-// One head of one row, and where it lies in the arrays of the group.
-struct AttentionTask {
-  std::size_t m, n, D;
-  std::size_t q_row, head, kv_row;      // first of its rows in q and in kv, first column in both
-  std::size_t weights_at, weights_row;  // of P in weights
-  std::size_t dropout_row;
-  std::size_t H;
+// The queries of a group: their rows, and which places of the group they are.
+struct Queries {
+  RowOffsets rows;
+  std::span<const std::size_t> places;  // [Q] ascending; empty: all
+};
 
-  AttentionTask(const EncoderConfig& config, const RowOffsets& keys, const RowOffsets& queries,
+// One head of one row, and where it lies in the arrays of the group.
+class AttentionHead {
+ public:
+  std::size_t m, n, D;
+  std::size_t block;  // queries computed at a time
+  std::size_t dropout_row;
+
+  AttentionHead(const EncoderConfig& config, const RowOffsets& keys, const Queries& queries,
                 std::size_t task)
       : D(config.head_size()),
-        weights_row(config.num_heads * config.max_length),
-        H(config.hidden_size) {
-    const std::size_t row = task / config.num_heads, h = task % config.num_heads;
-    m = queries.length(row), n = keys.length(row);
-    q_row = queries.begin(row), kv_row = keys.begin(row), head = h * D;
-    weights_at = q_row * weights_row + h * config.max_length;
-    dropout_row = queries.offsets[row] * config.num_heads + h * m;
+        H_(config.hidden_size),
+        weights_row_(config.num_heads * config.max_length) {
+    const std::size_t row = task / config.num_heads, head = task % config.num_heads;
+    m = queries.rows.length(row), n = keys.length(row);
+    block = config.causal ? causal_block : std::max<std::size_t>(m, 1);
+    first_query_ = queries.rows.begin(row), first_key_ = keys.begin(row), column_ = head * D;
+    weights_at_ = first_query_ * weights_row_ + head * config.max_length;
+    dropout_row = queries.rows.offsets[row] * config.num_heads + head * m;
+    causal_ = config.causal;
+    if (!queries.places.empty()) places_ = queries.places.subspan(first_query_, m);
+  }
+
+  // How many keys query i < m sees.
+  std::size_t visible(std::size_t i) const {
+    if (!causal_) return n;
+    return places_.empty() ? i + 1 : places_[i] - first_key_ + 1;
   }
 
   // Its part of q[Q,H] and of what has that shape, of the keys and of the values in kv[N,2H], and
-  // of weights.
-  template <class Number>
-  View<Number> q(Number* all) const {
-    return {all + q_row * H + head, H};
+  // of weights[Q,A,L].
+  template <class Real>
+  View<Real> q(Real* all) const {
+    return {all + first_query_ * H_ + column_, H_};
   }
-  template <class Number>
-  View<Number> k(Number* kv) const {
-    return {kv + kv_row * 2 * H + head, 2 * H};
+  template <class Real>
+  View<Real> k(Real* kv) const {
+    return {kv + first_key_ * 2 * H_ + column_, 2 * H_};
   }
-  template <class Number>
-  View<Number> v(Number* kv) const {
-    return k(kv + H);
+  template <class Real>
+  View<Real> v(Real* kv) const {
+    return k(kv + H_);
   }
-  template <class Number>
-  View<Number> P(Number* weights) const {
-    return {weights + weights_at, weights_row};
+  template <class Real>
+  View<Real> P(Real* weights) const {
+    return {weights + weights_at_, weights_row_};
   }
+
+ private:
+  static constexpr std::size_t causal_block = 32;
+  std::size_t H_, weights_row_, weights_at_;
+  std::size_t first_query_, first_key_, column_;  // rows of q and of kv, first column of both
+  bool causal_;
+  std::span<const std::size_t> places_;
 };
 
 template <class Real>
 void attention_forward(Compute<Real>& compute, const EncoderConfig& config, const RowOffsets& keys,
-                       const RowOffsets& queries, const DropoutSite& dropout, const Real* q_all,
+                       const Queries& queries, const DropoutSite& dropout, const Real* q_all,
                        const Real* kv, Real* weights, Real* out) {
   const Real scale = 1 / std::sqrt(static_cast<Real>(config.head_size()));
   compute.pool.parallel_for(keys.rows() * config.num_heads, [&](std::size_t task, std::size_t w) {
-    const AttentionTask at(config, keys, queries, task);
-    const std::size_t m = at.m, n = at.n, D = at.D;
-    const View<const Real> q = at.q(q_all), k = at.k(kv), v = at.v(kv);
-    const View<Real> P = at.P(weights), R{compute.scratch(w), n}, o = at.q(out);
-    compute.multiply(w, m, n, D, q, k.T(), P);
-    for (std::size_t i = 0; i < m; ++i) {
-      compute.kernels.softmax(P.from(i).data, scale, n);
-      dropout.apply(compute.kernels, P.from(i).data, R.from(i).data, n, at.dropout_row + i);
+    const AttentionHead at(config, keys, queries, task);
+    for (std::size_t first = 0; first < at.m; first += at.block) {
+      const std::size_t m = std::min(at.block, at.m - first), n = at.visible(first + m - 1);
+      const View<const Real> q = at.q(q_all).from(first), k = at.k(kv), v = at.v(kv);
+      const View<Real> P = at.P(weights).from(first), R{compute.scratch(w), n};
+      compute.multiply(w, m, n, at.D, q, k.T(), P);
+      for (std::size_t i = 0; i < m; ++i) {
+        Real* row = P.from(i).data;
+        const std::size_t seen = at.visible(first + i);
+        compute.kernels.softmax(row, scale, seen);
+        std::fill(row + seen, row + n, Real(0));
+        dropout.apply(compute.kernels, row, R.from(i).data, n, at.dropout_row + first + i);
+      }
+      compute.multiply(w, m, at.D, n, R, v, at.q(out).from(first));
     }
-    compute.multiply(w, m, D, n, R, v, o);
   });
 }
 
@@ -3604,29 +3739,42 @@ void attention_forward(Compute<Real>& compute, const EncoderConfig& config, cons
 // o = R v:                  dv = R^T do,            dR = do v^T
 // P = softmax(S):           dS_ij = R_ij dR_ij - P_ij sum_k R_ik dR_ik    (softmax_backward)
 // S = q k^T / sqrt D:       dq = dS k / sqrt D,     dk = dS^T q / sqrt D
+// The last block comes first: no other sees more keys, so it writes dk and dv, and the others add.
 template <class Real>
 void attention_backward(Compute<Real>& compute, const EncoderConfig& config, const RowOffsets& keys,
-                        const RowOffsets& queries, const DropoutSite& dropout, const Real* q_all,
+                        const Queries& queries, const DropoutSite& dropout, const Real* q_all,
                         const Real* kv, const Real* weights, const Real* d_out, Real* d_q,
                         Real* d_kv) {
   const Real scale = 1 / std::sqrt(static_cast<Real>(config.head_size()));
   compute.pool.parallel_for(keys.rows() * config.num_heads, [&](std::size_t task, std::size_t w) {
-    const AttentionTask at(config, keys, queries, task);
-    const std::size_t m = at.m, n = at.n, D = at.D;
-    const View<const Real> q = at.q(q_all), k = at.k(kv), v = at.v(kv), P = at.P(weights);
-    const View<const Real> d_o = at.q(d_out);
-    const View<Real> R{compute.scratch(w), n}, d_S = R.from(m);
-    const View<Real> dq = at.q(d_q), dk = at.k(d_kv), dv = at.v(d_kv);
-    for (std::size_t i = 0; i < m; ++i) {
-      dropout.apply(compute.kernels, P.from(i).data, R.from(i).data, n, at.dropout_row + i);
+    const AttentionHead at(config, keys, queries, task);
+    const View<const Real> k = at.k(kv), v = at.v(kv);
+    const View<Real> dk = at.k(d_kv), dv = at.v(d_kv);
+    for (std::size_t row = at.m == 0 ? 0 : at.visible(at.m - 1); row < at.n; ++row) {
+      std::fill_n(dk.from(row).data, at.D, Real(0));  // keys that nobody sees
+      std::fill_n(dv.from(row).data, at.D, Real(0));
     }
-    compute.multiply(w, n, D, m, R.T(), d_o, dv);
-    compute.multiply(w, m, n, D, d_o, v.T(), d_S);
-    for (std::size_t i = 0; i < m; ++i) {
-      compute.kernels.softmax_backward(P.from(i).data, R.from(i).data, d_S.from(i).data, scale, n);
+    for (std::size_t end = at.m; end > 0;) {
+      const std::size_t first = (end - 1) / at.block * at.block, m = end - first;
+      const std::size_t n = at.visible(end - 1);
+      const View<const Real> q = at.q(q_all).from(first), P = at.P(weights).from(first);
+      const View<const Real> d_o = at.q(d_out).from(first);
+      const View<Real> R{compute.scratch(w), n}, d_S = R.from(m), dq = at.q(d_q).from(first);
+      const bool add = end < at.m;
+      for (std::size_t i = 0; i < m; ++i) {
+        dropout.apply(compute.kernels, P.from(i).data, R.from(i).data, n,
+                      at.dropout_row + first + i);
+      }
+      compute.multiply(w, n, at.D, m, R.T(), d_o, {add ? dv.data : nullptr, dv.row}, dv);
+      compute.multiply(w, m, n, at.D, d_o, v.T(), d_S);
+      for (std::size_t i = 0; i < m; ++i) {
+        compute.kernels.softmax_backward(P.from(i).data, R.from(i).data, d_S.from(i).data, scale,
+                                         n);
+      }
+      compute.multiply(w, m, at.D, n, d_S, k, dq);
+      compute.multiply(w, n, at.D, m, d_S.T(), q, {add ? dk.data : nullptr, dk.row}, dk);
+      end = first;
     }
-    compute.multiply(w, m, D, n, d_S, k, dq);
-    compute.multiply(w, n, D, m, d_S.T(), q, dk);
   });
 }
 
@@ -3768,8 +3916,8 @@ class Encoder {
     for (std::size_t i = 0; i < config_.num_layers; ++i) {
       const auto& w = w_.layers[i];
       Activations& s = layers_[i];
-      const RowOffsets& queries = queries_of(group, i);
-      const std::size_t Q = queries.size(), first = queries.first();
+      const Queries queries = queries_of(group, i);
+      const std::size_t Q = queries.rows.size(), first = queries.rows.first();
       const Real* query_x = x;  // [Q,H]
       if (is_last(i)) {
         gather_rows(H, group.asked, x, query_x_.data());
@@ -3801,8 +3949,8 @@ class Encoder {
     for (std::size_t i = config_.num_layers; i-- > 0;) {
       const auto &w = w_.layers[i], &g = g_.layers[i];
       const Activations& s = layers_[i];
-      const RowOffsets& queries = queries_of(group, i);
-      const std::size_t Q = queries.size(), first = queries.first();
+      const Queries queries = queries_of(group, i);
+      const std::size_t Q = queries.rows.size(), first = queries.rows.first();
       const Real* x = i == 0 ? x0_.data() : layers_[i - 1].x.data();
       const Real* query_x = is_last(i) ? query_x_.data() : x;
       // x' = LayerNorm(a + dropout(W2 h)): d becomes the part of da that goes around W2
@@ -3835,8 +3983,8 @@ class Encoder {
 
  private:
   bool is_last(std::size_t layer) const { return layer + 1 == config_.num_layers; }
-  const RowOffsets& queries_of(const RowGroup& group, std::size_t layer) const {
-    return is_last(layer) ? group.asked_rows : group.all;
+  Queries queries_of(const RowGroup& group, std::size_t layer) const {
+    return is_last(layer) ? Queries{group.asked_rows, group.asked} : Queries{group.all, {}};
   }
 
   // What forward() leaves for backward() in one layer, of at most C tokens.
@@ -3928,14 +4076,14 @@ struct ItemTensors {
   void for_each(const ModelConfig& config, Visit&& visit) {
     const std::size_t H = config.hidden_size, V = config.vocabulary();
     if (config.architecture == Architecture::torch) {
-      visit(weight, "output.weight", Shape{V, H}, Init::normal);
+      visit(weight, "output.weight", Shape{V, H}, Init::normal, by_item);
     } else {
       visit(dense_weight, "head.dense.weight", Shape{H, H}, Init::normal);
       visit(dense_bias, "head.dense.bias", Shape{H}, Init::zeros);
       visit(gain, "head.norm.weight", Shape{H}, Init::ones);
       visit(shift, "head.norm.bias", Shape{H}, Init::zeros);
     }
-    visit(bias, "output.bias", Shape{V}, Init::zeros);
+    visit(bias, "output.bias", Shape{V}, Init::zeros, by_item);
   }
 };
 
@@ -6094,7 +6242,7 @@ inline void save_engine(const Path& path, const Engine& engine, bool with_moment
     }
   }
   metadata["format"] = "pt";  // what Python's loaders expect to find
-  metadata["model_config"] = to_json(engine.config()).text();
+  metadata["model_config"] = brief_json(engine.config()).text();
   write_safetensors(path, tensors, std::move(metadata));
 }
 
@@ -6351,7 +6499,8 @@ class Trainer {
   }
 
   Metadata description() const {
-    return {{"train_config", comparable(to_json(train_)).text()}, {"data", task_->fingerprint()}};
+    return {{"train_config", comparable(brief_json(train_)).text()},
+            {"data", task_->fingerprint()}};
   }
 
   void save_checkpoint(std::string_view name) {
