@@ -2964,6 +2964,13 @@ struct AdamConstants {
   Real epsilon, step_size, root_correction, decay_factor, gradient_scale;
 };
 
+// Of several steps of AdamW with gradient 0 (chapter 14).
+template <class Real>
+struct ReplayConstants {
+  std::span<const Real> step_sizes, root_corrections;  // [steps]
+  Real epsilon, decay_factor, first_factor, second_factor;
+};
+
 struct RankCounts {
   std::size_t better, ties;
 };
@@ -2982,9 +2989,12 @@ struct Kernels {
   std::size_t scratch_size;
   void (*add)(const Real* x, Real* y, std::size_t n);
   void (*scale)(Real* x, Real factor, std::size_t n);
+  void (*add_scaled)(Real factor, const Real* x, Real* y, std::size_t n);
+  Real (*dot)(const Real* x, const Real* y, std::size_t n);
   Real (*sum_of_squares)(const Real* x, std::size_t n);
   SoftmaxSum<Real> (*softmax)(Real* x, Real scale, std::size_t n);
   void (*softmax_backward)(const Real* p, const Real* q, Real* dq, Real scale, std::size_t n);
+  double (*logistic)(Real* x, std::size_t n);
   RankCounts (*count_above)(const Real* x, Real value, std::size_t n);
   void (*gelu)(const Real* x, Real* y, std::size_t n);
   void (*gelu_backward)(const Real* x, Real* dy, std::size_t n);
@@ -2998,6 +3008,8 @@ struct Kernels {
                                Real* dbias, std::size_t n);
   void (*adamw)(Real* p, const Real* g, Real* m, Real* v, const AdamConstants<Real>& constants,
                 std::size_t n);
+  void (*adamw_replay)(Real* p, Real* m, Real* v, const ReplayConstants<Real>& constants,
+                       std::size_t n);
   // What softmax and gelu stand on, by themselves: layers do not call them, tests measure them.
   void (*exp)(const Real* x, Real* y, std::size_t n);
   void (*erf)(const Real* x, Real* y, std::size_t n);
@@ -3095,6 +3107,17 @@ void scale(Real* x, Real factor, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) x[i] *= factor;
 }
 
+// y += factor x
+template <class Real>
+void add_scaled(Real factor, const Real* x, Real* y, std::size_t n) {
+  for (std::size_t i = 0; i < n; ++i) y[i] = fused(factor, x[i], y[i]);
+}
+
+template <class Real>
+Real dot(const Real* x, const Real* y, std::size_t n) {
+  return sum_row<Real>(n, [&](std::size_t i, Real sum) { return fused(x[i], y[i], sum); });
+}
+
 template <class Real>
 Real sum_of_squares(const Real* x, std::size_t n) {
   return sum_row<Real>(n, [&](std::size_t i, Real sum) { return fused(x[i], x[i], sum); });
@@ -3122,6 +3145,32 @@ void softmax_backward(const Real* p, const Real* q, Real* dq, Real scale, std::s
   for (std::size_t i = 0; i < n; ++i) {
     dq[i] = scale * fused(p[i], -mean, rounded(q[i] * dq[i]));
   }
+}
+
+// x_i becomes 1 / (1 + exp(-x_i)); returns sum_i log(1 + exp x_i). With e_i = exp(-|x_i|),
+//   log(1 + exp x_i) = max(x_i, 0) + log(1 + e_i);
+// the factors 1 + e_i, at most 2 each, are multiplied before the logarithm is taken: 64 to a lane.
+inline constexpr std::size_t logistic_block = 64 * lanes;
+
+template <class Real>
+double logistic(Real* x, std::size_t n) {
+  double logs = 0;
+  Real positive[lanes] = {};
+  for (std::size_t block = 0; block < n; block += logistic_block) {
+    Real product[lanes];
+    std::fill_n(product, lanes, Real(1));
+    for (std::size_t i = block; i < std::min(n, block + logistic_block); ++i) {
+      const Real e = exp(-std::abs(x[i])), factor = 1 + e;
+      if (x[i] > 0) positive[i % lanes] += x[i];
+      product[i % lanes] *= factor;
+      x[i] = (x[i] < 0 ? e : Real(1)) / factor;
+    }
+    for (const Real factor : product) logs += natural_log(static_cast<double>(factor));
+  }
+  for (std::size_t half = lanes / 2; half > 0; half /= 2) {
+    for (std::size_t j = 0; j < half; ++j) positive[j] += positive[j + half];
+  }
+  return static_cast<double>(positive[0]) + logs;
 }
 
 // How many of x are above `value`, and how many equal it.
@@ -3218,6 +3267,21 @@ void adamw(Real* p, const Real* g, Real* m, Real* v, const AdamConstants<Real>& 
   }
 }
 
+// The steps of adamw with g = 0, all at once.
+template <class Real>
+void adamw_replay(Real* p, Real* m, Real* v, const ReplayConstants<Real>& c, std::size_t n) {
+  for (std::size_t i = 0; i < n; ++i) {
+    const Real root = std::sqrt(v[i]);
+    Real way = 0;
+    for (std::size_t step = 0; step < c.step_sizes.size(); ++step) {
+      way += c.step_sizes[step] / fused(root, c.root_corrections[step], c.epsilon);
+    }
+    p[i] = fused(p[i], c.decay_factor, -rounded(m[i] * way));
+    m[i] *= c.first_factor;
+    v[i] *= c.second_factor;
+  }
+}
+
 template <class Real>
 void exp_row(const Real* x, Real* y, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) y[i] = exp(x[i]);
@@ -3237,9 +3301,12 @@ const Kernels<Real>& plain_kernels() {
                                        0,
                                        plain::add<Real>,
                                        plain::scale<Real>,
+                                       plain::add_scaled<Real>,
+                                       plain::dot<Real>,
                                        plain::sum_of_squares<Real>,
                                        plain::softmax<Real>,
                                        plain::softmax_backward<Real>,
+                                       plain::logistic<Real>,
                                        plain::count_above<Real>,
                                        plain::gelu<Real>,
                                        plain::gelu_backward<Real>,
@@ -3248,6 +3315,7 @@ const Kernels<Real>& plain_kernels() {
                                        plain::normalize_backward<Real>,
                                        plain::normalize_parameters<Real>,
                                        plain::adamw<Real>,
+                                       plain::adamw_replay<Real>,
                                        plain::exp_row<Real>,
                                        plain::erf_row<Real>};
   return table;
@@ -7166,6 +7234,22 @@ BERT4REC_TARGET inline void scale(float* x, float factor, size_t n) {
   for (size_t i = 0; i < n; i += W) store(x, i, n, load(x, i, n) * factor);
 }
 
+BERT4REC_TARGET inline void add_scaled(float factor, const float* x, float* y, size_t n) {
+  for (size_t i = 0; i < n; i += W)
+    store(y, i, n, fused(all(factor), load(x, i, n), load(y, i, n)));
+}
+
+BERT4REC_TARGET inline float dot(const float* x, const float* y, size_t n) {
+  V sum[parts] = {};
+  for (size_t i = 0; i < n; i += lanes) {
+    BERT4REC_UNROLL
+    for (size_t p = 0; p < parts; ++p) {
+      sum[p] = fused(load(x, i + p * W, n), load(y, i + p * W, n), sum[p]);
+    }
+  }
+  return sum_lanes(sum);
+}
+
 BERT4REC_TARGET inline float sum_of_squares(const float* x, size_t n) {
   V sum[parts] = {};
   for (size_t i = 0; i < n; i += lanes) {
@@ -7216,6 +7300,31 @@ BERT4REC_TARGET inline void softmax_backward(const float* p, const float* q, flo
     const V product = rounded(load(q, i, n) * load(dq, i, n));
     store(dq, i, n, fused(load(p, i, n), minus_mean, product) * scale);
   }
+}
+
+BERT4REC_TARGET inline double logistic(float* x, size_t n) {
+  constexpr float nothing = -std::numeric_limits<float>::infinity();  // e = 0, factor 1
+  double logs = 0;
+  V positive[parts] = {};
+  for (size_t block = 0; block < n; block += plain::logistic_block) {
+    V product[parts];
+    for (V& factors : product) factors = all(1.0f);
+    for (size_t i = block; i < std::min(n, block + plain::logistic_block); i += lanes) {
+      BERT4REC_UNROLL
+      for (size_t p = 0; p < parts; ++p) {
+        const size_t at = i + p * W;
+        const V v = load(x, at, n, nothing), size = v < 0.0f ? -v : v;
+        const V e = exp(-size), factor = e + 1.0f;
+        positive[p] += v > 0.0f ? v : V{};
+        product[p] *= factor;
+        store(x, at, n, (v < 0.0f ? e : all(1.0f)) / factor);
+      }
+    }
+    float factors[lanes];
+    std::memcpy(factors, product, sizeof factors);
+    for (const float factor : factors) logs += natural_log(static_cast<double>(factor));
+  }
+  return static_cast<double>(sum_lanes(positive)) + logs;
 }
 
 BERT4REC_TARGET inline RankCounts count_above(const float* x, float value, size_t n) {
@@ -7361,6 +7470,20 @@ BERT4REC_TARGET inline void adamw(float* p, const float* g, float* m, float* v,
   }
 }
 
+BERT4REC_TARGET inline void adamw_replay(float* p, float* m, float* v,
+                                         const ReplayConstants<float>& c, size_t n) {
+  for (size_t i = 0; i < n; i += W) {
+    const V mean = load(m, i, n), square = load(v, i, n), root = sqrt(square);
+    V way = {};
+    for (size_t step = 0; step < c.step_sizes.size(); ++step) {
+      way += c.step_sizes[step] / fused(root, all(c.root_corrections[step]), all(c.epsilon));
+    }
+    store(p, i, n, fused(load(p, i, n), all(c.decay_factor), -rounded(mean * way)));
+    store(m, i, n, mean * c.first_factor);
+    store(v, i, n, square * c.second_factor);
+  }
+}
+
 BERT4REC_TARGET inline void exp_row(const float* x, float* y, size_t n) {
   for (size_t i = 0; i < n; i += W) store(y, i, n, exp(load(x, i, n)));
 }
@@ -7378,9 +7501,12 @@ inline const Kernels<float>& vector_kernels() {
                                         multiply_scratch,
                                         add,
                                         scale,
+                                        add_scaled,
+                                        dot,
                                         sum_of_squares,
                                         softmax,
                                         softmax_backward,
+                                        logistic,
                                         count_above,
                                         gelu,
                                         gelu_backward,
@@ -7389,6 +7515,7 @@ inline const Kernels<float>& vector_kernels() {
                                         normalize_backward,
                                         normalize_parameters,
                                         adamw,
+                                        adamw_replay,
                                         exp_row,
                                         erf_row};
   return table;

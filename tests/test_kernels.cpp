@@ -124,7 +124,12 @@ std::vector<Real> everything(const Kernels<Real>& k, std::size_t n) {
   for (Real& value : v) value = value * value;
   k.add(x.data(), y.data(), n), keep(y);
   k.scale(y.data(), Real(0.3f), n), keep(y);
+  k.add_scaled(Real(0.7f), x.data(), y.data(), n), keep(y);
+  out.push_back(k.dot(x.data(), d.data(), n));
   out.push_back(k.sum_of_squares(x.data(), n));
+  p = random(6, 20), p[n / 2] = -std::numeric_limits<Real>::infinity();
+  out.push_back(static_cast<Real>(k.logistic(p.data(), n))), keep(p);
+  p = x;
   const auto sum = k.softmax(p.data(), Real(0.7f), n);
   keep(p), out.push_back(sum.largest), out.push_back(sum.sum);
   k.softmax_backward(p.data(), b.data(), y.data(), Real(0.7f), n), keep(y);
@@ -139,6 +144,11 @@ std::vector<Real> everything(const Kernels<Real>& k, std::size_t n) {
   k.adamw(w.data(), d.data(), m.data(), v.data(),
           {Real(0.1f), Real(1e-3f), Real(1e-8f), Real(1e-3f), Real(1.2f), Real(0.99f), Real(0.5f)},
           n);
+  keep(w), keep(m), keep(v);
+  const std::vector<Real> sizes{Real(1e-3f), Real(9e-4f), Real(8e-4f)};
+  const std::vector<Real> corrections{Real(1.2f), Real(1.1f), Real(1.0f)};
+  k.adamw_replay(w.data(), m.data(), v.data(),
+                 {sizes, corrections, Real(1e-8f), Real(0.97f), Real(0.7f), Real(0.99f)}, n);
   keep(w), keep(m), keep(v);
   k.exp(x.data(), y.data(), n), keep(y);
   k.erf(x.data(), y.data(), n), keep(y);
