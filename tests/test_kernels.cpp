@@ -145,11 +145,6 @@ std::vector<Real> everything(const Kernels<Real>& k, std::size_t n) {
           {Real(0.1f), Real(1e-3f), Real(1e-8f), Real(1e-3f), Real(1.2f), Real(0.99f), Real(0.5f)},
           n);
   keep(w), keep(m), keep(v);
-  const std::vector<Real> sizes{Real(1e-3f), Real(9e-4f), Real(8e-4f)};
-  const std::vector<Real> corrections{Real(1.2f), Real(1.1f), Real(1.0f)};
-  k.adamw_replay(w.data(), m.data(), v.data(),
-                 {sizes, corrections, Real(1e-8f), Real(0.97f), Real(0.7f), Real(0.99f)}, n);
-  keep(w), keep(m), keep(v);
   k.exp(x.data(), y.data(), n), keep(y);
   k.erf(x.data(), y.data(), n), keep(y);
   return out;
