@@ -23,8 +23,23 @@ ModelConfig small_model(Architecture architecture, Objective objective = Objecti
   return model;
 }
 
-// Rows of 1 ... 6 tokens, then one of 6 without a mask.
+// A row longer than two blocks of causal attention, that is asked here and there but not at its end.
+Batch long_batch(const ModelConfig& model) {
+  Batch batch;
+  for (std::size_t i = 0; i < model.max_length; ++i) {
+    const auto item = static_cast<std::int32_t>(below(make_key(3), i, model.num_items));
+    if (i % 9 == 4)
+      batch.ask((item + 1) % 9, token_of(item));
+    else
+      batch.tokens.push_back(token_of(item));
+  }
+  batch.end_row();
+  return batch;
+}
+
+// Rows of 1 ... 6 tokens, then one of 6 without a mask; or one long row.
 Batch ragged_batch(const ModelConfig& model) {
+  if (model.max_length > 6) return long_batch(model);
   Batch batch;
   const Key key = make_key(5);
   for (std::size_t length = 1; length <= model.max_length; ++length) {
@@ -112,6 +127,28 @@ void add_scaled_twice(double factor, const double* x, double* y, std::size_t n) 
   detail::plain::add_scaled(2 * factor, x, y, n);
 }
 
+// What comes later in a row changes nothing of what causal attention says earlier, bit by bit.
+void check_causal() {
+  ModelConfig model = small_model(Architecture::torch, Objective::causal);
+  model.max_length = 70;
+  CpuEngine<float> engine(model, TrainConfig{.threads = 1});
+  const auto score = [&](std::size_t length, std::int32_t last) {
+    Batch batch;
+    for (std::size_t i = 0; i < length; ++i) {
+      batch.ask(0, token_of(i + 1 == length ? last : static_cast<std::int32_t>(i % 9)));
+    }
+    batch.end_row();
+    std::vector<float> scores(length * 9);
+    engine.score(batch, scores);
+    return scores;
+  };
+  const std::vector<float> whole = score(70, 3), other = score(70, 5), part = score(40, 3);
+  const std::span<const float> first(whole.data(), 39 * 9), same(part.data(), 39 * 9);
+  check(std::equal(whole.begin(), whole.end() - 9, other.begin()), "places before the last");
+  check(!std::equal(whole.end() - 9, whole.end(), other.end() - 9), "the last place");
+  check(std::equal(first.begin(), first.end(), same.begin()), "a row that stops earlier");
+}
+
 // With all items drawn once each and chances of 1, the sampled softmax is the full one: the target
 // is excluded among the drawn.
 void check_all_drawn(Objective objective) {
@@ -163,6 +200,12 @@ int main() {
       }
     }
   }
+  test("gradients: causal, a row of three blocks", [&] {
+    ModelConfig model = small_model(Architecture::torch, Objective::causal);
+    model.max_length = 70, model.hidden_size = 4, model.num_heads = 2;
+    worst_error(model, Loss::softmax, plain, 1e-6);
+  });
+  test("causal", check_causal);
   for (const Objective objective : {Objective::cloze, Objective::causal}) {
     test(join("all items drawn: ", enum_name(objective)), [&] { check_all_drawn(objective); });
   }
