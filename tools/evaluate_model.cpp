@@ -1,7 +1,7 @@
 // Evaluates a trained model on what its training held out, with baselines and published rows beside
 // it: a table for each protocol.
 
-#include "cli.hpp"
+#include "common/cli.hpp"
 
 namespace {
 
@@ -34,7 +34,7 @@ Options parse(int argc, char** argv) {
   line.flag("shuffle-histories", options.shuffle_histories,
             "a further row: the model, shown each history in a random order");
   line.option("published", options.published,
-              "a file of published rows, such as tools/presets/published-ml1m.json");
+              "a file of published rows, such as tools/studies/presets/published-ml1m.json");
   line.option("seed", options.seed, "of drawn candidates, intervals and shuffled histories");
   line.option("threads", options.threads, "threads; 0: one a core");
   line.flag("json", options.json, "print JSON, with the intervals of all rows");

@@ -1,6 +1,6 @@
 // Trains BERT4Rec on a folder of items.jsonl and histories.jsonl.
 
-#include "cli.hpp"
+#include "common/cli.hpp"
 #include "plots/plots.hpp"
 
 namespace {
