@@ -2781,7 +2781,7 @@ struct DropoutSite {
 template <class Real>
 void linear_forward(Compute<Real>& compute, std::size_t N, std::size_t O, std::size_t I,
                     const Real* x, const Real* w, const Real* b, Real* y) {
-  compute.parallel_multiply(N, O, I, {x, I}, View{w, I}.T(), {b, 0}, {y, O});
+  compute.parallel_multiply(N, O, I, {x, I}, View<const Real>{w, I}.T(), {b, 0}, {y, O});
 }
 
 // db[j] += sum_t dy[t,j]. Of rows longer than N (scores of items), threads own columns.
@@ -2803,7 +2803,7 @@ template <class Real>
 void linear_backward(Compute<Real>& compute, std::size_t N, std::size_t O, std::size_t I,
                      const Real* x, const Real* w, const Real* dy, Real* dw, Real* db, Real* dx,
                      bool accumulate_dx) {
-  compute.parallel_multiply(O, I, N, View{dy, O}.T(), {x, I}, {dw, I}, {dw, I});
+  compute.parallel_multiply(O, I, N, View<const Real>{dy, O}.T(), {x, I}, {dw, I}, {dw, I});
   add_columns(compute, N, O, dy, db);
   compute.parallel_multiply(N, I, O, {dy, O}, {w, I}, {accumulate_dx ? dx : nullptr, I}, {dx, I});
 }
