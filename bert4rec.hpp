@@ -43,7 +43,8 @@
 //    4 JSON                       10 Layers                16 Evaluation
 //    5 Flat files                 11 Encoder               17 Training
 //    6 Threads                    12 Heads and losses      18 Recommendation
-//                                                           A The kernels on vectors
+//    A The kernels on vectors (of chapter 9)
+//    B Bodies of JSON and safetensors (of chapters 4 and 5)
 //
 // Options, defined before the include:
 //   BERT4REC_PORTABLE   compile only the plain kernels: slower, standard C++ only (chapter 9);
@@ -117,7 +118,7 @@
 #include <variant>
 #include <vector>
 
-#ifndef __GNUC__  // which Clang defines too: both have the vector types of the appendix
+#ifndef __GNUC__  // which Clang defines too: both have the vector types of appendix A
 #undef BERT4REC_PORTABLE
 #define BERT4REC_PORTABLE
 #endif
@@ -605,148 +606,14 @@ void shuffle(std::vector<Element>& elements, Key key) {
 // RFC 8259, strict: UTF-8 only, no NaN, no trailing commas, at most 512 levels. One thing that the
 // RFC allows is refused: a name that stands twice in an object, whose meaning it leaves open.
 // JsonReader pulls values out of a text without building a tree, which is what makes large
-// histories load fast; Json is the small tree used for configurations and metrics.
+// histories load fast; Json is the small tree used for configurations and metrics. This chapter
+// says what they offer; how they do it, appendix B.
 
-// ---- Numbers in decimal ------------------------------------------------------------------------
-// libc++ has std::from_chars for double since LLVM 20, and Apple's may not be called by a program
-// that is to run on a system before macOS 26. So with libc++ parse_decimal() stands in. It works in
-// whole numbers of any length, and so rounds correctly in any locale.
-
-namespace detail {
-
-// A whole number to the base 2^32: the lowest limb first, and no zeros on top.
-using Limbs = std::vector<std::uint32_t>;
-
-inline constexpr std::uint32_t powers_of_ten[10] = {
-    1, 10, 100, 1000, 10000, 100000, 1000000, 10000000, 100000000, 1000000000};
-
-inline void multiply_add(Limbs& limbs, std::uint32_t factor, std::uint32_t summand) {
-  std::uint64_t carry = summand;
-  for (std::uint32_t& limb : limbs) {
-    carry += std::uint64_t{limb} * factor;
-    limb = static_cast<std::uint32_t>(carry);
-    carry >>= 32;
-  }
-  if (carry > 0) limbs.push_back(static_cast<std::uint32_t>(carry));
-}
-
-// Rounds down; returns whether there was a remainder.
-inline bool divide(Limbs& limbs, std::uint32_t divisor) {
-  std::uint64_t rest = 0;
-  for (std::size_t i = limbs.size(); i-- > 0;) {
-    rest = rest << 32 | limbs[i];
-    limbs[i] = static_cast<std::uint32_t>(rest / divisor);
-    rest %= divisor;
-  }
-  while (!limbs.empty() && limbs.back() == 0) limbs.pop_back();
-  return rest > 0;
-}
-
-// whole * 10^power and, with `more`, something less than one unit of `whole` above it.
-struct Decimal {
-  Limbs whole;
-  std::int64_t power = 0, digits = 0;  // digits: how many `whole` has
-  bool more = false;
-};
-
-// Reads digits (. digits)? ([eE] [+-]? digits)?, where the point may stand at either end. Returns
-// where that ends: `first` if there is no digit. Where two doubles meet halfway is a number of at
-// most 767 digits, so that of digits after the 800th only matters whether all are 0.
-inline const char* read_decimal(const char* first, const char* last, Decimal& decimal) {
-  const char* at = first;
-  bool point = false, any = false;
-  for (; at != last && ((*at >= '0' && *at <= '9') || (*at == '.' && !point)); ++at) {
-    if (*at == '.') {
-      point = true;
-      continue;
-    }
-    any = true;
-    const bool kept = decimal.digits < 800;
-    if (kept) multiply_add(decimal.whole, 10, static_cast<std::uint32_t>(*at - '0'));
-    decimal.digits += kept && !decimal.whole.empty();
-    decimal.more = decimal.more || (!kept && *at != '0');
-    decimal.power += int{!kept} - int{point};
-  }
-  if (!any) return first;
-  if (at == last || (*at != 'e' && *at != 'E')) return at;
-  const char* exponent = at + 1;
-  const bool minus = exponent != last && *exponent == '-';
-  if (minus || (exponent != last && *exponent == '+')) ++exponent;
-  constexpr std::uint64_t most = 1'000'000'000'000'000'000;
-  std::uint64_t power = most;  // stays if there are more digits than 64 bits hold
-  const char* end = std::from_chars(exponent, last, power).ptr;
-  if (end == exponent) return at;
-  const auto shift = static_cast<std::int64_t>(std::min(power, most));
-  decimal.power += minus ? -shift : shift;
-  return end;
-}
-
-// The nearest Real, of two as near the even one: 0 or infinity beyond what Real holds.
-template <class Real>
-Real nearest(Decimal decimal) {
-  auto& [whole, power, digits, more] = decimal;
-  if (whole.empty() || digits + power < -400) return 0;
-  if (digits + power > 400) return std::numeric_limits<Real>::infinity();
-  for (std::int64_t step = 0; power > 0; power -= step) {
-    step = std::min<std::int64_t>(power, 9);
-    multiply_add(whole, powers_of_ten[step], 0);
-  }
-  // Multiplied by 2^scale, which leaves more than 64 bits of the quotient, since 10 < 2^4.
-  const auto zeros = static_cast<std::size_t>(3 - power / 8);
-  whole.insert(whole.begin(), zeros, 0);
-  for (std::int64_t step = 0; power < 0; power += step) {
-    step = std::min<std::int64_t>(-power, 9);
-    more = divide(whole, powers_of_ten[step]) || more;
-  }
-  // The last bit of the result is worth 2^unit; one bit more is kept, which is worth a half of it.
-  using Limits = std::numeric_limits<Real>;
-  const int scale = static_cast<int>(32 * zeros);
-  const int bits = static_cast<int>(32 * whole.size()) - std::countl_zero(whole.back());
-  const int unit = std::max(bits - scale, Limits::min_exponent) - Limits::digits;
-  for (int excess = unit + scale - 1; excess > 0; excess -= 31) {
-    more = divide(whole, std::uint32_t{1} << std::min(excess, 31)) || more;
-  }
-  whole.resize(2);
-  const std::uint64_t halves = std::uint64_t{whole[1]} << 32 | whole[0];
-  const bool up = (halves & 1) != 0 && (more || (halves & 2) != 0);
-  return std::ldexp(static_cast<Real>((halves >> 1) + up), unit);
-}
-
-// What std::from_chars does with a decimal number; "inf" and "nan" are none.
-template <class Real>
-std::from_chars_result parse_decimal(const char* first, const char* last, Real& value) {
-  const bool minus = first != last && *first == '-';
-  Decimal decimal;
-  const char* end = read_decimal(first + minus, last, decimal);
-  if (end == first + minus) return {first, std::errc::invalid_argument};
-  const bool zero = decimal.whole.empty();
-  const Real found = nearest<Real>(std::move(decimal));
-  if (std::isinf(found) || (found == 0 && !zero)) return {end, std::errc::result_out_of_range};
-  value = minus ? -found : found;
-  return {end, std::errc()};
-}
-
-// std::from_chars, for integers too, with every standard library; "inf" and "nan" are refused.
-template <class Number>
-std::from_chars_result parse_number(const char* first, const char* last, Number& value) {
-#ifdef _LIBCPP_VERSION
-  constexpr bool ours = std::is_floating_point_v<Number>;
-#else
-  constexpr bool ours = false;
-#endif
-  if constexpr (ours) {
-    return parse_decimal(first, last, value);
-  } else {
-    const char* digit = first + (first != last && *first == '-');
-    if (digit != last && *digit > '9') return {first, std::errc::invalid_argument};
-    return std::from_chars(first, last, value);
-  }
-}
-
-}  // namespace detail
-
-// ---- The reader --------------------------------------------------------------------------------
-
+// Each call takes the next value off the text, and throws if it is of another kind:
+//   reader.object([&](std::string_view name) {
+//     if (name == "size") size = reader.integer();
+//     else reader.skip();
+//   });
 class JsonReader {
  public:
   // `file` and `line` (0: no lines) name the text in errors. Both texts must outlive the reader.
@@ -758,26 +625,13 @@ class JsonReader {
   }
 
   // First character of the next value: { [ " - 0...9 t f n, or '\0' at the end of the text.
-  char peek() {
-    while (at_ < text_.size() && is_space(text_[at_])) ++at_;
-    return at_ < text_.size() ? text_[at_] : '\0';
-  }
+  char peek();
 
   // Calls on_member(name) for each member; on_member must read the value or skip() it. The name is
   // valid until the next string is read. A name that stands twice is an error at the end of the
   // object: what two values of one name mean, nobody knows.
   template <class OnMember>
-  void object(OnMember&& on_member) {
-    const std::size_t outer = names_.size();
-    list('{', '}', "an object", [&] {
-      if (peek() != '"') unexpected("a name in quotes");
-      const std::string_view name = string();
-      keep_name(name);
-      expect(':', "':' after a name");
-      on_member(name);
-    });
-    forget_names(outer);
-  }
+  void object(OnMember&& on_member);
 
   // Calls on_element() for each element; it must read the value or skip() it.
   template <class OnElement>
@@ -797,22 +651,14 @@ class JsonReader {
   std::string_view skip();
 
   // Nothing but space may follow.
-  void end() {
-    if (peek() != '\0' || at_ < text_.size()) unexpected("the end of the text");
-  }
+  void end();
 
+  // Throws an Error that names the place in the text ...
   template <class... Parts>
-  [[noreturn]] void error(const Parts&... parts) const {
-    const std::string place = line_ == 0 ? std::string(file_) : join(file_, ":", line_);
-    fail(place, ": byte ", at_ + 1, ": ", parts...);
-  }
+  [[noreturn]] void error(const Parts&... parts) const;
 
-  [[noreturn]] void unexpected(std::string_view expected) {
-    if (at_ >= text_.size()) error("expected ", expected, ", found the end of the text");
-    const auto c = static_cast<unsigned char>(text_[at_]);
-    if (c >= 0x20 && c < 0x7f) error("expected ", expected, ", found '", text_[at_], "'");
-    error("expected ", expected, ", found byte ", static_cast<int>(c));
-  }
+  // ... and what was found there instead of what was expected.
+  [[noreturn]] void unexpected(std::string_view expected);
 
  private:
   static constexpr std::size_t max_depth = 512;
@@ -820,33 +666,11 @@ class JsonReader {
   static bool is_space(char c) { return c == ' ' || c == '\n' || c == '\r' || c == '\t'; }
   static bool is_digit(char c) { return c >= '0' && c <= '9'; }
 
-  bool accept(char c) {
-    if (peek() != c || at_ >= text_.size()) return false;
-    ++at_;
-    return true;
-  }
-  void expect(char c, std::string_view expected) {
-    if (!accept(c)) unexpected(expected);
-  }
-
+  bool accept(char c);
+  void expect(char c, std::string_view expected);
   template <class OnElement>
-  void list(char open, char close, std::string_view what, OnElement&& on_element) {
-    expect(open, what);
-    if (++depth_ > max_depth) error("nested deeper than ", max_depth, " levels");
-    if (!accept(close)) {
-      do on_element();
-      while (accept(','));
-      if (!accept(close)) unexpected(join("',' or '", close, "'"));
-    }
-    --depth_;
-  }
-
-  void literal(std::string_view word) {
-    peek();
-    if (text_.substr(at_, word.size()) != word) unexpected(word);
-    at_ += word.size();
-  }
-
+  void list(char open, char close, std::string_view what, OnElement&& on_element);
+  void literal(std::string_view word);
   std::string_view number_text();
   void digits();
   static bool is_tiny(std::string_view number);
@@ -863,215 +687,6 @@ class JsonReader {
   std::vector<std::string_view> names_;  // of the members so far, of all objects that are open
   std::vector<std::unique_ptr<std::string>> decoded_names_;  // those that the text spells otherwise
 };
-
-inline void JsonReader::keep_name(std::string_view name) {
-  if (name.data() == decoded_.data()) {
-    name = *decoded_names_.emplace_back(std::make_unique<std::string>(name));
-  }
-  names_.push_back(name);
-}
-
-// Those of the innermost object, from `outer` on, which must differ. Few are compared each with
-// each, which is quicker than sorting them.
-inline void JsonReader::forget_names(std::size_t outer) {
-  const auto begin = names_.begin() + static_cast<std::ptrdiff_t>(outer), end = names_.end();
-  auto twice = end;
-  if (end - begin > 16) {
-    std::sort(begin, end);
-    twice = std::adjacent_find(begin, end);
-  } else {
-    for (auto name = begin; name != end && twice == end; ++name) {
-      if (std::find(begin, name, *name) != name) twice = name;
-    }
-  }
-  if (twice != end) error("name \"", shown(*twice), "\" stands twice in an object");
-  names_.erase(begin, end);
-}
-
-inline std::string_view JsonReader::string() {
-  if (peek() != '"') unexpected("a string");
-  const std::size_t start = ++at_;
-  while (at_ < text_.size()) {  // the common case: plain ASCII, no escape, nothing to copy
-    const auto c = static_cast<unsigned char>(text_[at_]);
-    if (c == '"') return text_.substr(start, at_++ - start);
-    if (c < 0x20 || c >= 0x80 || c == '\\') break;
-    ++at_;
-  }
-  return decode_string(start);
-}
-
-inline std::string_view JsonReader::decode_string(std::size_t start) {
-  decoded_.assign(text_, start, at_ - start);
-  for (;;) {
-    if (at_ >= text_.size()) unexpected("'\"' at the end of a string");
-    const auto c = static_cast<unsigned char>(text_[at_]);
-    if (c == '"') break;
-    if (c < 0x20) error("control character ", static_cast<int>(c), " in a string; write it as \\u");
-    if (c == '\\') {
-      ++at_;
-      decode_escape();
-    } else {
-      const std::size_t length = detail::utf8_length(text_.substr(at_));
-      if (length == 0) error("invalid UTF-8");
-      decoded_.append(text_, at_, length);
-      at_ += length;
-    }
-  }
-  ++at_;
-  return decoded_;
-}
-
-inline void JsonReader::decode_escape() {
-  static constexpr std::string_view letters = "\"\\/bfnrt", meanings = "\"\\/\b\f\n\r\t";
-  const char c = at_ < text_.size() ? text_[at_] : '\0';
-  if (const std::size_t i = letters.find(c); c != '\0' && i != letters.npos) {
-    decoded_ += meanings[i];
-    ++at_;
-    return;
-  }
-  if (c != 'u') unexpected("one of \" \\ / b f n r t u after a backslash");
-  ++at_;
-  unsigned code = hex4();
-  if (code >= 0xDC00 && code < 0xE000) error("second half of a surrogate pair without the first");
-  if (code >= 0xD800 && code < 0xDC00) {
-    if (text_.substr(at_, 2) != "\\u") error("first half of a surrogate pair without the second");
-    at_ += 2;
-    const unsigned low = hex4();
-    if (low < 0xDC00 || low >= 0xE000) error("bad second half of a surrogate pair");
-    code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00);
-  }
-  append_utf8(code);
-}
-
-inline unsigned JsonReader::hex4() {
-  unsigned code = 0;
-  const char* begin = text_.data() + at_;
-  const char* end = begin + std::min<std::size_t>(4, text_.size() - at_);
-  if (std::from_chars(begin, end, code, 16).ptr != begin + 4)
-    error("expected \\u and 4 hex digits");
-  at_ += 4;
-  return code;
-}
-
-inline void JsonReader::append_utf8(unsigned code) {
-  const auto byte = [&](unsigned bits) { decoded_ += static_cast<char>(bits); };
-  if (code < 0x80) return byte(code);
-  if (code < 0x800) return byte(0xC0 | code >> 6), byte(0x80 | (code & 63));
-  if (code < 0x10000) {
-    return byte(0xE0 | code >> 12), byte(0x80 | (code >> 6 & 63)), byte(0x80 | (code & 63));
-  }
-  byte(0xF0 | code >> 18), byte(0x80 | (code >> 12 & 63));
-  byte(0x80 | (code >> 6 & 63)), byte(0x80 | (code & 63));
-}
-
-inline void JsonReader::digits() {
-  if (at_ >= text_.size() || !is_digit(text_[at_])) unexpected("a digit");
-  while (at_ < text_.size() && is_digit(text_[at_])) ++at_;
-}
-
-// -? (0 | [1-9] digits) (. digits)? ([eE] [+-]? digits)?
-inline std::string_view JsonReader::number_text() {
-  const char first = peek();
-  if (first != '-' && !is_digit(first)) unexpected("a number");
-  const std::size_t start = at_;
-  const auto next_is = [&](char a, char b) {
-    return at_ < text_.size() && (text_[at_] == a || text_[at_] == b);
-  };
-  if (first == '-') ++at_;
-  if (next_is('0', '0')) {
-    ++at_;
-  } else {
-    digits();
-  }
-  if (next_is('.', '.')) {
-    ++at_;
-    digits();
-  }
-  if (next_is('e', 'E')) {
-    ++at_;
-    if (next_is('+', '-')) ++at_;
-    digits();
-  }
-  return text_.substr(start, at_ - start);
-}
-
-inline std::int64_t JsonReader::integer() {
-  peek();
-  const char *begin = text_.data() + at_, *end = text_.data() + text_.size();
-  std::int64_t value = 0;
-  const auto [stop, problem] = std::from_chars(begin, end, value);
-  const char* first_digit = begin + (begin != end && *begin == '-');
-  const bool leading_zero = stop - first_digit > 1 && *first_digit == '0';
-  const bool goes_on = stop != end && (*stop == '.' || *stop == 'e' || *stop == 'E');
-  if (problem == std::errc() && !leading_zero && !goes_on) {
-    at_ += static_cast<std::size_t>(stop - begin);
-    return value;
-  }
-  error("expected an integer of at most 64 bits, found ", number_text().substr(0, 40));
-}
-
-inline double JsonReader::number() {
-  const std::string_view found = number_text();
-  double value = 0;
-  const auto problem = detail::parse_number(found.data(), found.data() + found.size(), value).ec;
-  if (problem == std::errc::result_out_of_range) {
-    if (!is_tiny(found)) error("number too large: ", found.substr(0, 40));
-    return 0.0;
-  }
-  return value;
-}
-
-// Of a number outside the range of double: is it too small (else too large)? Decides by the power
-// of ten of its first digit that is not 0.
-inline bool JsonReader::is_tiny(std::string_view number) {
-  const std::size_t e = std::min(number.find_first_of("eE"), number.size());
-  const std::string_view mantissa = number.substr(0, e);
-  const auto point = static_cast<std::int64_t>(std::min(mantissa.find('.'), e));
-  const auto first = static_cast<std::int64_t>(mantissa.find_first_of("123456789"));
-  std::string_view exponent = number.substr(std::min(e + 1, number.size()));
-  if (exponent.starts_with('+')) exponent.remove_prefix(1);
-  std::int64_t power = 0;
-  const auto end = exponent.data() + exponent.size();
-  if (std::from_chars(exponent.data(), end, power).ec == std::errc::result_out_of_range) {
-    return exponent.starts_with('-');
-  }
-  constexpr std::int64_t beyond = 1'000'000'000'000'000'000;  // any text; the sum cannot overflow
-  return std::clamp(power, -beyond, beyond) + point - first < 0;
-}
-
-inline bool JsonReader::boolean() {
-  const char first = peek();
-  if (first != 't' && first != 'f') unexpected("true or false");
-  literal(first == 't' ? "true" : "false");
-  return first == 't';
-}
-
-inline std::string_view JsonReader::skip() {
-  const char first = peek();
-  const std::size_t start = at_;
-  switch (first) {
-    case '{':
-      object([&](std::string_view) { skip(); });
-      break;
-    case '[':
-      array([&] { skip(); });
-      break;
-    case '"':
-      string();
-      break;
-    case 't':
-    case 'f':
-      boolean();
-      break;
-    case 'n':
-      null();
-      break;
-    default:
-      if (first != '-' && !is_digit(first)) unexpected("a value");
-      number();
-  }
-  return text_.substr(start, at_ - start);
-}
 
 namespace detail {
 
@@ -1090,14 +705,7 @@ class Variant : public std::variant<Types...> {
   Variant& operator=(Variant&&) noexcept = default;
 
  private:
-  static Base copied(const Base& other) {
-    return std::visit(
-        []<class Type>(const Type& value) {
-          Type copy = value;
-          return Base(std::in_place_type<Type>, std::move(copy));
-        },
-        other);
-  }
+  static Base copied(const Base& other);
 };
 
 }  // namespace detail
@@ -1108,7 +716,7 @@ class Json {
   using Array = std::vector<Json>;
   using Object = std::vector<std::pair<std::string, Json>>;
 
-  Json() = default;
+  Json() = default;  // null
   Json(std::nullptr_t) {}
   Json(bool value) : value_(value) {}
   Json(double value) : value_(value) {}
@@ -1126,36 +734,24 @@ class Json {
   requires(!std::is_convertible_v<Pointee*, std::string_view>) Json(Pointee*)
   = delete;  // not true
 
-  static Json parse(std::string_view text, std::string_view file = "JSON", std::size_t line = 0) {
-    JsonReader reader(text, file, line);
-    reader.skip_byte_order_mark();
-    Json value = read(reader);
-    reader.end();
-    return value;
-  }
-
-  // Reads one value off a reader.
+  // The one value of a text, which errors name as JsonReader does; or the next one of a reader.
+  static Json parse(std::string_view text, std::string_view file = "JSON", std::size_t line = 0);
   static Json read(JsonReader& reader);
 
   // The text; `indent` spaces a level, or everything on one line for 0. NaN and infinity, which
   // JSON lacks, are written as null.
-  std::string text(int indent = 0) const {
-    std::string out;
-    write(out, indent, 0);
-    return out;
-  }
+  std::string text(int indent = 0) const;
 
   bool is_null() const { return std::holds_alternative<std::nullptr_t>(value_); }
   bool is_string() const { return std::holds_alternative<std::string>(value_); }
   bool is_number() const {
     return std::holds_alternative<double>(value_) || std::holds_alternative<std::int64_t>(value_);
   }
+
+  // The value, which must be of this kind.
   bool boolean() const { return get<bool>("true or false"); }
   std::int64_t integer() const { return get<std::int64_t>("an integer"); }
-  double number() const {
-    const auto* whole = std::get_if<std::int64_t>(&value_);
-    return whole ? static_cast<double>(*whole) : get<double>("a number");
-  }
+  double number() const;
   // A number, or NaN for null: the inverse of how text() writes NaN.
   double number_or_nan() const { return is_null() ? std::nan("") : number(); }
   const std::string& string() const { return get<std::string>("a string"); }
@@ -1164,130 +760,20 @@ class Json {
   const Array& array() const&& = delete;  // `for (... : make().array())` would dangle
   const Object& object() const&& = delete;
 
-  // The member of that name, or nullptr.
-  const Json* find(std::string_view name) const {
-    for (const auto& [key, value] : object()) {
-      if (key == name) return &value;
-    }
-    return nullptr;
-  }
-  const Json& at(std::string_view name) const {
-    const Json* member = find(name);
-    require(member != nullptr, "missing field \"", name, "\"");
-    return *member;
-  }
+  // The member of that name, or nullptr; and the one that must be there.
+  const Json* find(std::string_view name) const;
+  const Json& at(std::string_view name) const;
   // Appends a member, whose name must be new, to an object (or to null, which becomes one).
-  void set(std::string_view name, Json value) {
-    if (is_null()) value_ = Object{};
-    if (find(name) != nullptr) fail("the object has a member \"", name, "\" already");
-    std::get<Object>(value_).emplace_back(name, std::move(value));
-  }
+  void set(std::string_view name, Json value);
 
  private:
   template <class Type>
-  const Type& get(std::string_view expected) const {
-    const Type* value = std::get_if<Type>(&value_);
-    if (value == nullptr) fail("expected ", expected, ", found ", shown(text(), 40));
-    return *value;
-  }
+  const Type& get(std::string_view expected) const;
   void write(std::string& out, int indent, int depth) const;
   static void write_string(std::string& out, std::string_view value);
 
   detail::Variant<std::nullptr_t, bool, std::int64_t, double, std::string, Array, Object> value_;
 };
-
-inline Json Json::read(JsonReader& reader) {
-  switch (reader.peek()) {
-    case '{': {
-      Object members;
-      reader.object([&](std::string_view name) {
-        members.emplace_back(name, Json());
-        members.back().second = read(reader);
-      });
-      return members;
-    }
-    case '[': {
-      Array elements;
-      reader.array([&] { elements.push_back(read(reader)); });
-      return elements;
-    }
-    case '"':
-      return reader.string();
-    case 't':
-    case 'f':
-      return reader.boolean();
-    case 'n':
-      return reader.null(), Json();
-    default: {
-      const std::string_view word = reader.skip();
-      std::int64_t whole = 0;
-      const auto end = word.data() + word.size();
-      const auto [stop, problem] = std::from_chars(word.data(), end, whole);
-      if (stop == end && problem == std::errc()) return whole;
-      return JsonReader(word).number();
-    }
-  }
-}
-
-inline void Json::write_string(std::string& out, std::string_view value) {
-  out += '"';
-  for (const char c : value) {
-    if (c == '"' || c == '\\') {
-      out += '\\', out += c;
-    } else if (static_cast<unsigned char>(c) < 0x20) {
-      static constexpr char hex[] = "0123456789abcdef";
-      out += "\\u00", out += hex[c >> 4], out += hex[c & 15];
-    } else {
-      out += c;
-    }
-  }
-  out += '"';
-}
-
-inline void Json::write(std::string& out, int indent, int depth) const {
-  const auto new_line = [&](int level) {
-    if (indent > 0) out += '\n', out.append(static_cast<std::size_t>(indent * level), ' ');
-  };
-  const auto list = [&](char open, char close, const auto& elements, const auto& write_element) {
-    out += open;
-    for (std::size_t i = 0; i < elements.size(); ++i) {
-      if (i > 0) out += indent > 0 ? "," : ", ";
-      new_line(depth + 1);
-      write_element(elements[i]);
-    }
-    if (!elements.empty()) new_line(depth);
-    out += close;
-  };
-  if (const auto* flag = std::get_if<bool>(&value_)) {
-    out += *flag ? "true" : "false";
-  } else if (const auto* whole = std::get_if<std::int64_t>(&value_)) {
-    detail::append_number(out, *whole);
-  } else if (const auto* real = std::get_if<double>(&value_)) {
-    if (!std::isfinite(*real))
-      out += "null";
-    else
-      detail::append_number(out, *real);
-    if (*real == 0 && std::signbit(*real)) out += ".0";  // "-0" would be read as an integer
-  } else if (const auto* words = std::get_if<std::string>(&value_)) {
-    write_string(out, *words);
-  } else if (const auto* elements = std::get_if<Array>(&value_)) {
-    // A list of plain values stays on one line.
-    const bool flat = std::none_of(elements->begin(), elements->end(), [](const Json& element) {
-      return std::holds_alternative<Array>(element.value_) ||
-             std::holds_alternative<Object>(element.value_);
-    });
-    if (flat) indent = 0;
-    list('[', ']', *elements, [&](const Json& e) { e.write(out, indent, depth + 1); });
-  } else if (const auto* members = std::get_if<Object>(&value_)) {
-    list('{', '}', *members, [&](const auto& member) {
-      write_string(out, member.first);
-      out += ": ";
-      member.second.write(out, indent, depth + 1);
-    });
-  } else {
-    out += "null";
-  }
-}
 
 // ================================================================================================
 // 5  Flat files
@@ -1990,110 +1476,24 @@ struct NamedTensor {
   const float* data;
 };
 
-// Metadata: text by name, stored in the header. A checksum of it and of the numbers is added.
+// Text by name, stored in the header.
 using Metadata = std::map<std::string, std::string, std::less<>>;
 
-inline std::uint64_t checksum(const Metadata& metadata) {
-  std::uint64_t sum = checksum(std::string_view());
-  for (const auto& [name, text] : metadata) {
-    if (name != "checksum") sum = checksum(text, checksum(name, sum));
-  }
-  return sum;
-}
-
-namespace detail {
-
-inline std::string_view bytes_of(const NamedTensor& tensor) {
-  const std::size_t count = checked_product(tensor.shape, tensor.name);
-  return {reinterpret_cast<const char*>(tensor.data), count * sizeof(float)};
-}
-
-}  // namespace detail
-
-inline void write_safetensors(const Path& path, std::span<const NamedTensor> tensors,
-                              Metadata metadata) {
-  Json::Object header{{"__metadata__", Json()}};
-  std::size_t end = 0;
-  std::uint64_t sum = checksum(metadata);
-  for (const NamedTensor& tensor : tensors) {
-    const std::string_view bytes = detail::bytes_of(tensor);
-    sum = checksum(bytes, sum);
-    Json entry;
-    entry.set("dtype", "F32");
-    entry.set("shape", tensor.shape);
-    entry.set("data_offsets", std::vector<std::size_t>{end, end + bytes.size()});
-    header.emplace_back(tensor.name, std::move(entry));
-    end += bytes.size();
-  }
-  metadata["checksum"] = detail::hexadecimal(sum);
-  for (const auto& [name, text] : metadata) header[0].second.set(name, text);
-  std::string head = Json(std::move(header)).text();
-  head.resize((head.size() + 7) / 8 * 8, ' ');  // so that the numbers are aligned
-  const std::uint64_t size = head.size();
-  AtomicFile file(path);
-  file.write({reinterpret_cast<const char*>(&size), sizeof size});
-  file.write(head);
-  for (const NamedTensor& tensor : tensors) file.write(detail::bytes_of(tensor));
-  file.commit();
-}
-
-namespace detail {
-
-// The float that 16 bits stand for: 1 bit of sign, 5 of exponent, 10 of fraction (IEEE 754 half).
-inline float widen_half(std::uint16_t half) {
-  const std::uint32_t sign = std::uint32_t{half} >> 15 << 31;
-  const std::uint32_t exponent = half >> 10 & 31u, fraction = half & 1023u;
-  if (exponent == 0) {  // fraction 2^-24
-    const float size = static_cast<float>(fraction) * 0x1p-24f;
-    return sign == 0 ? size : -size;
-  }
-  const std::uint32_t wide = exponent == 31 ? 255 : exponent + 127 - 15;
-  return std::bit_cast<float>(sign | wide << 23 | fraction << 13);
-}
-
-// The upper half of a float (bfloat16).
-inline float widen_bfloat(std::uint16_t upper) {
-  return std::bit_cast<float>(std::uint32_t{upper} << 16);
-}
-
-}  // namespace detail
+// Adds "checksum" to the metadata: of the rest of it, and of the numbers.
+void write_safetensors(const Path& path, std::span<const NamedTensor> tensors, Metadata metadata);
 
 // A safetensors file, of which only the header is held in memory. Refuses anything that the header
 // does not account for: holes, overlaps, sizes that disagree with shapes, bytes left over; and, as
 // soon as numbers are wanted, a checksum (where there is one) that is wrong.
 class Safetensors {
  public:
-  explicit Safetensors(const Path& path) : file_(path) {
-    std::uint64_t size = 0;
-    require(file_.size() >= 8, path, ": too short for a safetensors file (", file_.size(),
-            " bytes)");
-    file_.read_at(0, reinterpret_cast<char*>(&size), 8);
-    require(size <= 100'000'000 && size <= file_.size() - 8, path, ": header size ", size,
-            " does not fit a file of ", file_.size(),
-            " bytes: truncated, or not a safetensors file");
-    numbers_begin_ = 8 + size;
-    std::string header(static_cast<std::size_t>(size), '\0');
-    file_.read_at(8, header.data(), header.size());
-    const std::string name = join(path, ": safetensors header");
-    JsonReader reader(header, name);
-    if (!header.starts_with('{')) reader.unexpected("'{'");
-    read_header(reader);
-    check_layout();
-  }
+  explicit Safetensors(const Path& path);
 
   const Path& path() const { return file_.path(); }
   const Metadata& metadata() const { return metadata_; }
-  const std::string& metadata(std::string_view name) const {
-    const auto found = metadata_.find(name);
-    require(found != metadata_.end(), path(), ": missing metadata \"", name, "\"");
-    return found->second;
-  }
+  const std::string& metadata(std::string_view name) const;  // which must be there
 
-  std::vector<std::string> names() const {
-    std::vector<std::string> names;
-    for (const auto& tensor : tensors_) names.push_back(tensor.first);
-    return names;
-  }
+  std::vector<std::string> names() const;  // of all tensors, sorted
   bool contains(std::string_view name) const { return tensors_.find(name) != tensors_.end(); }
 
   // Throws unless there is such a tensor, of numbers that can be read as float.
@@ -2102,41 +1502,10 @@ class Safetensors {
   }
 
   // Compares the numbers with the checksum of the file, if it has one.
-  void verify() const {
-    const auto stored = metadata_.find("checksum");
-    if (verified_ || stored == metadata_.end()) return;
-    // Made tensor by tensor, in the order of the file.
-    std::uint64_t sum = checksum(metadata_);
-    for (const auto& [begin, end] : ranges_) {
-      for_each_block(begin, end, [&](std::string_view bytes) { sum = checksum(bytes, sum); });
-    }
-    require(stored->second == detail::hexadecimal(sum), path(),
-            ": the checksum does not match: the file is damaged");
-    verified_ = true;
-  }
+  void verify() const;
 
   // Copies a tensor, which must have this shape and hold finite numbers only.
-  void copy(std::string_view name, std::span<const std::size_t> shape, float* out) const {
-    const Entry& entry = checked(name, shape);
-    verify();
-    float* next = out;
-    for_each_block(entry.begin, entry.end, [&](std::string_view bytes) {
-      if (entry.dtype == "F32") {
-        std::memcpy(next, bytes.data(), bytes.size());
-        next += bytes.size() / sizeof(float);
-        return;
-      }
-      for (std::size_t at = 0; at < bytes.size(); at += 2) {
-        std::uint16_t bits = 0;
-        std::memcpy(&bits, bytes.data() + at, 2);
-        *next++ = entry.dtype == "F16" ? detail::widen_half(bits) : detail::widen_bfloat(bits);
-      }
-    });
-    for (const float* number = out; number < next; ++number) {
-      require(std::isfinite(*number), path(), ": tensor \"", shown(name), "\" holds ",
-              std::isnan(*number) ? "NaN" : "infinity", " at element ", number - out);
-    }
-  }
+  void copy(std::string_view name, std::span<const std::size_t> shape, float* out) const;
 
  private:
   struct Entry {
@@ -2146,119 +1515,14 @@ class Safetensors {
   };
   static constexpr std::size_t most_dimensions = 8;
 
-  void read_header(JsonReader& reader) {
-    reader.object([&](std::string_view name) {
-      if (name == "__metadata__") {
-        reader.object([&](std::string_view key) {
-          std::string& text = metadata_[std::string(key)];
-          text = reader.string();
-        });
-      } else {
-        const std::string key(name);
-        tensors_.emplace(key, read_entry(reader, key));
-      }
-    });
-    reader.end();
-  }
-
-  static Entry read_entry(JsonReader& reader, const std::string& name) {
-    const std::string tensor = join("tensor \"", shown(name), "\"");
-    const auto size = [&] {
-      const std::int64_t number = reader.integer();
-      if (number < 0) reader.error(tensor, ": negative size");
-      return static_cast<std::size_t>(number);
-    };
-    Entry entry;
-    std::vector<std::size_t> offsets;
-    bool has_shape = false;
-    reader.object([&](std::string_view field) {
-      if (field == "dtype") {
-        entry.dtype = reader.string();
-      } else if (field == "shape") {
-        has_shape = true;
-        reader.array([&] {
-          if (entry.shape.size() == most_dimensions) {
-            reader.error(tensor, ": more than ", most_dimensions, " dimensions");
-          }
-          entry.shape.push_back(size());
-        });
-      } else if (field == "data_offsets") {
-        reader.array([&] {
-          if (offsets.size() == 2) reader.error(tensor, ": data_offsets must be two numbers");
-          offsets.push_back(size());
-        });
-      } else {
-        reader.skip();
-      }
-    });
-    if (entry.dtype.empty()) reader.error(tensor, ": missing field \"dtype\"");
-    if (!has_shape) reader.error(tensor, ": missing field \"shape\"");
-    if (offsets.size() != 2) reader.error(tensor, ": data_offsets must be two numbers");
-    entry.begin = offsets[0], entry.end = offsets[1];
-    const std::size_t held = entry.end - entry.begin, element = element_size(entry.dtype);
-    if (entry.begin > entry.end || (element > 0 && held != byte_size(reader, entry, element))) {
-      reader.error(tensor, ": data_offsets disagree with the shape");
-    }
-    return entry;
-  }
-
-  // In bytes; 0 for a type that is not known here.
-  static std::size_t element_size(std::string_view dtype) {
-    static constexpr std::pair<std::string_view, std::size_t> sizes[] = {
-        {"F32", 4}, {"F16", 2}, {"BF16", 2}, {"F64", 8}, {"I64", 8}, {"I32", 4}, {"I16", 2},
-        {"I8", 1},  {"U64", 8}, {"U32", 4},  {"U16", 2}, {"U8", 1},  {"BOOL", 1}};
-    const auto found = std::find_if(std::begin(sizes), std::end(sizes),
-                                    [&](const auto& size) { return size.first == dtype; });
-    return found == std::end(sizes) ? 0 : found->second;
-  }
-
-  static std::size_t byte_size(JsonReader& reader, const Entry& entry, std::size_t element) {
-    std::vector<std::size_t> factors = entry.shape;
-    factors.push_back(element);
-    try {
-      return checked_product(factors, "shape");
-    } catch (const Error& error) {
-      reader.error(error.what());
-    }
-  }
-
-  void check_layout() {
-    for (const auto& [name, entry] : tensors_) ranges_.emplace_back(entry.begin, entry.end);
-    std::sort(ranges_.begin(), ranges_.end());
-    std::size_t end = 0;
-    for (const auto& range : ranges_) {
-      require(range.first == end, path(), ": tensors overlap or leave a hole at byte ", end);
-      end = range.second;
-    }
-    const std::uint64_t held = file_.size() - numbers_begin_;
-    require(end == held, path(), ": holds ", held, " bytes of numbers where its header speaks of ",
-            end, ": truncated or damaged");
-  }
-
-  const Entry& checked(std::string_view name, std::span<const std::size_t> shape) const {
-    const auto found = tensors_.find(name);
-    require(found != tensors_.end(), path(), ": missing tensor \"", name, "\"");
-    const Entry& entry = found->second;
-    const bool readable = entry.dtype == "F32" || entry.dtype == "F16" || entry.dtype == "BF16";
-    require(readable, path(), ": tensor \"", name, "\" is ", shown(entry.dtype),
-            ", expected F32, F16 or BF16");
-    require(std::equal(shape.begin(), shape.end(), entry.shape.begin(), entry.shape.end()), path(),
-            ": tensor \"", name, "\" has shape ", Json(entry.shape).text(), ", expected ",
-            Json(std::vector<std::size_t>(shape.begin(), shape.end())).text());
-    return entry;
-  }
-
-  // on_block(bytes) for the numbers from begin to end, in blocks of whole multiples of 8 bytes but
-  // the last.
+  void read_header(JsonReader& reader);
+  static Entry read_entry(JsonReader& reader, const std::string& name);
+  static std::size_t element_size(std::string_view dtype);
+  static std::size_t byte_size(JsonReader& reader, const Entry& entry, std::size_t element);
+  void check_layout();
+  const Entry& checked(std::string_view name, std::span<const std::size_t> shape) const;
   template <class OnBlock>
-  void for_each_block(std::size_t begin, std::size_t end, OnBlock&& on_block) const {
-    std::string block(std::min(end - begin, std::size_t{1} << 20), '\0');
-    for (; begin < end; begin += block.size()) {
-      block.resize(std::min(end - begin, block.size()));
-      file_.read_at(numbers_begin_ + begin, block.data(), block.size());
-      on_block(std::string_view(block));
-    }
-  }
+  void for_each_block(std::size_t begin, std::size_t end, OnBlock&& on_block) const;
 
   InputFile file_;
   std::uint64_t numbers_begin_ = 0;  // in the file
@@ -3276,7 +2540,7 @@ const Kernels<Real>& plain_kernels() {
 
 }  // namespace bert4rec
 
-// The vector kernels stand in the appendix at the end of this file, which is read here once for
+// The vector kernels stand in appendix A at the end of this file, which is read here once for
 // each instruction set. (It cannot be one template: GCC splits vector operations by the target of
 // the function they stand in, before it inlines it elsewhere.)
 #if defined(__GNUC__) && !defined(BERT4REC_PORTABLE)
@@ -3467,7 +2731,7 @@ class Compute {
       return start.data == nullptr ? start : start.from(i, j);
     };
     // Each thread prepares for itself what all stripes share, so the longer side of C is cut; in
-    // whole register tiles of the appendix.
+    // whole register tiles of appendix A.
     if (m >= n) {
       pool.parallel_ranges(m, 12, [&](std::size_t begin, std::size_t end, std::size_t worker) {
         multiply(worker, end - begin, n, k, a.from(begin), b, begin_at(begin, 0), c.from(begin));
@@ -3537,7 +2801,7 @@ struct DropoutSite {
 template <class Real>
 void linear_forward(Compute<Real>& compute, std::size_t N, std::size_t O, std::size_t I,
                     const Real* x, const Real* w, const Real* b, Real* y) {
-  compute.parallel_multiply(N, O, I, {x, I}, View{w, I}.T(), {b, 0}, {y, O});
+  compute.parallel_multiply(N, O, I, {x, I}, View<const Real>{w, I}.T(), {b, 0}, {y, O});
 }
 
 // db[j] += sum_t dy[t,j]. Of rows longer than N (scores of items), threads own columns.
@@ -3559,7 +2823,7 @@ template <class Real>
 void linear_backward(Compute<Real>& compute, std::size_t N, std::size_t O, std::size_t I,
                      const Real* x, const Real* w, const Real* dy, Real* dw, Real* db, Real* dx,
                      bool accumulate_dx) {
-  compute.parallel_multiply(O, I, N, View{dy, O}.T(), {x, I}, {dw, I}, {dw, I});
+  compute.parallel_multiply(O, I, N, View<const Real>{dy, O}.T(), {x, I}, {dw, I}, {dw, I});
   add_columns(compute, N, O, dy, db);
   compute.parallel_multiply(N, I, O, {dy, O}, {w, I}, {accumulate_dx ? dx : nullptr, I}, {dx, I});
 }
@@ -7082,6 +6346,820 @@ class Recommender {
   std::unique_ptr<Engine> engine_;
   Catalogue catalogue_;
 };
+
+// ================================================================================================
+// B  Appendix to chapters 4 and 5: bodies of JSON and safetensors
+// ================================================================================================
+// How the classes declared there do what they offer, and the numbers in decimal that JSON needs.
+
+// ---- Numbers in decimal ------------------------------------------------------------------------
+// libc++ has std::from_chars for double since LLVM 20, and Apple's may not be called by a program
+// that is to run on a system before macOS 26. So with libc++ parse_decimal() stands in. It works in
+// whole numbers of any length, and so rounds correctly in any locale.
+
+namespace detail {
+
+// A whole number to the base 2^32: the lowest limb first, and no zeros on top.
+using Limbs = std::vector<std::uint32_t>;
+
+inline constexpr std::uint32_t powers_of_ten[10] = {
+    1, 10, 100, 1000, 10000, 100000, 1000000, 10000000, 100000000, 1000000000};
+
+inline void multiply_add(Limbs& limbs, std::uint32_t factor, std::uint32_t summand) {
+  std::uint64_t carry = summand;
+  for (std::uint32_t& limb : limbs) {
+    carry += std::uint64_t{limb} * factor;
+    limb = static_cast<std::uint32_t>(carry);
+    carry >>= 32;
+  }
+  if (carry > 0) limbs.push_back(static_cast<std::uint32_t>(carry));
+}
+
+// Rounds down; returns whether there was a remainder.
+inline bool divide(Limbs& limbs, std::uint32_t divisor) {
+  std::uint64_t rest = 0;
+  for (std::size_t i = limbs.size(); i-- > 0;) {
+    rest = rest << 32 | limbs[i];
+    limbs[i] = static_cast<std::uint32_t>(rest / divisor);
+    rest %= divisor;
+  }
+  while (!limbs.empty() && limbs.back() == 0) limbs.pop_back();
+  return rest > 0;
+}
+
+// whole * 10^power and, with `more`, something less than one unit of `whole` above it.
+struct Decimal {
+  Limbs whole;
+  std::int64_t power = 0, digits = 0;  // digits: how many `whole` has
+  bool more = false;
+};
+
+// Reads digits (. digits)? ([eE] [+-]? digits)?, where the point may stand at either end. Returns
+// where that ends: `first` if there is no digit. Where two doubles meet halfway is a number of at
+// most 767 digits, so that of digits after the 800th only matters whether all are 0.
+inline const char* read_decimal(const char* first, const char* last, Decimal& decimal) {
+  const char* at = first;
+  bool point = false, any = false;
+  for (; at != last && ((*at >= '0' && *at <= '9') || (*at == '.' && !point)); ++at) {
+    if (*at == '.') {
+      point = true;
+      continue;
+    }
+    any = true;
+    const bool kept = decimal.digits < 800;
+    if (kept) multiply_add(decimal.whole, 10, static_cast<std::uint32_t>(*at - '0'));
+    decimal.digits += kept && !decimal.whole.empty();
+    decimal.more = decimal.more || (!kept && *at != '0');
+    decimal.power += int{!kept} - int{point};
+  }
+  if (!any) return first;
+  if (at == last || (*at != 'e' && *at != 'E')) return at;
+  const char* exponent = at + 1;
+  const bool minus = exponent != last && *exponent == '-';
+  if (minus || (exponent != last && *exponent == '+')) ++exponent;
+  constexpr std::uint64_t most = 1'000'000'000'000'000'000;
+  std::uint64_t power = most;  // stays if there are more digits than 64 bits hold
+  const char* end = std::from_chars(exponent, last, power).ptr;
+  if (end == exponent) return at;
+  const auto shift = static_cast<std::int64_t>(std::min(power, most));
+  decimal.power += minus ? -shift : shift;
+  return end;
+}
+
+// The nearest Real, of two as near the even one: 0 or infinity beyond what Real holds.
+template <class Real>
+Real nearest(Decimal decimal) {
+  auto& [whole, power, digits, more] = decimal;
+  if (whole.empty() || digits + power < -400) return 0;
+  if (digits + power > 400) return std::numeric_limits<Real>::infinity();
+  for (std::int64_t step = 0; power > 0; power -= step) {
+    step = std::min<std::int64_t>(power, 9);
+    multiply_add(whole, powers_of_ten[step], 0);
+  }
+  // Multiplied by 2^scale, which leaves more than 64 bits of the quotient, since 10 < 2^4.
+  const auto zeros = static_cast<std::size_t>(3 - power / 8);
+  whole.insert(whole.begin(), zeros, 0);
+  for (std::int64_t step = 0; power < 0; power += step) {
+    step = std::min<std::int64_t>(-power, 9);
+    more = divide(whole, powers_of_ten[step]) || more;
+  }
+  // The last bit of the result is worth 2^unit; one bit more is kept, which is worth a half of it.
+  using Limits = std::numeric_limits<Real>;
+  const int scale = static_cast<int>(32 * zeros);
+  const int bits = static_cast<int>(32 * whole.size()) - std::countl_zero(whole.back());
+  const int unit = std::max(bits - scale, Limits::min_exponent) - Limits::digits;
+  for (int excess = unit + scale - 1; excess > 0; excess -= 31) {
+    more = divide(whole, std::uint32_t{1} << std::min(excess, 31)) || more;
+  }
+  whole.resize(2);
+  const std::uint64_t halves = std::uint64_t{whole[1]} << 32 | whole[0];
+  const bool up = (halves & 1) != 0 && (more || (halves & 2) != 0);
+  return std::ldexp(static_cast<Real>((halves >> 1) + up), unit);
+}
+
+// What std::from_chars does with a decimal number; "inf" and "nan" are none.
+template <class Real>
+std::from_chars_result parse_decimal(const char* first, const char* last, Real& value) {
+  const bool minus = first != last && *first == '-';
+  Decimal decimal;
+  const char* end = read_decimal(first + minus, last, decimal);
+  if (end == first + minus) return {first, std::errc::invalid_argument};
+  const bool zero = decimal.whole.empty();
+  const Real found = nearest<Real>(std::move(decimal));
+  if (std::isinf(found) || (found == 0 && !zero)) return {end, std::errc::result_out_of_range};
+  value = minus ? -found : found;
+  return {end, std::errc()};
+}
+
+// std::from_chars, for integers too, with every standard library; "inf" and "nan" are refused.
+template <class Number>
+std::from_chars_result parse_number(const char* first, const char* last, Number& value) {
+#ifdef _LIBCPP_VERSION
+  constexpr bool ours = std::is_floating_point_v<Number>;
+#else
+  constexpr bool ours = false;
+#endif
+  if constexpr (ours) {
+    return parse_decimal(first, last, value);
+  } else {
+    const char* digit = first + (first != last && *first == '-');
+    if (digit != last && *digit > '9') return {first, std::errc::invalid_argument};
+    return std::from_chars(first, last, value);
+  }
+}
+
+}  // namespace detail
+
+// ---- The reader --------------------------------------------------------------------------------
+
+inline char JsonReader::peek() {
+  while (at_ < text_.size() && is_space(text_[at_])) ++at_;
+  return at_ < text_.size() ? text_[at_] : '\0';
+}
+
+template <class OnMember>
+void JsonReader::object(OnMember&& on_member) {
+  const std::size_t outer = names_.size();
+  list('{', '}', "an object", [&] {
+    if (peek() != '"') unexpected("a name in quotes");
+    const std::string_view name = string();
+    keep_name(name);
+    expect(':', "':' after a name");
+    on_member(name);
+  });
+  forget_names(outer);
+}
+
+template <class OnElement>
+void JsonReader::list(char open, char close, std::string_view what, OnElement&& on_element) {
+  expect(open, what);
+  if (++depth_ > max_depth) error("nested deeper than ", max_depth, " levels");
+  if (!accept(close)) {
+    do on_element();
+    while (accept(','));
+    if (!accept(close)) unexpected(join("',' or '", close, "'"));
+  }
+  --depth_;
+}
+
+inline bool JsonReader::accept(char c) {
+  if (peek() != c || at_ >= text_.size()) return false;
+  ++at_;
+  return true;
+}
+
+inline void JsonReader::expect(char c, std::string_view expected) {
+  if (!accept(c)) unexpected(expected);
+}
+
+inline void JsonReader::literal(std::string_view word) {
+  peek();
+  if (text_.substr(at_, word.size()) != word) unexpected(word);
+  at_ += word.size();
+}
+
+inline void JsonReader::end() {
+  if (peek() != '\0' || at_ < text_.size()) unexpected("the end of the text");
+}
+
+template <class... Parts>
+void JsonReader::error(const Parts&... parts) const {
+  const std::string place = line_ == 0 ? std::string(file_) : join(file_, ":", line_);
+  fail(place, ": byte ", at_ + 1, ": ", parts...);
+}
+
+inline void JsonReader::unexpected(std::string_view expected) {
+  if (at_ >= text_.size()) error("expected ", expected, ", found the end of the text");
+  const auto c = static_cast<unsigned char>(text_[at_]);
+  if (c >= 0x20 && c < 0x7f) error("expected ", expected, ", found '", text_[at_], "'");
+  error("expected ", expected, ", found byte ", static_cast<int>(c));
+}
+
+inline void JsonReader::keep_name(std::string_view name) {
+  if (name.data() == decoded_.data()) {
+    name = *decoded_names_.emplace_back(std::make_unique<std::string>(name));
+  }
+  names_.push_back(name);
+}
+
+// Those of the innermost object, from `outer` on, which must differ. Few are compared each with
+// each, which is quicker than sorting them.
+inline void JsonReader::forget_names(std::size_t outer) {
+  const auto begin = names_.begin() + static_cast<std::ptrdiff_t>(outer), end = names_.end();
+  auto twice = end;
+  if (end - begin > 16) {
+    std::sort(begin, end);
+    twice = std::adjacent_find(begin, end);
+  } else {
+    for (auto name = begin; name != end && twice == end; ++name) {
+      if (std::find(begin, name, *name) != name) twice = name;
+    }
+  }
+  if (twice != end) error("name \"", shown(*twice), "\" stands twice in an object");
+  names_.erase(begin, end);
+}
+
+inline std::string_view JsonReader::string() {
+  if (peek() != '"') unexpected("a string");
+  const std::size_t start = ++at_;
+  while (at_ < text_.size()) {  // the common case: plain ASCII, no escape, nothing to copy
+    const auto c = static_cast<unsigned char>(text_[at_]);
+    if (c == '"') return text_.substr(start, at_++ - start);
+    if (c < 0x20 || c >= 0x80 || c == '\\') break;
+    ++at_;
+  }
+  return decode_string(start);
+}
+
+inline std::string_view JsonReader::decode_string(std::size_t start) {
+  decoded_.assign(text_, start, at_ - start);
+  for (;;) {
+    if (at_ >= text_.size()) unexpected("'\"' at the end of a string");
+    const auto c = static_cast<unsigned char>(text_[at_]);
+    if (c == '"') break;
+    if (c < 0x20) error("control character ", static_cast<int>(c), " in a string; write it as \\u");
+    if (c == '\\') {
+      ++at_;
+      decode_escape();
+    } else {
+      const std::size_t length = detail::utf8_length(text_.substr(at_));
+      if (length == 0) error("invalid UTF-8");
+      decoded_.append(text_, at_, length);
+      at_ += length;
+    }
+  }
+  ++at_;
+  return decoded_;
+}
+
+inline void JsonReader::decode_escape() {
+  static constexpr std::string_view letters = "\"\\/bfnrt", meanings = "\"\\/\b\f\n\r\t";
+  const char c = at_ < text_.size() ? text_[at_] : '\0';
+  if (const std::size_t i = letters.find(c); c != '\0' && i != letters.npos) {
+    decoded_ += meanings[i];
+    ++at_;
+    return;
+  }
+  if (c != 'u') unexpected("one of \" \\ / b f n r t u after a backslash");
+  ++at_;
+  unsigned code = hex4();
+  if (code >= 0xDC00 && code < 0xE000) error("second half of a surrogate pair without the first");
+  if (code >= 0xD800 && code < 0xDC00) {
+    if (text_.substr(at_, 2) != "\\u") error("first half of a surrogate pair without the second");
+    at_ += 2;
+    const unsigned low = hex4();
+    if (low < 0xDC00 || low >= 0xE000) error("bad second half of a surrogate pair");
+    code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00);
+  }
+  append_utf8(code);
+}
+
+inline unsigned JsonReader::hex4() {
+  unsigned code = 0;
+  const char* begin = text_.data() + at_;
+  const char* end = begin + std::min<std::size_t>(4, text_.size() - at_);
+  if (std::from_chars(begin, end, code, 16).ptr != begin + 4)
+    error("expected \\u and 4 hex digits");
+  at_ += 4;
+  return code;
+}
+
+inline void JsonReader::append_utf8(unsigned code) {
+  const auto byte = [&](unsigned bits) { decoded_ += static_cast<char>(bits); };
+  if (code < 0x80) return byte(code);
+  if (code < 0x800) return byte(0xC0 | code >> 6), byte(0x80 | (code & 63));
+  if (code < 0x10000) {
+    return byte(0xE0 | code >> 12), byte(0x80 | (code >> 6 & 63)), byte(0x80 | (code & 63));
+  }
+  byte(0xF0 | code >> 18), byte(0x80 | (code >> 12 & 63));
+  byte(0x80 | (code >> 6 & 63)), byte(0x80 | (code & 63));
+}
+
+inline void JsonReader::digits() {
+  if (at_ >= text_.size() || !is_digit(text_[at_])) unexpected("a digit");
+  while (at_ < text_.size() && is_digit(text_[at_])) ++at_;
+}
+
+// -? (0 | [1-9] digits) (. digits)? ([eE] [+-]? digits)?
+inline std::string_view JsonReader::number_text() {
+  const char first = peek();
+  if (first != '-' && !is_digit(first)) unexpected("a number");
+  const std::size_t start = at_;
+  const auto next_is = [&](char a, char b) {
+    return at_ < text_.size() && (text_[at_] == a || text_[at_] == b);
+  };
+  if (first == '-') ++at_;
+  if (next_is('0', '0')) {
+    ++at_;
+  } else {
+    digits();
+  }
+  if (next_is('.', '.')) {
+    ++at_;
+    digits();
+  }
+  if (next_is('e', 'E')) {
+    ++at_;
+    if (next_is('+', '-')) ++at_;
+    digits();
+  }
+  return text_.substr(start, at_ - start);
+}
+
+inline std::int64_t JsonReader::integer() {
+  peek();
+  const char *begin = text_.data() + at_, *end = text_.data() + text_.size();
+  std::int64_t value = 0;
+  const auto [stop, problem] = std::from_chars(begin, end, value);
+  const char* first_digit = begin + (begin != end && *begin == '-');
+  const bool leading_zero = stop - first_digit > 1 && *first_digit == '0';
+  const bool goes_on = stop != end && (*stop == '.' || *stop == 'e' || *stop == 'E');
+  if (problem == std::errc() && !leading_zero && !goes_on) {
+    at_ += static_cast<std::size_t>(stop - begin);
+    return value;
+  }
+  error("expected an integer of at most 64 bits, found ", number_text().substr(0, 40));
+}
+
+inline double JsonReader::number() {
+  const std::string_view found = number_text();
+  double value = 0;
+  const auto problem = detail::parse_number(found.data(), found.data() + found.size(), value).ec;
+  if (problem == std::errc::result_out_of_range) {
+    if (!is_tiny(found)) error("number too large: ", found.substr(0, 40));
+    return 0.0;
+  }
+  return value;
+}
+
+// Of a number outside the range of double: is it too small (else too large)? Decides by the power
+// of ten of its first digit that is not 0.
+inline bool JsonReader::is_tiny(std::string_view number) {
+  const std::size_t e = std::min(number.find_first_of("eE"), number.size());
+  const std::string_view mantissa = number.substr(0, e);
+  const auto point = static_cast<std::int64_t>(std::min(mantissa.find('.'), e));
+  const auto first = static_cast<std::int64_t>(mantissa.find_first_of("123456789"));
+  std::string_view exponent = number.substr(std::min(e + 1, number.size()));
+  if (exponent.starts_with('+')) exponent.remove_prefix(1);
+  std::int64_t power = 0;
+  const auto end = exponent.data() + exponent.size();
+  if (std::from_chars(exponent.data(), end, power).ec == std::errc::result_out_of_range) {
+    return exponent.starts_with('-');
+  }
+  constexpr std::int64_t beyond = 1'000'000'000'000'000'000;  // any text; the sum cannot overflow
+  return std::clamp(power, -beyond, beyond) + point - first < 0;
+}
+
+inline bool JsonReader::boolean() {
+  const char first = peek();
+  if (first != 't' && first != 'f') unexpected("true or false");
+  literal(first == 't' ? "true" : "false");
+  return first == 't';
+}
+
+inline std::string_view JsonReader::skip() {
+  const char first = peek();
+  const std::size_t start = at_;
+  switch (first) {
+    case '{':
+      object([&](std::string_view) { skip(); });
+      break;
+    case '[':
+      array([&] { skip(); });
+      break;
+    case '"':
+      string();
+      break;
+    case 't':
+    case 'f':
+      boolean();
+      break;
+    case 'n':
+      null();
+      break;
+    default:
+      if (first != '-' && !is_digit(first)) unexpected("a value");
+      number();
+  }
+  return text_.substr(start, at_ - start);
+}
+
+// ---- The tree ----------------------------------------------------------------------------------
+
+template <class... Types>
+std::variant<Types...> detail::Variant<Types...>::copied(const Base& other) {
+  return std::visit(
+      []<class Type>(const Type& value) {
+        Type copy = value;
+        return Base(std::in_place_type<Type>, std::move(copy));
+      },
+      other);
+}
+
+template <class Type>
+const Type& Json::get(std::string_view expected) const {
+  const Type* value = std::get_if<Type>(&value_);
+  if (value == nullptr) fail("expected ", expected, ", found ", shown(text(), 40));
+  return *value;
+}
+
+inline double Json::number() const {
+  const auto* whole = std::get_if<std::int64_t>(&value_);
+  return whole ? static_cast<double>(*whole) : get<double>("a number");
+}
+
+inline const Json* Json::find(std::string_view name) const {
+  for (const auto& [key, value] : object()) {
+    if (key == name) return &value;
+  }
+  return nullptr;
+}
+
+inline const Json& Json::at(std::string_view name) const {
+  const Json* member = find(name);
+  require(member != nullptr, "missing field \"", name, "\"");
+  return *member;
+}
+
+inline void Json::set(std::string_view name, Json value) {
+  if (is_null()) value_ = Object{};
+  if (find(name) != nullptr) fail("the object has a member \"", name, "\" already");
+  std::get<Object>(value_).emplace_back(name, std::move(value));
+}
+
+inline Json Json::parse(std::string_view text, std::string_view file, std::size_t line) {
+  JsonReader reader(text, file, line);
+  reader.skip_byte_order_mark();
+  Json value = read(reader);
+  reader.end();
+  return value;
+}
+
+inline Json Json::read(JsonReader& reader) {
+  switch (reader.peek()) {
+    case '{': {
+      Object members;
+      reader.object([&](std::string_view name) {
+        members.emplace_back(name, Json());
+        members.back().second = read(reader);
+      });
+      return members;
+    }
+    case '[': {
+      Array elements;
+      reader.array([&] { elements.push_back(read(reader)); });
+      return elements;
+    }
+    case '"':
+      return reader.string();
+    case 't':
+    case 'f':
+      return reader.boolean();
+    case 'n':
+      return reader.null(), Json();
+    default: {
+      const std::string_view word = reader.skip();
+      std::int64_t whole = 0;
+      const auto end = word.data() + word.size();
+      const auto [stop, problem] = std::from_chars(word.data(), end, whole);
+      if (stop == end && problem == std::errc()) return whole;
+      return JsonReader(word).number();
+    }
+  }
+}
+
+inline std::string Json::text(int indent) const {
+  std::string out;
+  write(out, indent, 0);
+  return out;
+}
+
+inline void Json::write_string(std::string& out, std::string_view value) {
+  out += '"';
+  for (const char c : value) {
+    if (c == '"' || c == '\\') {
+      out += '\\', out += c;
+    } else if (static_cast<unsigned char>(c) < 0x20) {
+      static constexpr char hex[] = "0123456789abcdef";
+      out += "\\u00", out += hex[c >> 4], out += hex[c & 15];
+    } else {
+      out += c;
+    }
+  }
+  out += '"';
+}
+
+inline void Json::write(std::string& out, int indent, int depth) const {
+  const auto new_line = [&](int level) {
+    if (indent > 0) out += '\n', out.append(static_cast<std::size_t>(indent * level), ' ');
+  };
+  const auto list = [&](char open, char close, const auto& elements, const auto& write_element) {
+    out += open;
+    for (std::size_t i = 0; i < elements.size(); ++i) {
+      if (i > 0) out += indent > 0 ? "," : ", ";
+      new_line(depth + 1);
+      write_element(elements[i]);
+    }
+    if (!elements.empty()) new_line(depth);
+    out += close;
+  };
+  if (const auto* flag = std::get_if<bool>(&value_)) {
+    out += *flag ? "true" : "false";
+  } else if (const auto* whole = std::get_if<std::int64_t>(&value_)) {
+    detail::append_number(out, *whole);
+  } else if (const auto* real = std::get_if<double>(&value_)) {
+    if (!std::isfinite(*real))
+      out += "null";
+    else
+      detail::append_number(out, *real);
+    if (*real == 0 && std::signbit(*real)) out += ".0";  // "-0" would be read as an integer
+  } else if (const auto* words = std::get_if<std::string>(&value_)) {
+    write_string(out, *words);
+  } else if (const auto* elements = std::get_if<Array>(&value_)) {
+    // A list of plain values stays on one line.
+    const bool flat = std::none_of(elements->begin(), elements->end(), [](const Json& element) {
+      return std::holds_alternative<Array>(element.value_) ||
+             std::holds_alternative<Object>(element.value_);
+    });
+    if (flat) indent = 0;
+    list('[', ']', *elements, [&](const Json& e) { e.write(out, indent, depth + 1); });
+  } else if (const auto* members = std::get_if<Object>(&value_)) {
+    list('{', '}', *members, [&](const auto& member) {
+      write_string(out, member.first);
+      out += ": ";
+      member.second.write(out, indent, depth + 1);
+    });
+  } else {
+    out += "null";
+  }
+}
+
+// ---- Safetensors -------------------------------------------------------------------------------
+
+inline std::uint64_t checksum(const Metadata& metadata) {
+  std::uint64_t sum = checksum(std::string_view());
+  for (const auto& [name, text] : metadata) {
+    if (name != "checksum") sum = checksum(text, checksum(name, sum));
+  }
+  return sum;
+}
+
+namespace detail {
+
+inline std::string_view bytes_of(const NamedTensor& tensor) {
+  const std::size_t count = checked_product(tensor.shape, tensor.name);
+  return {reinterpret_cast<const char*>(tensor.data), count * sizeof(float)};
+}
+
+}  // namespace detail
+
+inline void write_safetensors(const Path& path, std::span<const NamedTensor> tensors,
+                              Metadata metadata) {
+  Json::Object header{{"__metadata__", Json()}};
+  std::size_t end = 0;
+  std::uint64_t sum = checksum(metadata);
+  for (const NamedTensor& tensor : tensors) {
+    const std::string_view bytes = detail::bytes_of(tensor);
+    sum = checksum(bytes, sum);
+    Json entry;
+    entry.set("dtype", "F32");
+    entry.set("shape", tensor.shape);
+    entry.set("data_offsets", std::vector<std::size_t>{end, end + bytes.size()});
+    header.emplace_back(tensor.name, std::move(entry));
+    end += bytes.size();
+  }
+  metadata["checksum"] = detail::hexadecimal(sum);
+  for (const auto& [name, text] : metadata) header[0].second.set(name, text);
+  std::string head = Json(std::move(header)).text();
+  head.resize((head.size() + 7) / 8 * 8, ' ');  // so that the numbers are aligned
+  const std::uint64_t size = head.size();
+  AtomicFile file(path);
+  file.write({reinterpret_cast<const char*>(&size), sizeof size});
+  file.write(head);
+  for (const NamedTensor& tensor : tensors) file.write(detail::bytes_of(tensor));
+  file.commit();
+}
+
+namespace detail {
+
+// The float that 16 bits stand for: 1 bit of sign, 5 of exponent, 10 of fraction (IEEE 754 half).
+inline float widen_half(std::uint16_t half) {
+  const std::uint32_t sign = std::uint32_t{half} >> 15 << 31;
+  const std::uint32_t exponent = half >> 10 & 31u, fraction = half & 1023u;
+  if (exponent == 0) {  // fraction 2^-24
+    const float size = static_cast<float>(fraction) * 0x1p-24f;
+    return sign == 0 ? size : -size;
+  }
+  const std::uint32_t wide = exponent == 31 ? 255 : exponent + 127 - 15;
+  return std::bit_cast<float>(sign | wide << 23 | fraction << 13);
+}
+
+// The upper half of a float (bfloat16).
+inline float widen_bfloat(std::uint16_t upper) {
+  return std::bit_cast<float>(std::uint32_t{upper} << 16);
+}
+
+}  // namespace detail
+
+inline Safetensors::Safetensors(const Path& path) : file_(path) {
+  std::uint64_t size = 0;
+  require(file_.size() >= 8, path, ": too short for a safetensors file (", file_.size(), " bytes)");
+  file_.read_at(0, reinterpret_cast<char*>(&size), 8);
+  require(size <= 100'000'000 && size <= file_.size() - 8, path, ": header size ", size,
+          " does not fit a file of ", file_.size(), " bytes: truncated, or not a safetensors file");
+  numbers_begin_ = 8 + size;
+  std::string header(static_cast<std::size_t>(size), '\0');
+  file_.read_at(8, header.data(), header.size());
+  const std::string name = join(path, ": safetensors header");
+  JsonReader reader(header, name);
+  if (!header.starts_with('{')) reader.unexpected("'{'");
+  read_header(reader);
+  check_layout();
+}
+
+inline void Safetensors::read_header(JsonReader& reader) {
+  reader.object([&](std::string_view name) {
+    if (name == "__metadata__") {
+      reader.object([&](std::string_view key) {
+        std::string& text = metadata_[std::string(key)];
+        text = reader.string();
+      });
+    } else {
+      const std::string key(name);
+      tensors_.emplace(key, read_entry(reader, key));
+    }
+  });
+  reader.end();
+}
+
+inline Safetensors::Entry Safetensors::read_entry(JsonReader& reader, const std::string& name) {
+  const std::string tensor = join("tensor \"", shown(name), "\"");
+  const auto size = [&] {
+    const std::int64_t number = reader.integer();
+    if (number < 0) reader.error(tensor, ": negative size");
+    return static_cast<std::size_t>(number);
+  };
+  Entry entry;
+  std::vector<std::size_t> offsets;
+  bool has_shape = false;
+  reader.object([&](std::string_view field) {
+    if (field == "dtype") {
+      entry.dtype = reader.string();
+    } else if (field == "shape") {
+      has_shape = true;
+      reader.array([&] {
+        if (entry.shape.size() == most_dimensions) {
+          reader.error(tensor, ": more than ", most_dimensions, " dimensions");
+        }
+        entry.shape.push_back(size());
+      });
+    } else if (field == "data_offsets") {
+      reader.array([&] {
+        if (offsets.size() == 2) reader.error(tensor, ": data_offsets must be two numbers");
+        offsets.push_back(size());
+      });
+    } else {
+      reader.skip();
+    }
+  });
+  if (entry.dtype.empty()) reader.error(tensor, ": missing field \"dtype\"");
+  if (!has_shape) reader.error(tensor, ": missing field \"shape\"");
+  if (offsets.size() != 2) reader.error(tensor, ": data_offsets must be two numbers");
+  entry.begin = offsets[0], entry.end = offsets[1];
+  const std::size_t held = entry.end - entry.begin, element = element_size(entry.dtype);
+  if (entry.begin > entry.end || (element > 0 && held != byte_size(reader, entry, element))) {
+    reader.error(tensor, ": data_offsets disagree with the shape");
+  }
+  return entry;
+}
+
+// In bytes; 0 for a type that is not known here.
+inline std::size_t Safetensors::element_size(std::string_view dtype) {
+  static constexpr std::pair<std::string_view, std::size_t> sizes[] = {
+      {"F32", 4}, {"F16", 2}, {"BF16", 2}, {"F64", 8}, {"I64", 8}, {"I32", 4}, {"I16", 2},
+      {"I8", 1},  {"U64", 8}, {"U32", 4},  {"U16", 2}, {"U8", 1},  {"BOOL", 1}};
+  const auto found = std::find_if(std::begin(sizes), std::end(sizes),
+                                  [&](const auto& size) { return size.first == dtype; });
+  return found == std::end(sizes) ? 0 : found->second;
+}
+
+inline std::size_t Safetensors::byte_size(JsonReader& reader, const Entry& entry,
+                                          std::size_t element) {
+  std::vector<std::size_t> factors = entry.shape;
+  factors.push_back(element);
+  try {
+    return checked_product(factors, "shape");
+  } catch (const Error& error) {
+    reader.error(error.what());
+  }
+}
+
+inline void Safetensors::check_layout() {
+  for (const auto& [name, entry] : tensors_) ranges_.emplace_back(entry.begin, entry.end);
+  std::sort(ranges_.begin(), ranges_.end());
+  std::size_t end = 0;
+  for (const auto& range : ranges_) {
+    require(range.first == end, path(), ": tensors overlap or leave a hole at byte ", end);
+    end = range.second;
+  }
+  const std::uint64_t held = file_.size() - numbers_begin_;
+  require(end == held, path(), ": holds ", held, " bytes of numbers where its header speaks of ",
+          end, ": truncated or damaged");
+}
+
+inline const std::string& Safetensors::metadata(std::string_view name) const {
+  const auto found = metadata_.find(name);
+  require(found != metadata_.end(), path(), ": missing metadata \"", name, "\"");
+  return found->second;
+}
+
+inline std::vector<std::string> Safetensors::names() const {
+  std::vector<std::string> names;
+  for (const auto& tensor : tensors_) names.push_back(tensor.first);
+  return names;
+}
+
+inline const Safetensors::Entry& Safetensors::checked(std::string_view name,
+                                                      std::span<const std::size_t> shape) const {
+  const auto found = tensors_.find(name);
+  require(found != tensors_.end(), path(), ": missing tensor \"", name, "\"");
+  const Entry& entry = found->second;
+  const bool readable = entry.dtype == "F32" || entry.dtype == "F16" || entry.dtype == "BF16";
+  require(readable, path(), ": tensor \"", name, "\" is ", shown(entry.dtype),
+          ", expected F32, F16 or BF16");
+  require(std::equal(shape.begin(), shape.end(), entry.shape.begin(), entry.shape.end()), path(),
+          ": tensor \"", name, "\" has shape ", Json(entry.shape).text(), ", expected ",
+          Json(std::vector<std::size_t>(shape.begin(), shape.end())).text());
+  return entry;
+}
+
+// on_block(bytes) for the numbers from begin to end, in blocks of whole multiples of 8 bytes but
+// the last.
+template <class OnBlock>
+void Safetensors::for_each_block(std::size_t begin, std::size_t end, OnBlock&& on_block) const {
+  std::string block(std::min(end - begin, std::size_t{1} << 20), '\0');
+  for (; begin < end; begin += block.size()) {
+    block.resize(std::min(end - begin, block.size()));
+    file_.read_at(numbers_begin_ + begin, block.data(), block.size());
+    on_block(std::string_view(block));
+  }
+}
+
+inline void Safetensors::verify() const {
+  const auto stored = metadata_.find("checksum");
+  if (verified_ || stored == metadata_.end()) return;
+  // Made tensor by tensor, in the order of the file.
+  std::uint64_t sum = checksum(metadata_);
+  for (const auto& [begin, end] : ranges_) {
+    for_each_block(begin, end, [&](std::string_view bytes) { sum = checksum(bytes, sum); });
+  }
+  require(stored->second == detail::hexadecimal(sum), path(),
+          ": the checksum does not match: the file is damaged");
+  verified_ = true;
+}
+
+inline void Safetensors::copy(std::string_view name, std::span<const std::size_t> shape,
+                              float* out) const {
+  const Entry& entry = checked(name, shape);
+  verify();
+  float* next = out;
+  for_each_block(entry.begin, entry.end, [&](std::string_view bytes) {
+    if (entry.dtype == "F32") {
+      std::memcpy(next, bytes.data(), bytes.size());
+      next += bytes.size() / sizeof(float);
+      return;
+    }
+    for (std::size_t at = 0; at < bytes.size(); at += 2) {
+      std::uint16_t bits = 0;
+      std::memcpy(&bits, bytes.data() + at, 2);
+      *next++ = entry.dtype == "F16" ? detail::widen_half(bits) : detail::widen_bfloat(bits);
+    }
+  });
+  for (const float* number = out; number < next; ++number) {
+    require(std::isfinite(*number), path(), ": tensor \"", shown(name), "\" holds ",
+            std::isnan(*number) ? "NaN" : "infinity", " at element ", number - out);
+  }
+}
 
 }  // namespace bert4rec
 
