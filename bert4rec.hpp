@@ -37,14 +37,19 @@
 // bug.
 //
 // Contents
-//    1 Version and includes        7 Configuration         13 Data
-//    2 Errors                      8 Tensors               14 Optimizer
-//    3 Arithmetic, random numbers  9 Kernels               15 Engine
-//    4 JSON                       10 Layers                16 Evaluation
-//    5 Flat files                 11 Encoder               17 Training
-//    6 Threads                    12 Heads and losses      18 Recommendation
+//    1 Version and includes        8 Tensors               15 Optimizer
+//    2 Errors                      9 Kernels               16 Engine
+//    3 Arithmetic, random numbers 10 Layers                17 Evaluation
+//    4 JSON                       11 Encoder               18 Tasks
+//    5 Flat files                 12 Losses                19 Training
+//    6 Threads                    13 Heads                 20 Recommendation
+//    7 Configuration              14 Data
 //    A The kernels on vectors (of chapter 9)
 //    B Bodies of JSON and safetensors (of chapters 4 and 5)
+//
+// In an hour: 7 (what can be chosen), 10 and 11 (the network, forward and backward), 12 and 13 (from
+// vectors to a loss), then of 14 "Batches" and of 18 ItemTask (the Cloze task). Chapter 9 says what
+// the inner loops compute; 2 to 6 are tools that need no reading before they are used.
 //
 // Options, defined before the include:
 //   BERT4REC_PORTABLE   compile only the plain kernels: slower, standard C++ only (chapter 9);
@@ -2197,7 +2202,7 @@ struct SoftmaxSum {
   Real largest, sum;
 };
 
-// AdamW's constants of one step (chapter 14).
+// AdamW's constants of one step (chapter 15).
 template <class Real>
 struct AdamConstants {
   Real rate1, rate2;  // 1 - beta
@@ -3558,7 +3563,9 @@ class ItemHead {
     require(K > 0, "a batch without negatives, which the loss ", enum_name(loss_), " needs");
     grow(drawn_, K * H), grow(drawn_bias_, K);
     grow(scores_, std::min(M, slab) * (K + 1));
-    d_drawn_ = Buffer<Real>(K * H), d_drawn_bias_ = Buffer<Real>(K);
+    grow(d_drawn_, K * H), grow(d_drawn_bias_, K);
+    std::fill_n(d_drawn_.data(), K * H, Real(0));
+    std::fill_n(d_drawn_bias_.data(), K, Real(0));
     for (std::size_t j = 0; j < K; ++j) {
       const auto item = static_cast<std::size_t>(group.negatives[j]);
       std::copy_n(w_.weight + item * H, H, drawn_.data() + j * H);
