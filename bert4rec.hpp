@@ -37,14 +37,19 @@
 // bug.
 //
 // Contents
-//    1 Version and includes        7 Configuration         13 Data
-//    2 Errors                      8 Tensors               14 Optimizer
-//    3 Arithmetic, random numbers  9 Kernels               15 Engine
-//    4 JSON                       10 Layers                16 Evaluation
-//    5 Flat files                 11 Encoder               17 Training
-//    6 Threads                    12 Heads and losses      18 Recommendation
+//    1 Version and includes        8 Tensors               15 Optimizer
+//    2 Errors                      9 Kernels               16 Engine
+//    3 Arithmetic, random numbers 10 Layers                17 Evaluation
+//    4 JSON                       11 Encoder               18 Tasks
+//    5 Flat files                 12 Losses                19 Training
+//    6 Threads                    13 Heads                 20 Recommendation
+//    7 Configuration              14 Data
 //    A The kernels on vectors (of chapter 9)
 //    B Bodies of JSON and safetensors (of chapters 4 and 5)
+//
+// In an hour: 7 (what can be chosen), 10 and 11 (the network, forward and backward), 12 and 13 (from
+// vectors to a loss), then of 14 "Batches" and of 18 ItemTask (the Cloze task). Chapter 9 says what
+// the inner loops compute; 2 to 6 are tools that need no reading before they are used.
 //
 // Options, defined before the include:
 //   BERT4REC_PORTABLE   compile only the plain kernels: slower, standard C++ only (chapter 9);
@@ -1724,12 +1729,6 @@ enum class Objective {
   causal  // SASRec (Kang and McAuley, ICDM 2018): at every item the next, from earlier items alone
 };
 
-// What stands on the encoder.
-enum class Purpose {
-  ranking,  // scores of all items
-  matching  // the cosine of a user's and an item's vector, times a learned scale
-};
-
 // Of the scores at an asked place (chapter 12). All but softmax see only a few drawn negatives.
 enum class Loss { softmax, sampled_softmax, bce, gbce };
 
@@ -1764,10 +1763,6 @@ struct EnumNames<Architecture> {
 template <>
 struct EnumNames<Objective> {
   static constexpr std::array<std::string_view, 2> names{"cloze", "causal"};
-};
-template <>
-struct EnumNames<Purpose> {
-  static constexpr std::array<std::string_view, 2> names{"ranking", "matching"};
 };
 template <>
 struct EnumNames<Loss> {
@@ -1846,8 +1841,6 @@ struct ModelConfig {
   double attention_dropout = 0.1;
   Architecture architecture = Architecture::torch;
   Objective objective = Objective::cloze;
-  Purpose task = Purpose::ranking;
-  double fixed_scale = 0;
 
   // visit(name, value, minimum, maximum, meaning) for each field. Model files name those of the
   // first version always, later ones where they are not at their default: so the bytes of a model
@@ -1864,8 +1857,6 @@ struct ModelConfig {
     visit("attention_dropout", self.attention_dropout, 0.0, 0.99, "dropout of attention weights");
     visit("architecture", self.architecture, 0, 1, "output: untied linear, or that of the paper");
     visit("objective", self.objective, 0, 1, "name hidden items, or the next one at every item");
-    visit("task", self.task, 0, 1, "score all items, or match a user's vector with an item's");
-    visit("fixed_scale", self.fixed_scale, 0.0, 100.0, "matching: scale of the cosine; 0: learned");
   }
 
   std::size_t vocabulary() const { return num_items + special_rows; }
@@ -1916,7 +1907,6 @@ struct TrainConfig {
   std::size_t negatives = 256;
   double negative_power = 0;
   double gbce_t = 0.75;
-  std::size_t neg_ratio = 1;
 
   static constexpr std::size_t first_fields = 28;
   template <class Self, class Visit>
@@ -1961,7 +1951,6 @@ struct TrainConfig {
     visit("negative_power", self.negative_power, 0.0, 1.0,
           "drawn by (count of the item)^power; 0: all alike");
     visit("gbce_t", self.gbce_t, 0.0, 1.0, "calibration of gbce; 0: that of bce");
-    visit("neg_ratio", self.neg_ratio, 0, 10'000, "matching: negatives drawn for each positive");
   }
 };
 
@@ -2070,11 +2059,8 @@ Config config_from_json(const Json& json, Config config = {}) {
 enum class Init {
   normal,  // deviation 0.02, cut at two deviations (BERT)
   zeros,
-  ones,
-  log_scale  // of matching, log(1 / 0.07) as in CLIP (chapter 13)
+  ones
 };
-
-inline constexpr float first_log_scale = 2.65926004f;  // log(1 / 0.07)
 
 using Shape = std::vector<std::size_t>;
 
@@ -2083,17 +2069,16 @@ struct TensorSpec {
   Shape shape;
   Init init;
   bool decay;          // AdamW decays matrices, not biases and LayerNorms
-  bool by_item;        // a row for each row of the vocabulary: a step may touch few (chapter 14)
   std::size_t offset;  // of the first element in the flat array
   std::size_t size;
 };
 
 class TensorTable {
  public:
-  void add(std::string name, Shape shape, Init init, bool rows_of_items = false) {
+  void add(std::string name, Shape shape, Init init) {
     const std::size_t count = checked_product(shape, name);
     const bool decay = shape.size() > 1;
-    specs_.push_back({std::move(name), std::move(shape), init, decay, rows_of_items, size_, count});
+    specs_.push_back({std::move(name), std::move(shape), init, decay, size_, count});
     size_ += count;
   }
 
@@ -2113,14 +2098,13 @@ class TensorTable {
 };
 
 // A part of a model lists its tensors once, in a struct of pointers with a function
-//   for_each(config, visit), which calls visit(pointer, name, shape, init[, by_item]) for each;
+//   for_each(config, visit), which calls visit(pointer, name, shape, init) for each;
 // both the table and the pointers into a flat array of parameters or gradients come from that list.
 template <class Tensors, class Config>
 void add_tensors(TensorTable& table, const Config& config) {
-  Tensors().for_each(config,
-                     [&](auto&, const std::string& name, Shape shape, Init init, auto... by_item) {
-                       table.add(name, std::move(shape), init, by_item...);
-                     });
+  Tensors().for_each(config, [&](auto&, const std::string& name, Shape shape, Init init) {
+    table.add(name, std::move(shape), init);
+  });
 }
 
 template <class Tensors, class Config, class Real>
@@ -2131,8 +2115,6 @@ Tensors tensors_at(const Config& config, const TensorTable& table, Real* flat) {
   });
   return tensors;
 }
-
-inline constexpr bool by_item = true;
 
 inline std::string layer_prefix(std::size_t layer) { return join("encoder.layers.", layer, "."); }
 
@@ -2151,7 +2133,7 @@ struct EncoderTensors {
   template <class Visit>
   void for_each(const EncoderConfig& config, Visit&& visit) {
     const std::size_t H = config.hidden_size, inner = config.inner_size;
-    visit(item, "item_embedding.weight", Shape{config.vocabulary, H}, Init::normal, by_item);
+    visit(item, "item_embedding.weight", Shape{config.vocabulary, H}, Init::normal);
     visit(position, "position_embedding.weight", Shape{config.max_length, H}, Init::normal);
     visit(gain, "embedding_norm.weight", Shape{H}, Init::ones);
     visit(bias, "embedding_norm.bias", Shape{H}, Init::zeros);
@@ -2183,7 +2165,6 @@ inline std::vector<float> initial_parameters(const TensorTable& table, std::uint
   for (const TensorSpec& spec : table) {
     const std::span<float> tensor(values.data() + spec.offset, spec.size);
     if (spec.init == Init::ones) std::fill(tensor.begin(), tensor.end(), 1.0f);
-    if (spec.init == Init::log_scale) std::fill(tensor.begin(), tensor.end(), first_log_scale);
     if (spec.init != Init::normal) continue;
     pool.parallel_ranges(spec.size, 4096, [&](std::size_t begin, std::size_t end, std::size_t) {
       for (std::size_t i = begin; i < end; ++i) {
@@ -2221,7 +2202,7 @@ struct SoftmaxSum {
   Real largest, sum;
 };
 
-// AdamW's constants of one step (chapter 14).
+// AdamW's constants of one step (chapter 15).
 template <class Real>
 struct AdamConstants {
   Real rate1, rate2;  // 1 - beta
@@ -2246,9 +2227,12 @@ struct Kernels {
   std::size_t scratch_size;
   void (*add)(const Real* x, Real* y, std::size_t n);
   void (*scale)(Real* x, Real factor, std::size_t n);
+  void (*add_scaled)(Real factor, const Real* x, Real* y, std::size_t n);
+  Real (*dot)(const Real* x, const Real* y, std::size_t n);
   Real (*sum_of_squares)(const Real* x, std::size_t n);
   SoftmaxSum<Real> (*softmax)(Real* x, Real scale, std::size_t n);
   void (*softmax_backward)(const Real* p, const Real* q, Real* dq, Real scale, std::size_t n);
+  double (*logistic)(Real* x, std::size_t n);
   RankCounts (*count_above)(const Real* x, Real value, std::size_t n);
   void (*gelu)(const Real* x, Real* y, std::size_t n);
   void (*gelu_backward)(const Real* x, Real* dy, std::size_t n);
@@ -2359,6 +2343,17 @@ void scale(Real* x, Real factor, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) x[i] *= factor;
 }
 
+// y += factor x
+template <class Real>
+void add_scaled(Real factor, const Real* x, Real* y, std::size_t n) {
+  for (std::size_t i = 0; i < n; ++i) y[i] = fused(factor, x[i], y[i]);
+}
+
+template <class Real>
+Real dot(const Real* x, const Real* y, std::size_t n) {
+  return sum_row<Real>(n, [&](std::size_t i, Real sum) { return fused(x[i], y[i], sum); });
+}
+
 template <class Real>
 Real sum_of_squares(const Real* x, std::size_t n) {
   return sum_row<Real>(n, [&](std::size_t i, Real sum) { return fused(x[i], x[i], sum); });
@@ -2386,6 +2381,32 @@ void softmax_backward(const Real* p, const Real* q, Real* dq, Real scale, std::s
   for (std::size_t i = 0; i < n; ++i) {
     dq[i] = scale * fused(p[i], -mean, rounded(q[i] * dq[i]));
   }
+}
+
+// x_i becomes 1 / (1 + exp(-x_i)); returns sum_i log(1 + exp x_i). With e_i = exp(-|x_i|),
+//   log(1 + exp x_i) = max(x_i, 0) + log(1 + e_i);
+// the factors 1 + e_i, at most 2 each, are multiplied before the logarithm is taken: 64 to a lane.
+inline constexpr std::size_t logistic_block = 64 * lanes;
+
+template <class Real>
+double logistic(Real* x, std::size_t n) {
+  double logs = 0;
+  Real positive[lanes] = {};
+  for (std::size_t block = 0; block < n; block += logistic_block) {
+    Real product[lanes];
+    std::fill_n(product, lanes, Real(1));
+    for (std::size_t i = block; i < std::min(n, block + logistic_block); ++i) {
+      const Real e = exp(-std::abs(x[i])), factor = 1 + e;
+      if (x[i] > 0) positive[i % lanes] += x[i];
+      product[i % lanes] *= factor;
+      x[i] = (x[i] < 0 ? e : Real(1)) / factor;
+    }
+    for (const Real factor : product) logs += natural_log(static_cast<double>(factor));
+  }
+  for (std::size_t half = lanes / 2; half > 0; half /= 2) {
+    for (std::size_t j = 0; j < half; ++j) positive[j] += positive[j + half];
+  }
+  return static_cast<double>(positive[0]) + logs;
 }
 
 // How many of x are above `value`, and how many equal it.
@@ -2501,9 +2522,12 @@ const Kernels<Real>& plain_kernels() {
                                        0,
                                        plain::add<Real>,
                                        plain::scale<Real>,
+                                       plain::add_scaled<Real>,
+                                       plain::dot<Real>,
                                        plain::sum_of_squares<Real>,
                                        plain::softmax<Real>,
                                        plain::softmax_backward<Real>,
+                                       plain::logistic<Real>,
                                        plain::count_above<Real>,
                                        plain::gelu<Real>,
                                        plain::gelu_backward<Real>,
@@ -2648,6 +2672,7 @@ class Buffer {
   std::span<Real> span() { return {data_, size_}; }
   std::span<const Real> span() const { return {data_, size_}; }
   Real& operator[](std::size_t i) { return data_[i]; }
+  const Real& operator[](std::size_t i) const { return data_[i]; }
 
  private:
   struct Release {
@@ -2901,6 +2926,8 @@ struct RowGroup {
   std::span<const std::int32_t> tokens, positions;  // [N]
   std::span<const std::size_t> asked;               // [M] places in the group, ascending
   std::span<const std::int32_t> targets;            // [M] what belongs there
+  std::span<const std::int32_t> negatives;          // [K] items drawn for the whole batch
+  std::span<const float> log_expected;              // [K] log(K q) of an item drawn with chance q
   RowOffsets all, asked_rows;                       // the rows in tokens, and in asked
 };
 
@@ -3288,21 +3315,21 @@ class Encoder {
 };
 
 // ================================================================================================
-// 12  Heads and losses
+// 12  Losses
 // ================================================================================================
-// A head turns the vectors of the asked places into scores and a loss. It owns its tensors, its
-// loss and its gradient; the engine gives it vectors and takes their gradient back:
-//   static TensorTable tensors(config)                    those of the encoder and its own
-//   Head(config, table, parameters, gradients, encoder)   parameters and gradients as flat arrays
-//   Tally loss(compute, x, group, loss_scale, d_x)
-//   void score(compute, M, x, scores)
-//
-// ItemHead is that of the Cloze task (section 3.6): at each asked place a softmax over all items,
-// and the mean of -log p(true item) over the batch (eq. 8 averages inside each sequence first).
-// Only items compete: PAD, MASK and UNK are never predicted.
-//   torch:  s = W x + b                                        W: output.weight [V,H]
-//   paper:  s = E LayerNorm(gelu(W_d x + b_d)) + b  (eq. 7)    E: item_embedding.weight [V,H]
-// (Equation 7 has no LayerNorm; the authors' code does.)
+// At each asked place the model gives a score s to candidates, of which one is the target, with the
+// score t. The loss of a batch is the mean over its asked places (eq. 8 averages inside each
+// sequence first).
+//   softmax          log sum_j exp s_j - t                               over all items
+//   sampled-softmax  log(exp t + sum_j exp(s_j - log(K q_j))) - t        over K drawn items: item j
+//                    is drawn K q_j times on average, and exp s_j is divided by that, so that the
+//                    sum is right on average (Jean et al., ACL 2015)
+//   gbce             (beta log(1 + exp -t) + sum_j log(1 + exp s_j)) / (K + 1),
+//                    beta = 1 - c (1 - alpha), alpha = K / (I - 1)  (Petrov and Macdonald, RecSys
+//                    2023, whose transform of the score this is, in closed form): with c > 0 the
+//                    scores do not overestimate, as they do where few negatives are seen
+//   bce              gbce with c = 0 (SASRec)
+// A drawn item that is the target itself is no candidate: its score is set to -infinity.
 
 inline constexpr std::array<std::size_t, 4> top_k{1, 5, 10, 20};
 
@@ -3330,6 +3357,50 @@ constexpr std::size_t rank_of(std::size_t better, std::size_t ties) {
   return 1 + better + ties / 2;
 }
 
+// Whether a loss needs drawn negatives.
+constexpr bool draws_negatives(Loss loss) { return loss != Loss::softmax; }
+
+// The scores s[n] of a place become the gradient of its loss, s_j = softmax(s)_j - [j = target].
+// Returns the loss.
+template <class Real>
+double softmax_loss(const detail::Kernels<Real>& kernels, Real* s, std::size_t n,
+                    std::size_t target) {
+  const Real target_score = s[target];
+  const auto all = kernels.softmax(s, Real(1), n);
+  s[target] -= 1;
+  return static_cast<double>(all.largest) - static_cast<double>(target_score) +
+         detail::natural_log(static_cast<double>(all.sum));
+}
+
+// The same for gbce, of the scores s[1 + K] with the target first:
+//   s_0 = -beta / (1 + exp t) / (K + 1),   s_j = 1 / (1 + exp -s_j) / (K + 1)
+template <class Real>
+double logistic_loss(const detail::Kernels<Real>& kernels, Real* s, std::size_t K, double beta) {
+  const Real share = Real(1) / static_cast<Real>(K + 1);
+  s[0] = -s[0];
+  const double target_loss = beta * kernels.logistic(s, 1);
+  const double loss = target_loss + kernels.logistic(s + 1, K);
+  s[0] *= -static_cast<Real>(beta);
+  kernels.scale(s, share, K + 1);
+  return loss / static_cast<double>(K + 1);
+}
+
+// ================================================================================================
+// 13  Heads
+// ================================================================================================
+// A head turns the vectors of the asked places into scores and a loss. It owns its tensors, its
+// loss and its gradient; the engine gives it vectors and takes their gradient back:
+//   static TensorTable tensors(config)           those of the encoder and its own
+//   Head(config, train, table, parameters, gradients, encoder)   flat arrays, and what a loss needs
+//   Tally loss(compute, x, group, loss_scale, d_x)               of training
+//   Tally evaluate(compute, x, group)
+//   void score(compute, M, x, scores)
+//
+// ItemHead scores all items. Only items compete: PAD, MASK and UNK are never predicted.
+//   torch:  s = W x + b                                        W: output.weight [V,H]
+//   paper:  s = E LayerNorm(gelu(W_d x + b_d)) + b  (eq. 7)    E: item_embedding.weight [V,H]
+// (Equation 7 has no LayerNorm; the authors' code does.)
+
 template <class Real>
 struct ItemTensors {
   Real* weight;                                    // torch: output [V,H]
@@ -3340,14 +3411,14 @@ struct ItemTensors {
   void for_each(const ModelConfig& config, Visit&& visit) {
     const std::size_t H = config.hidden_size, V = config.vocabulary();
     if (config.architecture == Architecture::torch) {
-      visit(weight, "output.weight", Shape{V, H}, Init::normal, by_item);
+      visit(weight, "output.weight", Shape{V, H}, Init::normal);
     } else {
       visit(dense_weight, "head.dense.weight", Shape{H, H}, Init::normal);
       visit(dense_bias, "head.dense.bias", Shape{H}, Init::zeros);
       visit(gain, "head.norm.weight", Shape{H}, Init::ones);
       visit(shift, "head.norm.bias", Shape{H}, Init::zeros);
     }
-    visit(bias, "output.bias", Shape{V}, Init::zeros, by_item);
+    visit(bias, "output.bias", Shape{V}, Init::zeros);
   }
 };
 
@@ -3365,9 +3436,11 @@ class ItemHead {
  public:
   static TensorTable tensors(const ModelConfig& config) { return bert4rec_tensors(config); }
 
-  ItemHead(const ModelConfig& config, const TensorTable& table, Real* parameters, Real* gradients,
-           const Encoder<Real>& encoder)
+  ItemHead(const ModelConfig& config, const TrainConfig& train, const TensorTable& table,
+           Real* parameters, Real* gradients, const Encoder<Real>& encoder)
       : config_(config),
+        loss_(train.loss),
+        gbce_t_(train.loss == Loss::gbce ? train.gbce_t : 0.0),
         capacity_(encoder.capacity()),
         w_(tensors_at<ItemTensors<Real>>(config, table, parameters)),
         g_(tensors_at<ItemTensors<Real>>(config, table, gradients)) {
@@ -3386,25 +3459,22 @@ class ItemHead {
   }
 
   // Loss at the asked places: their vectors x[M,H] from the encoder, and the group's targets[M]
-  // (items). If d_x[M,H] is given it receives the gradient of loss_scale * (sum of losses), and
-  // that of the head's tensors is added to theirs.
+  // (items). d_x[M,H] receives the gradient of loss_scale * (sum of losses), and that of the head's
+  // tensors is added to theirs.
   Tally loss(Compute<Real>& compute, const Real* x, const RowGroup& group, Real loss_scale,
              Real* d_x) {
-    const std::size_t M = group.targets.size();
-    const Real* vectors = transform_forward(compute, M, x);
-    for (std::size_t begin = 0; begin < M; begin += slab_) {
-      const std::size_t end = std::min(begin + slab_, M);
-      slab_loss(compute, begin, end, vectors, group.targets, loss_scale, d_x);
-    }
-    Tally tally;
-    tally.count = M;
-    for (std::size_t i = 0; i < M; ++i) {
-      tally.loss_sum += losses_[i];
-      const std::size_t rank = rank_of(counts_[i].better, counts_[i].ties);
-      for (std::size_t k = 0; k < top_k.size(); ++k) tally.hits[k] += rank <= top_k[k];
-    }
-    if (d_x != nullptr) transform_backward(compute, M, x, d_x);
+    const Real* vectors = transform_forward(compute, group.targets.size(), x);
+    const Tally tally = draws_negatives(loss_)
+                            ? sampled_loss(compute, vectors, group, loss_scale, d_x)
+                            : full_loss(compute, vectors, group, loss_scale, d_x);
+    transform_backward(compute, group.targets.size(), x, d_x);
     return tally;
+  }
+
+  // Softmax over all items and ranks among them, whatever the loss of training.
+  Tally evaluate(Compute<Real>& compute, const Real* x, const RowGroup& group) {
+    const Real* vectors = transform_forward(compute, group.targets.size(), x);
+    return full_loss(compute, vectors, group, Real(1), nullptr);
   }
 
   // Scores [M,num_items] of the asked places, from their vectors x[M,H].
@@ -3415,10 +3485,6 @@ class ItemHead {
   }
 
  private:
-  // Scores held at a time: of so many numbers, but of 64 tokens at least, since each slab reads the
-  // whole item table.
-  static constexpr std::size_t slab_numbers = std::size_t{1} << 22, least_slab = 64;
-
   // x itself (torch), or LayerNorm(gelu(W_d x + b_d)) (paper): what the items are compared with
   const Real* transform_forward(Compute<Real>& compute, std::size_t M, const Real* x) {
     if (config_.architecture == Architecture::torch) return x;
@@ -3443,36 +3509,147 @@ class ItemHead {
                     g_.dense_bias, d, false);
   }
 
-  // Asked places begin ... end - 1:  s = vectors W^T + b,  loss = log sum_j exp s_j - s_target,
-  // ds_j = softmax(s)_j - [j = target]
-  void slab_loss(Compute<Real>& compute, std::size_t begin, std::size_t end, const Real* vectors,
-                 std::span<const std::int32_t> targets, Real loss_scale, Real* d_vectors) {
+  // The sums over places 0 ... M - 1, of which losses_ and counts_ tell.
+  Tally tally_of(std::size_t M) const {
+    Tally tally;
+    tally.count = M;
+    for (std::size_t i = 0; i < M; ++i) {
+      tally.loss_sum += losses_[i];
+      const std::size_t rank = rank_of(counts_[i].better, counts_[i].ties);
+      for (std::size_t k = 0; k < top_k.size(); ++k) tally.hits[k] += rank <= top_k[k];
+    }
+    return tally;
+  }
+
+  // ---- Over all items --------------------------------------------------------------------------
+
+  Tally full_loss(Compute<Real>& compute, const Real* vectors, const RowGroup& group,
+                  Real loss_scale, Real* d_vectors) {
+    const std::size_t M = group.targets.size(), slab = slab_of(config_.num_items);
+    grow(scores_, std::min(M, slab) * config_.num_items);
+    for (std::size_t begin = 0; begin < M; begin += slab) {
+      full_slab(compute, begin, std::min(begin + slab, M), vectors, group, loss_scale, d_vectors);
+    }
+    return tally_of(M);
+  }
+
+  // Asked places begin ... end - 1:  s = vectors W^T + b
+  void full_slab(Compute<Real>& compute, std::size_t begin, std::size_t end, const Real* vectors,
+                 const RowGroup& group, Real loss_scale, Real* d_vectors) {
     const std::size_t M = end - begin, H = config_.hidden_size, I = config_.num_items;
     vectors += begin * H;
     linear_forward(compute, M, I, H, vectors, w_.weight, w_.bias, scores_.data());
     compute.for_rows(M, [&](std::size_t i) {
       Real* s = scores_.data() + i * I;
-      const auto target = static_cast<std::size_t>(targets[begin + i]);
-      const Real target_score = s[target];
-      counts_[begin + i] = compute.kernels.count_above(s, target_score, I);
+      const auto target = static_cast<std::size_t>(group.targets[begin + i]);
+      counts_[begin + i] = compute.kernels.count_above(s, s[target], I);
       counts_[begin + i].ties -= 1;  // the target itself (none, and so wrapped, if it is NaN)
-      const auto all = compute.kernels.softmax(s, Real(1), I);
-      losses_[begin + i] = static_cast<double>(all.largest) - static_cast<double>(target_score) +
-                           detail::natural_log(static_cast<double>(all.sum));
-      if (d_vectors == nullptr) return;
-      s[target] -= 1;
-      compute.kernels.scale(s, loss_scale, I);
+      losses_[begin + i] = softmax_loss(compute.kernels, s, I, target);
+      if (d_vectors != nullptr) compute.kernels.scale(s, loss_scale, I);
     });
     if (d_vectors == nullptr) return;
     linear_backward(compute, M, I, H, vectors, w_.weight, scores_.data(), g_.weight, g_.bias,
                     d_vectors + begin * H, false);
   }
 
+  // ---- Over drawn items ------------------------------------------------------------------------
+  // The rows of the K drawn items are gathered; the scores of a place are those of its target and
+  // then of these. Ranks count among them.
+
+  Tally sampled_loss(Compute<Real>& compute, const Real* vectors, const RowGroup& group,
+                     Real loss_scale, Real* d_vectors) {
+    const std::size_t M = group.targets.size(), K = group.negatives.size();
+    const std::size_t H = config_.hidden_size, slab = slab_of(K + 1);
+    require(K > 0, "a batch without negatives, which the loss ", enum_name(loss_), " needs");
+    grow(drawn_, K * H), grow(drawn_bias_, K);
+    grow(scores_, std::min(M, slab) * (K + 1));
+    grow(d_drawn_, K * H), grow(d_drawn_bias_, K);
+    std::fill_n(d_drawn_.data(), K * H, Real(0));
+    std::fill_n(d_drawn_bias_.data(), K, Real(0));
+    for (std::size_t j = 0; j < K; ++j) {
+      const auto item = static_cast<std::size_t>(group.negatives[j]);
+      std::copy_n(w_.weight + item * H, H, drawn_.data() + j * H);
+      drawn_bias_[j] = w_.bias[item];
+    }
+    for (std::size_t begin = 0; begin < M; begin += slab) {
+      sampled_slab(compute, begin, std::min(begin + slab, M), vectors, group, loss_scale,
+                   d_vectors);
+    }
+    for (std::size_t j = 0; j < K; ++j) {
+      const auto item = static_cast<std::size_t>(group.negatives[j]);
+      compute.kernels.add(d_drawn_.data() + j * H, g_.weight + item * H, H);
+      g_.bias[item] += d_drawn_bias_[j];
+    }
+    return tally_of(M);
+  }
+
+  // Asked places begin ... end - 1:
+  //   t_i = vectors_i w_target + b_target,   s_ij = vectors_i w_j + b_j
+  void sampled_slab(Compute<Real>& compute, std::size_t begin, std::size_t end, const Real* vectors,
+                    const RowGroup& group, Real loss_scale, Real* d_vectors) {
+    const std::size_t M = end - begin, H = config_.hidden_size, K = group.negatives.size();
+    const View<Real> s{scores_.data(), K + 1}, drawn{drawn_.data(), H};
+    vectors += begin * H, d_vectors += begin * H;
+    compute.parallel_multiply(M, K, H, {vectors, H}, drawn.T(), {drawn_bias_.data(), 0},
+                              s.from(0, 1));
+    compute.for_rows(M, [&](std::size_t i) {
+      const auto target = static_cast<std::size_t>(group.targets[begin + i]);
+      Real* row = s.from(i).data;
+      row[0] = compute.kernels.dot(vectors + i * H, w_.weight + target * H, H) + w_.bias[target];
+      losses_[begin + i] = place_loss(compute.kernels, row, group, begin + i);
+      compute.kernels.scale(row, loss_scale, K + 1);
+    });
+    // ds w + dt w_target, and the same of the weights: ds^T vectors, and dt vectors to the target's
+    const View<Real> d_s = s.from(0, 1), d_drawn{d_drawn_.data(), H};
+    compute.parallel_multiply(M, H, K, d_s, drawn, {nullptr, 0}, {d_vectors, H});
+    compute.parallel_multiply(K, H, M, d_s.T(), {vectors, H}, d_drawn, d_drawn);
+    for (std::size_t i = 0; i < M; ++i) {
+      const auto target = static_cast<std::size_t>(group.targets[begin + i]);
+      const Real d_t = s.from(i).data[0];
+      compute.kernels.add_scaled(d_t, w_.weight + target * H, d_vectors + i * H, H);
+      compute.kernels.add_scaled(d_t, vectors + i * H, g_.weight + target * H, H);
+      compute.kernels.add(d_s.from(i).data, d_drawn_bias_.data(), K);
+      g_.bias[target] += d_t;
+    }
+  }
+
+  // The loss at a place from the scores s[1 + K] of its target and the drawn items, which become
+  // the gradient.
+  double place_loss(const detail::Kernels<Real>& kernels, Real* s, const RowGroup& group,
+                    std::size_t place) {
+    const std::size_t K = group.negatives.size();
+    for (std::size_t j = 0; j < K; ++j) {
+      if (group.negatives[j] == group.targets[place]) {
+        s[1 + j] = -std::numeric_limits<Real>::infinity();
+      }
+    }
+    counts_[place] = kernels.count_above(s + 1, s[0], K);
+    if (loss_ == Loss::sampled_softmax) {
+      for (std::size_t j = 0; j < K; ++j) s[1 + j] -= static_cast<Real>(group.log_expected[j]);
+      return softmax_loss(kernels, s, K + 1, 0);
+    }
+    const double alpha = static_cast<double>(K) / static_cast<double>(config_.num_items - 1);
+    return logistic_loss(kernels, s, K, 1 - detail::rounded(gbce_t_ * (1 - std::min(1.0, alpha))));
+  }
+
+  // Rows of scores that are held at a time: of so many numbers, but 64 rows at least, since each
+  // slab reads the whole table.
+  std::size_t slab_of(std::size_t columns) const {
+    constexpr std::size_t slab_numbers = std::size_t{1} << 22, least_slab = 64;
+    return std::clamp(slab_numbers / columns, least_slab, capacity_);
+  }
+  static void grow(Buffer<Real>& buffer, std::size_t size) {
+    if (buffer.size() < size) buffer = Buffer<Real>(size);
+  }
+
   ModelConfig config_;
+  Loss loss_;
+  double gbce_t_;
   std::size_t capacity_;
-  std::size_t slab_ = std::clamp(slab_numbers / config_.num_items, least_slab, capacity_);
   ItemTensors<Real> w_, g_;                         // parameters and gradients
-  Buffer<Real> scores_{slab_ * config_.num_items};  // [slab,I]
+  Buffer<Real> scores_;                             // [slab,I], or [slab,1+K]
+  Buffer<Real> drawn_, drawn_bias_;                 // [K,H] [K] of the drawn items,
+  Buffer<Real> d_drawn_, d_drawn_bias_;             // and their gradients
   Buffer<Real> dense_, active_, vectors_;           // [M,H] of the transform
   Buffer<detail::RowStatistics<Real>> statistics_;  // [M]
   Buffer<double> losses_{capacity_};                // [M]
@@ -3480,7 +3657,7 @@ class ItemHead {
 };
 
 // ================================================================================================
-// 13  Data
+// 14  Data
 // ================================================================================================
 // data/<name>/items.jsonl: one item a line,
 //   {"id": 16498, "title": {"romaji": "...", "english": "...", "native": "..."}, "genres": ["..."],
@@ -3953,10 +4130,13 @@ struct Batch {
   std::vector<std::size_t> offsets{0};          // [B + 1]
   std::vector<std::size_t> asked;               // [M] places in tokens, ascending
   std::vector<std::int32_t> targets;            // [M] items
+  std::vector<std::int32_t> negatives;          // [K] drawn items, for losses that need them
+  std::vector<float> log_expected;              // [K] log(K q) of an item drawn with chance q
 
   std::size_t rows() const { return offsets.size() - 1; }
   void clear() {
     tokens.clear(), positions.clear(), asked.clear(), targets.clear();
+    negatives.clear(), log_expected.clear();
     offsets.assign(1, 0);
   }
   void reserve(std::size_t rows, std::size_t max_length) {
@@ -4009,6 +4189,11 @@ inline void check_batch(const Batch& batch, const ModelConfig& config) {
     require(below(batch.targets[i], config.num_items), "target ", batch.targets[i],
             " of a batch is no item");
   }
+  require(batch.log_expected.size() == batch.negatives.size(), "a batch with ",
+          batch.negatives.size(), " negatives and ", batch.log_expected.size(), " log_expected");
+  for (const std::int32_t item : batch.negatives) {
+    require(below(item, config.num_items), "negative ", item, " of a batch is no item");
+  }
 }
 
 // Cuts batches into groups of whole rows (chapter 11).
@@ -4043,6 +4228,8 @@ class Groups {
                            std::span(batch.positions).subspan(begin, N),
                            {asked_.data(), M},
                            std::span(batch.targets).subspan(first_asked, M),
+                           batch.negatives,
+                           batch.log_expected,
                            {std::span(batch.offsets).subspan(row, offsets)},
                            {{rows_.data(), offsets}}};
       if (M > 0) task(group);
@@ -4087,13 +4274,27 @@ inline void add_cloze_row(Batch& batch, ItemSpan history, const ModelConfig& mod
   batch.end_row();
 }
 
-// A row that asks for the item after a history: its newest L - 1 items and a [MASK] behind them.
+// A row that asks for the item after a history: its newest L - 1 items and a [MASK] behind them; or
+// with the causal objective its newest L items, the newest of which is the place to ask at.
 inline void add_next_item_row(Batch& batch, ItemSpan history, const ModelConfig& model,
                               std::int32_t target = 0) {
-  for (const std::int32_t item : newest(history, model.max_length - 1)) {
+  const bool causal = model.objective == Objective::causal && !history.empty();
+  for (const std::int32_t item : newest(history, model.max_length - 1 + causal)) {
     batch.tokens.push_back(token_of(item));
   }
-  batch.ask(target);
+  if (causal) batch.tokens.pop_back();
+  batch.ask(target, causal ? token_of(history.back()) : mask_token);
+  batch.end_row();
+}
+
+// A row for the causal objective: of the newest L + 1 items of a history all but the last are
+// shown, and at each the next is asked for. A single item is asked for at a [MASK].
+inline void add_causal_row(Batch& batch, ItemSpan history, const ModelConfig& model) {
+  const ItemSpan items = newest(history, model.max_length + 1);
+  if (items.size() == 1) return add_next_item_row(batch, {}, model, items[0]);
+  for (std::size_t i = 0; i + 1 < items.size(); ++i) {
+    batch.ask(items[i + 1], token_of(items[i]));
+  }
   batch.end_row();
 }
 
@@ -4231,7 +4432,7 @@ class DataSplit {
 };
 
 // ================================================================================================
-// 14  Optimizer
+// 15  Optimizer
 // ================================================================================================
 // AdamW (Loshchilov and Hutter, ICLR 2019) at step t = 1, 2, ... with gradient g:
 //   m = m + (1 - b1) (g - m)       v = v + (1 - b2) (g^2 - v)
@@ -4298,7 +4499,7 @@ void adamw_step(Compute<Real>& compute, const TensorTable& table, const TrainCon
 }
 
 // ================================================================================================
-// 15  Engine
+// 16  Engine
 // ================================================================================================
 // What training, evaluation and recommendation talk to. A second engine (CUDA) implements the
 // same functions. Trainer, load_model and Recommender take an EngineMaker that says which.
@@ -4388,16 +4589,14 @@ class CpuEngine : public Engine {
     return metrics;
   }
 
-  Tally evaluate(const Batch& batch) override { return loss(batch, DropoutPlan()); }
-
-  Tally loss(const Batch& batch, const DropoutPlan& dropout) {
-    Tally metrics;
+  Tally evaluate(const Batch& batch) override {
+    Tally tally;
     check_batch(batch, config_);
     groups_.for_each(batch, [&](const RowGroup& group) {
-      const Real* x = encoder_.forward(compute_, group, dropout);
-      metrics += head_.loss(compute_, x, group, Real(1), nullptr);
+      const Real* x = encoder_.forward(compute_, group, DropoutPlan());
+      tally += head_.evaluate(compute_, x, group);
     });
-    return metrics;
+    return tally;
   }
 
   void score(const Batch& batch, std::span<float> scores) override {
@@ -4449,7 +4648,7 @@ class CpuEngine : public Engine {
   Buffer<Real> parameters_{table_.size()}, gradients_{table_.size()};  // in the order of table_
   Buffer<Real> first_{table_.size()}, second_{table_.size()};          // moments of AdamW
   Encoder<Real> encoder_{config_.encoder(), table_, parameters_.data(), gradients_.data()};
-  Head<Real> head_{config_, table_, parameters_.data(), gradients_.data(), encoder_};
+  Head<Real> head_{config_, train_, table_, parameters_.data(), gradients_.data(), encoder_};
   Buffer<Real> d_x_{encoder_.capacity() * config_.hidden_size};  // [M,H], with room for [N,H]
   Groups groups_{config_.encoder()};
   std::array<double, 64> block_sums_{};  // of gradient_norm
@@ -4471,7 +4670,7 @@ inline std::unique_ptr<Engine> make_cpu_engine(const ModelConfig& model, const T
 }
 
 // ================================================================================================
-// 16  Evaluation
+// 17  Evaluation
 // ================================================================================================
 // Leave one out: the model sees a history up to an item, the target, and must rank the target among
 // candidates. With r its rank: HR@k = share of r <= k, NDCG@k = mean of 1 / log2(r + 1) where
@@ -5246,7 +5445,7 @@ inline std::vector<Finding> describe(const DataAudit& audit) {
 }
 
 // ================================================================================================
-// 17  Tasks
+// 18  Tasks
 // ================================================================================================
 // What a model learns, apart from how: a Task turns data into batches for a Trainer and measures
 // what was held out. Of everything else (steps, checkpoints, curves, files) a task knows nothing.
@@ -5267,6 +5466,9 @@ class Task {
   virtual std::size_t examples() const = 0;
   virtual void add_example(Batch& batch, std::size_t example, std::size_t epoch) const = 0;
 
+  // What belongs to all examples of a batch together, a function of the step alone.
+  virtual void finish_batch(Batch& batch, std::uint64_t step) const = 0;
+
   // Loss and measures on what is held out.
   virtual Tally validate(Engine& engine) const = 0;
 
@@ -5279,8 +5481,8 @@ class Task {
   virtual void write_files(FileSet& set) const = 0;
 };
 
-// Loss and Top-K of the Cloze task on the validation users (Split::users), whose masks depend on
-// the seed alone, or of the validation items (Split::last). With validation_limit, of so many of
+// Softmax loss and Top-K among all items on the validation users (Split::users), whose masks depend
+// on the seed alone, or of the validation items (Split::last). With validation_limit, of so many of
 // the users, evenly spread.
 inline Tally validation_tally(Engine& engine, const DataSplit& split, const TrainConfig& config) {
   const Key key = stream_key(config.seed, Stream::validation_masks);
@@ -5296,6 +5498,8 @@ inline Tally validation_tally(Engine& engine, const DataSplit& split, const Trai
       const Sequence s = split.sequence(user);
       if (split.kind() == Split::last) {
         add_next_item_row(batch, s.before_validation, engine.config(), s.validation);
+      } else if (engine.config().objective == Objective::causal) {
+        add_causal_row(batch, split.history(user), engine.config());
       } else {
         add_cloze_row(batch, split.history(user), engine.config(), config.mask_probability,
                       fold_in(key, user));
@@ -5306,7 +5510,66 @@ inline Tally validation_tally(Engine& engine, const DataSplit& split, const Trai
   return metrics;
 }
 
-// The Cloze task on a data set, which must outlive it. model.num_items is taken from the catalogue.
+// ---- Drawn negatives ---------------------------------------------------------------------------
+
+// Draws items, each by itself, with chances proportional to count^power, in constant time (Walker's
+// alias method, as Vose builds it, 1991): of n equal slots, slot i is shared by item i, which has
+// the part keep_i, and one other, its alias.
+class NegativeSampler {
+ public:
+  NegativeSampler(std::span<const std::uint64_t> counts, double power)
+      : keep_(counts.size()), alias_(counts.size()), log_chance_(counts.size()) {
+    const std::size_t n = counts.size();
+    double sum = 0;
+    for (std::size_t i = 0; i < n; ++i) {
+      keep_[i] = detail::root_power(static_cast<double>(counts[i]), power);
+      sum += keep_[i];
+    }
+    require(sum > 0, "no item that could be drawn: none occurs in the training data");
+    std::vector<std::int32_t> small, large;  // slots that are less than full, and the others
+    for (std::size_t i = 0; i < n; ++i) {
+      const double chance = keep_[i] / sum;
+      log_chance_[i] = chance > 0 ? detail::natural_log(chance) : 0;  // never drawn: not needed
+      keep_[i] = detail::rounded(chance * static_cast<double>(n));
+      alias_[i] = static_cast<std::int32_t>(i);
+      (keep_[i] < 1 ? small : large).push_back(alias_[i]);
+    }
+    while (!small.empty() && !large.empty()) {
+      const auto poor = static_cast<std::size_t>(small.back());
+      const std::int32_t rich = large.back();
+      const auto r = static_cast<std::size_t>(rich);
+      small.pop_back();
+      alias_[poor] = rich;
+      keep_[r] -= 1 - keep_[poor];
+      if (keep_[r] < 1) large.pop_back(), small.push_back(rich);
+    }
+    for (const std::int32_t item : small) keep_[static_cast<std::size_t>(item)] = 1;  // rounding
+    for (const std::int32_t item : large) keep_[static_cast<std::size_t>(item)] = 1;
+  }
+
+  // Fills the negatives of a batch: `count` items and their log(count * chance).
+  void draw(Batch& batch, std::size_t count, Key key) const {
+    const double log_count = detail::natural_log(static_cast<double>(count));
+    for (std::size_t j = 0; j < count; ++j) {
+      const std::size_t slot = below(key, 2 * j, keep_.size());
+      const bool keeps = uniform(key, 2 * j + 1) < keep_[slot];
+      const std::int32_t item = keeps ? static_cast<std::int32_t>(slot) : alias_[slot];
+      batch.negatives.push_back(item);
+      batch.log_expected.push_back(
+          static_cast<float>(log_count + log_chance_[static_cast<std::size_t>(item)]));
+    }
+  }
+
+ private:
+  std::vector<double> keep_;
+  std::vector<std::int32_t> alias_;
+  std::vector<double> log_chance_;
+};
+
+// ---- Items -------------------------------------------------------------------------------------
+
+// The Cloze task on a data set, which must outlive it; or, with the causal objective, that of
+// SASRec. model.num_items is taken from the catalogue.
 class ItemTask : public Task {
  public:
   ItemTask(const Dataset& data, ModelConfig model, TrainConfig train)
@@ -5315,9 +5578,13 @@ class ItemTask : public Task {
         model_(sized_for(model, data)),
         split_(data.histories, train_),
         fingerprint_(data.fingerprint()) {
+    const bool causal = model_.objective == Objective::causal;
+    if (causal) require_nothing_hidden();
     for (const std::size_t user : split_.train_users()) {
-      add_windows(windows_, split_.sequence(user).train, model_.max_length, train_.window_stride);
+      add_windows(windows_, split_.sequence(user).train, model_.max_length + causal,
+                  train_.window_stride);
     }
+    if (draws_negatives(train_.loss)) prepare_negatives();
   }
 
   ItemTask(const Dataset&&, ModelConfig, TrainConfig) = delete;  // data would be gone
@@ -5327,9 +5594,17 @@ class ItemTask : public Task {
   const ModelConfig& model() const override { return model_; }
   std::size_t examples() const override { return windows_.size(); }  // windows of histories
   void add_example(Batch& batch, std::size_t example, std::size_t epoch) const override {
+    if (model_.objective == Objective::causal) {
+      return add_causal_row(batch, windows_[example], model_);
+    }
     const std::size_t masks = train_.static_masks == 0 ? epoch : epoch % train_.static_masks;
     const Key key = fold_in(stream_key(train_.seed, Stream::masks), masks);
     add_training_row(batch, windows_[example], model_, train_, fold_in(key, example));
+  }
+  void finish_batch(Batch& batch, std::uint64_t step) const override {
+    if (!sampler_) return;
+    const Key key = fold_in(stream_key(train_.seed, Stream::sampled_items), step);
+    sampler_->draw(batch, train_.negatives, key);
   }
   Tally validate(Engine& engine) const override { return validation_tally(engine, split_, train_); }
   const std::string& fingerprint() const override { return fingerprint_; }
@@ -5349,6 +5624,28 @@ class ItemTask : public Task {
   }
 
  private:
+  // Options of the Cloze task, of which a causal run would make nothing.
+  void require_nothing_hidden() const {
+    for (const auto& [name, value] :
+         {std::pair("mask_last", train_.mask_last), std::pair("random_share", train_.random_share),
+          std::pair("keep_share", train_.keep_share),
+          std::pair("reversed_share", train_.reversed_share)}) {
+      require(value == 0, name, " is ", value, ", but the causal objective hides nothing");
+    }
+    require(train_.static_masks == 0, "static_masks is ", train_.static_masks,
+            ", but the causal objective hides nothing");
+  }
+
+  void prepare_negatives() {
+    require(train_.negatives < model_.num_items, "negatives is ", train_.negatives,
+            ", but beside a target there are only ", model_.num_items - 1, " items");
+    std::vector<ItemSpan> histories;
+    for (const std::size_t user : split_.train_users()) {
+      histories.push_back(split_.sequence(user).train);
+    }
+    sampler_.emplace(item_counts(histories, model_.num_items), train_.negative_power);
+  }
+
   static ModelConfig sized_for(ModelConfig model, const Dataset& data) {
     model.num_items = data.catalogue.size();
     bert4rec::validate(model);
@@ -5375,11 +5672,12 @@ class ItemTask : public Task {
   ModelConfig model_;
   DataSplit split_;
   std::vector<ItemSpan> windows_;  // an epoch shows each once
+  std::optional<NegativeSampler> sampler_;
   std::string fingerprint_;
 };
 
 // ================================================================================================
-// 18  Training
+// 19  Training
 // ================================================================================================
 // A run leaves in its folder:
 //   models/       best_model.safetensors (by TrainConfig::best_by), final_model.safetensors,
@@ -5710,6 +6008,7 @@ class Trainer {
         task_->add_example(batch_, order[i], epoch);
       }
       const std::uint64_t step = epoch * batches + batches_done_;
+      task_->finish_batch(batch_, step);
       epoch_metrics_ += engine_->train(batch_, step, learning_rate(step));
       ++batches_done_;
       const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - start;
@@ -5932,7 +6231,7 @@ class Trainer {
 };
 
 // ================================================================================================
-// 19  Recommendation
+// 20  Recommendation
 // ================================================================================================
 // The history, a [MASK] behind its newest item, and the items that score highest there among those
 // the history does not hold. Ties: the lower item number first.
@@ -7365,6 +7664,22 @@ BERT4REC_TARGET inline void scale(float* x, float factor, size_t n) {
   for (size_t i = 0; i < n; i += W) store(x, i, n, load(x, i, n) * factor);
 }
 
+BERT4REC_TARGET inline void add_scaled(float factor, const float* x, float* y, size_t n) {
+  for (size_t i = 0; i < n; i += W)
+    store(y, i, n, fused(all(factor), load(x, i, n), load(y, i, n)));
+}
+
+BERT4REC_TARGET inline float dot(const float* x, const float* y, size_t n) {
+  V sum[parts] = {};
+  for (size_t i = 0; i < n; i += lanes) {
+    BERT4REC_UNROLL
+    for (size_t p = 0; p < parts; ++p) {
+      sum[p] = fused(load(x, i + p * W, n), load(y, i + p * W, n), sum[p]);
+    }
+  }
+  return sum_lanes(sum);
+}
+
 BERT4REC_TARGET inline float sum_of_squares(const float* x, size_t n) {
   V sum[parts] = {};
   for (size_t i = 0; i < n; i += lanes) {
@@ -7415,6 +7730,31 @@ BERT4REC_TARGET inline void softmax_backward(const float* p, const float* q, flo
     const V product = rounded(load(q, i, n) * load(dq, i, n));
     store(dq, i, n, fused(load(p, i, n), minus_mean, product) * scale);
   }
+}
+
+BERT4REC_TARGET inline double logistic(float* x, size_t n) {
+  constexpr float nothing = -std::numeric_limits<float>::infinity();  // e = 0, factor 1
+  double logs = 0;
+  V positive[parts] = {};
+  for (size_t block = 0; block < n; block += plain::logistic_block) {
+    V product[parts];
+    for (V& factors : product) factors = all(1.0f);
+    for (size_t i = block; i < std::min(n, block + plain::logistic_block); i += lanes) {
+      BERT4REC_UNROLL
+      for (size_t p = 0; p < parts; ++p) {
+        const size_t at = i + p * W;
+        const V v = load(x, at, n, nothing), size = v < 0.0f ? -v : v;
+        const V e = exp(-size), factor = e + 1.0f;
+        positive[p] += v > 0.0f ? v : V{};
+        product[p] *= factor;
+        store(x, at, n, (v < 0.0f ? e : all(1.0f)) / factor);
+      }
+    }
+    float factors[lanes];
+    std::memcpy(factors, product, sizeof factors);
+    for (const float factor : factors) logs += natural_log(static_cast<double>(factor));
+  }
+  return static_cast<double>(sum_lanes(positive)) + logs;
 }
 
 BERT4REC_TARGET inline RankCounts count_above(const float* x, float value, size_t n) {
@@ -7577,9 +7917,12 @@ inline const Kernels<float>& vector_kernels() {
                                         multiply_scratch,
                                         add,
                                         scale,
+                                        add_scaled,
+                                        dot,
                                         sum_of_squares,
                                         softmax,
                                         softmax_backward,
+                                        logistic,
                                         count_above,
                                         gelu,
                                         gelu_backward,

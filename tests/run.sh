@@ -93,13 +93,13 @@ fuzz() {
     echo "this clang++ has no libFuzzer (on Debian: the package libclang-rt-14-dev)" >&2
     exit 1
   }
-  fuzz_compiler="clang++ -std=c++20 -O1 -g1 -pthread -I . -DBERT4REC_EXTERN
+  fuzz_compiler="clang++ -std=c++20 -O1 -g1 -pthread -I . -I tools -DBERT4REC_EXTERN
     -fno-sanitize-recover=all -fsanitize=address,undefined"
   # In memory where that can be: the targets write a file for each input.
   scratch=$(TMPDIR=/dev/shm mktemp -d 2>/dev/null || mktemp -d)
   trap 'rm -rf "$scratch"' EXIT
   export fuzz_compiler scratch
-  $fuzz_compiler,fuzzer-no-link -UBERT4REC_EXTERN -c tools/engine/engine.cpp -o build/fuzz/engine.o
+  $fuzz_compiler,fuzzer-no-link -UBERT4REC_EXTERN -c tools/common/engine.cpp -o build/fuzz/engine.o
   $fuzz_compiler,fuzzer-no-link tests/fuzz/make_corpus.cpp build/fuzz/engine.o \
     -o build/fuzz/make_corpus
   rm -rf build/fuzz/written

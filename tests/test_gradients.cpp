@@ -1,5 +1,6 @@
-// Every tensor's gradient against central differences in double, for both architectures, with
-// dropout on, rows of every length from 1 to the longest, and rows without a mask.
+// Every tensor's gradient against central differences in double, for both architectures, objectives
+// and all losses, with dropout on, rows of every length from 1 to the longest, and rows that ask for
+// nothing; and losses over drawn items against that over all.
 
 #include "bert4rec.hpp"
 #include "check.hpp"
@@ -8,7 +9,7 @@ using namespace bert4rec;
 
 namespace {
 
-ModelConfig small_model(Architecture architecture) {
+ModelConfig small_model(Architecture architecture, Objective objective = Objective::cloze) {
   ModelConfig model;
   model.num_items = 9;
   model.hidden_size = 6;
@@ -18,11 +19,27 @@ ModelConfig small_model(Architecture architecture) {
   model.dropout = 0.2;
   model.attention_dropout = 0.3;
   model.architecture = architecture;
+  model.objective = objective;
   return model;
 }
 
-// Rows of 1 ... 6 tokens, then one of 6 without a mask.
+// A row longer than two blocks of causal attention, that is asked here and there but not at its end.
+Batch long_batch(const ModelConfig& model) {
+  Batch batch;
+  for (std::size_t i = 0; i < model.max_length; ++i) {
+    const auto item = static_cast<std::int32_t>(below(make_key(3), i, model.num_items));
+    if (i % 9 == 4)
+      batch.ask((item + 1) % 9, token_of(item));
+    else
+      batch.tokens.push_back(token_of(item));
+  }
+  batch.end_row();
+  return batch;
+}
+
+// Rows of 1 ... 6 tokens, then one of 6 without a mask; or one long row.
 Batch ragged_batch(const ModelConfig& model) {
+  if (model.max_length > 6) return long_batch(model);
   Batch batch;
   const Key key = make_key(5);
   for (std::size_t length = 1; length <= model.max_length; ++length) {
@@ -30,10 +47,16 @@ Batch ragged_batch(const ModelConfig& model) {
     for (std::size_t i = 0; i < length; ++i) {
       items.push_back(static_cast<std::int32_t>(below(fold_in(key, length), i, model.num_items)));
     }
-    add_cloze_row(batch, items, model, 0.3, fold_in(key, 100 + length));
+    if (model.objective == Objective::causal)
+      add_causal_row(batch, items, model);
+    else
+      add_cloze_row(batch, items, model, 0.3, fold_in(key, 100 + length));
   }
   for (std::int32_t i = 0; i < 6; ++i) batch.tokens.push_back(token_of(i));
   batch.end_row();
+  // Drawn twice, and targets of some rows among them, or they would not test that.
+  batch.negatives = {3, 8, 3, batch.targets[0], batch.targets[4]};
+  batch.log_expected = {0.1f, -1.2f, 0.1f, 0.5f, -0.7f};
   return batch;
 }
 
@@ -46,11 +69,10 @@ void spread_parameters(Engine& engine) {
 }
 
 // The largest relative error over all tensors; each is checked unless `tolerance` is infinite.
-double worst_error(Architecture architecture, const detail::Kernels<double>& kernels,
+double worst_error(const ModelConfig& model, Loss loss, const detail::Kernels<double>& kernels,
                    double tolerance) {
-  const ModelConfig model = small_model(architecture);
   TrainConfig train;
-  train.threads = 1;
+  train.threads = 1, train.loss = loss;
   CpuEngine<double> engine(model, train, kernels);
   spread_parameters(engine);
   const Batch batch = ragged_batch(model);
@@ -60,7 +82,7 @@ double worst_error(Architecture architecture, const detail::Kernels<double>& ker
   const std::span<double> w = engine.parameters();
   const auto loss_with = [&](std::size_t i, double value) {
     const double old = std::exchange(w[i], value);
-    const Tally metrics = engine.loss(batch, dropout);
+    const Tally metrics = engine.loss_and_gradient(batch, dropout);
     w[i] = old;
     return metrics.loss();
   };
@@ -91,20 +113,114 @@ void broken_softmax_backward(const double*, const double* q, double* dq, double 
   for (std::size_t i = 0; i < n; ++i) dq[i] *= scale * q[i];  // forgets the mean
 }
 
+double broken_logistic(double* x, std::size_t n) {
+  const double loss = detail::plain::logistic(x, n);
+  for (std::size_t i = 0; i < n; ++i) x[i] *= 1.001;
+  return loss;
+}
+
+double dot_of_one_less(const double* x, const double* y, std::size_t n) {
+  return detail::plain::dot(x, y, n - 1);
+}
+
+void add_scaled_twice(double factor, const double* x, double* y, std::size_t n) {
+  detail::plain::add_scaled(2 * factor, x, y, n);
+}
+
+// What comes later in a row changes nothing of what causal attention says earlier, bit by bit.
+void check_causal() {
+  ModelConfig model = small_model(Architecture::torch, Objective::causal);
+  model.max_length = 70;
+  CpuEngine<float> engine(model, TrainConfig{.threads = 1});
+  const auto score = [&](std::size_t length, std::int32_t last) {
+    Batch batch;
+    for (std::size_t i = 0; i < length; ++i) {
+      batch.ask(0, token_of(i + 1 == length ? last : static_cast<std::int32_t>(i % 9)));
+    }
+    batch.end_row();
+    std::vector<float> scores(length * 9);
+    engine.score(batch, scores);
+    return scores;
+  };
+  const std::vector<float> whole = score(70, 3), other = score(70, 5), part = score(40, 3);
+  const std::span<const float> first(whole.data(), 39 * 9), same(part.data(), 39 * 9);
+  check(std::equal(whole.begin(), whole.end() - 9, other.begin()), "places before the last");
+  check(!std::equal(whole.end() - 9, whole.end(), other.end() - 9), "the last place");
+  check(std::equal(first.begin(), first.end(), same.begin()), "a row that stops earlier");
+}
+
+// With all items drawn once each and chances of 1, the sampled softmax is the full one: the target
+// is excluded among the drawn.
+void check_all_drawn(Objective objective) {
+  const ModelConfig model = small_model(Architecture::paper, objective);
+  Batch batch = ragged_batch(model);
+  batch.negatives.clear();
+  for (std::int32_t item = 0; item < 9; ++item) batch.negatives.push_back(item);
+  batch.log_expected.assign(9, 0.0f);
+  TrainConfig train;
+  train.threads = 1;
+  CpuEngine<double> full(model, train);
+  train.loss = Loss::sampled_softmax;
+  CpuEngine<double> sampled(model, train);
+  spread_parameters(full), spread_parameters(sampled);
+  const Tally a = full.loss_and_gradient(batch, DropoutPlan());
+  const Tally b = sampled.loss_and_gradient(batch, DropoutPlan());
+  check(std::abs(b.loss() - a.loss()) < 1e-12, join("losses ", b.loss(), " and ", a.loss()));
+  check(a.hits == b.hits, "the same ranks");
+  check_close("gradients", sampled.gradients(), full.gradients(), 1e-12);
+}
+
+// The closed form of gbce is the transform of its paper: with p = sigmoid(s),
+//   -log(sigmoid(s+)^beta) - sum_j log(1 - sigmoid(s_j))
+void check_gbce() {
+  const detail::Kernels<double>& plain = detail::plain_kernels<double>();
+  const std::vector<double> s{0.7, -1.5, 2.5, 0.1};
+  const double beta = 0.4;
+  double expected = -beta * std::log(1 / (1 + std::exp(-s[0])));
+  for (std::size_t j = 1; j < s.size(); ++j) expected -= std::log(1 - 1 / (1 + std::exp(-s[j])));
+  std::vector<double> d = s;
+  const double found = logistic_loss(plain, d.data(), 3, beta);
+  check(std::abs(found - expected / 4) < 1e-14, join(found, ", expected ", expected / 4));
+}
+
 }  // namespace
 
 int main() {
   const detail::Kernels<double>& plain = detail::plain_kernels<double>();
-  test("gradients, architecture torch", [&] {
-    std::cout << "largest relative error " << worst_error(Architecture::torch, plain, 1e-6) << "\n";
+  for (const Architecture architecture : {Architecture::torch, Architecture::paper}) {
+    for (const Objective objective : {Objective::cloze, Objective::causal}) {
+      for (const Loss loss : {Loss::softmax, Loss::sampled_softmax, Loss::bce, Loss::gbce}) {
+        test(join("gradients: ", enum_name(architecture), ", ", enum_name(objective), ", ",
+                  enum_name(loss)),
+             [&] {
+               const ModelConfig model = small_model(architecture, objective);
+               std::cout << "largest relative error " << worst_error(model, loss, plain, 1e-6)
+                         << "\n";
+             });
+      }
+    }
+  }
+  test("gradients: causal, a row of three blocks", [&] {
+    ModelConfig model = small_model(Architecture::torch, Objective::causal);
+    model.max_length = 70, model.hidden_size = 4, model.num_heads = 2;
+    worst_error(model, Loss::softmax, plain, 1e-6);
   });
-  test("gradients, architecture paper", [&] {
-    std::cout << "largest relative error " << worst_error(Architecture::paper, plain, 1e-6) << "\n";
-  });
+  test("causal", check_causal);
+  for (const Objective objective : {Objective::cloze, Objective::causal}) {
+    test(join("all items drawn: ", enum_name(objective)), [&] { check_all_drawn(objective); });
+  }
+  test("gbce in closed form", check_gbce);
   test("a broken backward is caught", [&] {
-    detail::Kernels<double> broken = plain;
-    broken.softmax_backward = broken_softmax_backward;
-    check(worst_error(Architecture::torch, broken, INFINITY) > 1e-3, "error above 1e-3");
+    const ModelConfig model = small_model(Architecture::torch);
+    const auto caught = [&](Loss loss, auto&& break_it) {
+      detail::Kernels<double> broken = plain;
+      break_it(broken);
+      check(worst_error(model, loss, broken, INFINITY) > 1e-4, "error above 1e-4");
+    };
+    caught(Loss::softmax, [](auto& k) { k.softmax_backward = broken_softmax_backward; });
+    caught(Loss::gbce, [](auto& k) { k.logistic = broken_logistic; });
+    caught(Loss::sampled_softmax, [](auto& k) { k.dot = dot_of_one_less; });
+    caught(Loss::sampled_softmax, [](auto& k) { k.add_scaled = add_scaled_twice; });
   });
   return finish();
 }

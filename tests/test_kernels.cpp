@@ -147,7 +147,12 @@ std::vector<Real> everything(const Kernels<Real>& k, std::size_t n) {
   for (Real& value : v) value = value * value;
   k.add(x.data(), y.data(), n), keep(y);
   k.scale(y.data(), Real(0.3f), n), keep(y);
+  k.add_scaled(Real(0.7f), x.data(), y.data(), n), keep(y);
+  out.push_back(k.dot(x.data(), d.data(), n));
   out.push_back(k.sum_of_squares(x.data(), n));
+  p = random(6, 20), p[n / 2] = -std::numeric_limits<Real>::infinity();
+  out.push_back(static_cast<Real>(k.logistic(p.data(), n))), keep(p);
+  p = x;
   const auto sum = k.softmax(p.data(), Real(0.7f), n);
   keep(p), out.push_back(sum.largest), out.push_back(sum.sum);
   k.softmax_backward(p.data(), b.data(), y.data(), Real(0.7f), n), keep(y);

@@ -75,7 +75,7 @@ expect 2 "needs a model" evaluate --baselines-only --shuffle-histories
 
 # ---- published rows -----------------------------------------------------------------------------
 for name in ml1m beauty; do
-  preset=$here/tools/presets/published-$name.json
+  preset=$here/tools/studies/presets/published-$name.json
   expect 1 "about other data" evaluate --baselines-only --published "$preset"
   sed 's/^  "users".*/  "users": 12,/; s/^  "items".*/  "items": 9,/
     s/^  "interactions".*/  "interactions": 72,/' "$preset" >published.json
@@ -348,7 +348,7 @@ awk '{ split("", seen); for (i = 1; i < NF; i++) if ($i == "{\"id\":" && seen[$(
 report() {
   folder=$1
   shift
-  BERT4REC_BIN="$bin" sh "$here/tools/reproduce_report.sh" --output "$folder" --hidden-size 32 \
+  BERT4REC_BIN="$bin" sh "$here/tools/studies/reproduce_report.sh" --output "$folder" --hidden-size 32 \
     --num-heads 2 --max-seq-len 20 --threads 1 "$@"
 }
 expect 0 "Closest to the report: " report tiny --epochs 1 --hidden-size=8

@@ -1,6 +1,6 @@
 // Looks for what makes figures meaningless: no order of time, a split that leaks, too few users.
 
-#include "cli.hpp"
+#include "common/cli.hpp"
 
 #include <iomanip>
 

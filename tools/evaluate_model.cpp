@@ -1,7 +1,7 @@
 // Evaluates a trained model on what its training held out, with baselines and published rows beside
 // it: a table for each protocol.
 
-#include "cli.hpp"
+#include "common/cli.hpp"
 
 namespace {
 
@@ -34,7 +34,7 @@ Options parse(int argc, char** argv) {
   line.flag("shuffle-histories", options.shuffle_histories,
             "a further row: the model, shown each history in a random order");
   line.option("published", options.published,
-              "a file of published rows, such as tools/presets/published-ml1m.json");
+              "a file of published rows, such as tools/studies/presets/published-ml1m.json");
   line.option("seed", options.seed, "of drawn candidates, intervals and shuffled histories");
   line.option("threads", options.threads, "threads; 0: one a core");
   line.flag("json", options.json, "print JSON, with the intervals of all rows");
@@ -145,6 +145,11 @@ Scorer with_progress(const std::string& name, std::size_t total, Scorer scorer) 
   };
 }
 
+// What the literature calls a model of that objective.
+std::string name_of(const Engine& engine) {
+  return engine.config().objective == Objective::causal ? "SASRec" : "BERT4Rec";
+}
+
 // `engine`: the model, or null.
 std::vector<Competitor> rank_all_competitors(const Options& options, const Dataset& data,
                                              const DataSplit& split, const RankingTask& task,
@@ -154,9 +159,10 @@ std::vector<Competitor> rank_all_competitors(const Options& options, const Datas
     scorer = with_progress(name, task.cases().size(), std::move(scorer));
     competitors.push_back({name, task.ranks(scorer), is_model, only_sampled});
   };
-  if (engine != nullptr) add("BERT4Rec", model_scorer(*engine), true, false);
+  if (engine != nullptr) add(name_of(*engine), model_scorer(*engine), true, false);
   if (options.shuffle_histories) {
-    add("BERT4Rec, shuffled", shuffled_scorer(model_scorer(*engine), options.seed), true, false);
+    add(join(name_of(*engine), ", shuffled"), shuffled_scorer(model_scorer(*engine), options.seed),
+        true, false);
   }
   const std::vector<ItemSpan> known = known_histories(split, options.held_out);
   add("Markov", markov_scorer(known, task.num_items()), false, false);
@@ -351,7 +357,8 @@ void print_json(const Options& options, const Model& model, const std::optional<
   // The headline table again, by name.
   for (const Row& row : tables.front().rows) {
     if (!row.source.empty()) continue;
-    if (row.name == "BERT4Rec") json.set("next_item", json_of(row.metrics));
+    if (model.engine && row.name == name_of(*model.engine))
+      json.set("next_item", json_of(row.metrics));
     if (row.name == "popularity") json.set("next_item_popularity", json_of(row.metrics));
   }
   Json::Array list;

@@ -1,6 +1,6 @@
 // Turns tables of interactions into a folder of items.jsonl and histories.jsonl.
 
-#include "tables.hpp"
+#include "common/tables.hpp"
 
 namespace {
 

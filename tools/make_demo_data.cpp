@@ -8,8 +8,8 @@
 // random numbers of bert4rec.hpp, all else is integer arithmetic, and no two draws are
 // arguments of one call, since C++ leaves open which of them would come first.
 
-#include "cli.hpp"
-#include "dice.hpp"
+#include "common/cli.hpp"
+#include "common/dice.hpp"
 
 namespace {
 

@@ -1,9 +1,9 @@
 // Recommends unseen items for a user of the data, a list of ids, or somebody's list on AniList.
 
 #ifndef BERT4REC_WITHOUT_CURL
-#include "anilist.hpp"
+#include "anilist/anilist.hpp"
 #else
-#include "cli.hpp"
+#include "common/cli.hpp"
 
 // Stands for anilist.hpp where there is no libcurl: everything but --anilist works.
 namespace anilist {

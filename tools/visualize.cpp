@@ -1,6 +1,6 @@
 // Draws the curves of a training run as four PNG pictures.
 
-#include "cli.hpp"
+#include "common/cli.hpp"
 #include "plots/plots.hpp"
 
 namespace {

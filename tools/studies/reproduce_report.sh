@@ -2,13 +2,13 @@
 # Which mistake gives the validation figures of the seed's report? Makes lists of AniList's lengths,
 # trains the default model on them in several right and wrong ways, and compares with the report.
 #
-#   sh tools/reproduce_report.sh [--data FOLDER] [--output FOLDER] [--only SETUP] [--epochs N] ...
+#   sh tools/studies/reproduce_report.sh [--data FOLDER] [--output FOLDER] [--only SETUP] [--epochs N] ...
 #
 # --data: lists of your own (items.jsonl, histories.jsonl). Other options are those of
 # `build/reproduce_report --help`. Finished runs in the output folder (output/report) are not
 # repeated, so what was interrupted goes on with the next setup.
 set -eu
-here=$(cd "$(dirname "$0")/.." && pwd)
+here=$(cd "$(dirname "$0")/../.." && pwd)
 bin=${BERT4REC_BIN:-$here/build}
 data= output=output/report
 count=$#

@@ -5,7 +5,7 @@
 // hidden, and at which tokens loss and Top-K are taken. (train_model takes them at the hidden ones
 // and nowhere else, so it cannot make the mistake that is looked for here.)
 
-#include "cli.hpp"
+#include "common/cli.hpp"
 
 namespace {
 

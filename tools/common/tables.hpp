@@ -9,7 +9,7 @@
 #include <cstdio>
 #include <deque>
 
-#include "cli.hpp"
+#include "common/cli.hpp"
 
 namespace tables {
 

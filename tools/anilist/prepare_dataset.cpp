@@ -2,7 +2,7 @@
 
 #include <unordered_set>
 
-#include "anilist.hpp"
+#include "anilist/anilist.hpp"
 
 namespace {
 

@@ -3,7 +3,7 @@
 #include <iomanip>
 #include <unordered_set>
 
-#include "anilist.hpp"
+#include "anilist/anilist.hpp"
 
 namespace {
 

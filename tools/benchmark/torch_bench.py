@@ -34,6 +34,7 @@ for name in [name for name in os.environ if name.startswith("OPENBLAS_")]:
 import torch
 import torch.nn.functional as F
 
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../../tests/reference"))
 from torch_module import Bert4Rec
 
 MASK = 1

@@ -1,4 +1,4 @@
-// Makes lists for tools/reproduce_report.sh: made-up users whose lists are as long as AniList's.
+// Makes lists for reproduce_report.sh: made-up users whose lists are as long as AniList's.
 //
 //   length      20 ... 1,500 titles, n with a chance of about n^-1.5: mostly short, a few very long
 //   popularity  the title of rank r is drawn about as often as 1 / (r + 20)^2, once a list. So of a
@@ -6,8 +6,8 @@
 //   order       shuffled, without times: it says nothing
 // There is nothing to learn about an unseen user but which titles are popular.
 
-#include "cli.hpp"
-#include "dice.hpp"
+#include "common/cli.hpp"
+#include "common/dice.hpp"
 
 namespace {
 

@@ -4,7 +4,7 @@
 
 #include "benchmark/chapters.hpp"
 #include "benchmark/measure.hpp"
-#include "cli.hpp"
+#include "common/cli.hpp"
 
 namespace {
 

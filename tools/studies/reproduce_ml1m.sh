@@ -1,9 +1,9 @@
 #!/bin/sh
 # The published table on MovieLens-1M, on your own machine: imports ml-1m.txt (the file of the
-# BERT4Rec authors: `user item` lines, 6,040 users, 3,416 items), trains tools/presets/ml-1m.json,
-# and prints our rows beside the published ones. Run again, it goes on where it was.
+# BERT4Rec authors: `user item` lines, 6,040 users, 3,416 items), trains presets/ml-1m.json, and
+# prints our rows beside the published ones. Run again, it goes on where it was.
 #
-#   sh tools/reproduce_ml1m.sh ml-1m.txt [OUTPUT [OPTION...]]     (OUTPUT: output/ml-1m)
+#   sh tools/studies/reproduce_ml1m.sh ml-1m.txt [OUTPUT [OPTION...]]     (OUTPUT: output/ml-1m)
 #
 # OPTIONs go to train_model: --seed 7, or --epochs 10 for a first look.
 set -eu
@@ -14,7 +14,7 @@ input=$1
 output=${2:-output/ml-1m}
 [ $# -lt 2 ] && shift 1 || shift 2
 here=$(cd "$(dirname "$0")" && pwd)
-bin=${BERT4REC_BUILD:-$here/../build}
+bin=${BERT4REC_BUILD:-$here/../../build}
 if [ ! -x "$bin/train_model" ]; then
   echo "$0: $bin/train_model is missing: build first (cmake -S . -B build && cmake --build build)" >&2
   exit 1

@@ -13,7 +13,7 @@
 
 #include <ctime>
 
-#include "cli.hpp"
+#include "common/cli.hpp"
 
 namespace anilist {
 

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Does the speed depend on compiler flags or threads, and what does the header cost to compile?
 #
-#   sh tests/reference/compare_builds.sh [ROUNDS] [SHAPES]      (5, seed,ml-1m)
+#   sh tools/benchmark/compare_builds.sh [ROUNDS] [SHAPES]      (5, seed,ml-1m)
 #
 # Prints the processor seconds to compile the header (target: below 4); ratios of the times of -O2
 # and -O3 -march=native, and of one thread and two, measured in turns; and the times to import
@@ -19,7 +19,7 @@ seconds_of() {
   sh -c '"$@" && times' sh "$@" | awk 'END { split($1, user, /[ms]/); split($2, sys, /[ms]/)
     printf "%.2f\n", 60 * user[1] + user[2] + 60 * sys[1] + sys[2] }'
 }
-compile() { "$cxx" -std=c++20 $1 -pthread -I . "tools/$2.cpp" -o "$3"; }
+compile() { "$cxx" -std=c++20 $1 -pthread -I . -I tools "tools/$2.cpp" -o "$3"; }
 # medians PROGRAM THREADS: lines `shape milliseconds`
 medians() {
   "$1" --json --shape "$shapes" --seconds "$seconds" --threads "$2" |
@@ -42,9 +42,9 @@ ratio() {
 echo '#include "bert4rec.hpp"' >"$work/include.cpp"
 printf 'compiling #include "bert4rec.hpp" at -O2: '
 seconds_of "$cxx" -std=c++20 -O2 -I . -c "$work/include.cpp" -o "$work/include.o"
-compile -O2 benchmark "$work/benchmark"
+compile -O2 benchmark/benchmark "$work/benchmark"
 compile -O2 import_interactions "$work/import_interactions"
-compile "-O3 -march=native" benchmark "$work/native"
+compile "-O3 -march=native" benchmark/benchmark "$work/native"
 
 round=0
 while [ $round -lt "$rounds" ]; do
