@@ -371,7 +371,7 @@ void print_heading(const Options& options, const Model& model, const std::option
   std::printf("%s (split by %s)\n", path_text(model.engine ? model.path : options.data).c_str(),
               model.train.split == Split::users ? "users" : "last item");
   if (!masked) return;
-  std::printf("validation, %s masked tokens: loss %.4f, top-1/5/10/20 %.2f/%.2f/%.2f/%.2f%%\n",
+  std::printf("validation, %s places asked: loss %.4f, top-1/5/10/20 %.2f/%.2f/%.2f/%.2f%%\n",
               cli::grouped(masked->count).c_str(), masked->loss(), 100 * masked->accuracy(0),
               100 * masked->accuracy(1), 100 * masked->accuracy(2), 100 * masked->accuracy(3));
 }
