@@ -1,4 +1,4 @@
-// bert4rec.hpp: BERT4Rec in one C++20 header. Version 0.3.0.
+// bert4rec.hpp: BERT4Rec in one C++20 header. Version 0.4.0.
 // Copyright (c) 2026 The bert4rec.hpp authors. SPDX-License-Identifier: MIT (text at the end).
 //
 // BERT4Rec (Sun et al., "BERT4Rec: Sequential Recommendation with Bidirectional Encoder
@@ -37,14 +37,19 @@
 // bug.
 //
 // Contents
-//    1 Version and includes        7 Configuration         13 Data
-//    2 Errors                      8 Tensors               14 Optimizer
-//    3 Arithmetic, random numbers  9 Kernels               15 Engine
-//    4 JSON                       10 Layers                16 Evaluation
-//    5 Flat files                 11 Encoder               17 Training
-//    6 Threads                    12 Heads and losses      18 Recommendation
+//    1 Version and includes        8 Tensors               15 Optimizer
+//    2 Errors                      9 Kernels               16 Engine
+//    3 Arithmetic, random numbers 10 Layers                17 Evaluation
+//    4 JSON                       11 Encoder               18 Tasks
+//    5 Flat files                 12 Losses                19 Training
+//    6 Threads                    13 Heads                 20 Recommendation
+//    7 Configuration              14 Data
 //    A The kernels on vectors (of chapter 9)
 //    B Bodies of JSON and safetensors (of chapters 4 and 5)
+//
+// In an hour: 7 (what can be chosen), 10 and 11 (the network, forward and backward), 12 and 13 (from
+// vectors to a loss), then of 14 "Batches" and of 18 ItemTask (the Cloze task). Chapter 9 says what
+// the inner loops compute; 2 to 6 are tools that need no reading before they are used.
 //
 // Options, defined before the include:
 //   BERT4REC_PORTABLE   compile only the plain kernels: slower, standard C++ only (chapter 9);
@@ -68,10 +73,10 @@
 // ================================================================================================
 
 #define BERT4REC_VERSION_MAJOR 0
-#define BERT4REC_VERSION_MINOR 3
+#define BERT4REC_VERSION_MINOR 4
 #define BERT4REC_VERSION_PATCH 0
-#define BERT4REC_VERSION 300  // MAJOR * 10000 + MINOR * 100 + PATCH
-#define BERT4REC_VERSION_STRING "0.3.0"
+#define BERT4REC_VERSION 400  // MAJOR * 10000 + MINOR * 100 + PATCH
+#define BERT4REC_VERSION_STRING "0.4.0"
 
 #if defined(min) || defined(max)
 #error "bert4rec.hpp needs std::min and std::max: define NOMINMAX before windows.h is included"
@@ -2196,7 +2201,7 @@ struct SoftmaxSum {
   Real largest, sum;
 };
 
-// AdamW's constants of one step (chapter 14).
+// AdamW's constants of one step (chapter 15).
 template <class Real>
 struct AdamConstants {
   Real rate1, rate2;  // 1 - beta
@@ -3557,7 +3562,9 @@ class ItemHead {
     require(K > 0, "a batch without negatives, which the loss ", enum_name(loss_), " needs");
     grow(drawn_, K * H), grow(drawn_bias_, K);
     grow(scores_, std::min(M, slab) * (K + 1));
-    d_drawn_ = Buffer<Real>(K * H), d_drawn_bias_ = Buffer<Real>(K);
+    grow(d_drawn_, K * H), grow(d_drawn_bias_, K);
+    std::fill_n(d_drawn_.data(), K * H, Real(0));
+    std::fill_n(d_drawn_bias_.data(), K, Real(0));
     for (std::size_t j = 0; j < K; ++j) {
       const auto item = static_cast<std::size_t>(group.negatives[j]);
       std::copy_n(w_.weight + item * H, H, drawn_.data() + j * H);
@@ -6885,6 +6892,78 @@ BERT4REC_INLINE V sqrt(V x) {
   return x;
 }
 
+// ---- Transposition -----------------------------------------------------------------------------
+// How a B that lies by columns is read: four floats of each of W columns at a time.
+
+#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+
+typedef float Q __attribute__((vector_size(16), aligned(4), may_alias));
+
+// Of each four floats of a and b: a0 b0 a1 b1, or a2 b2 a3 b3.
+BERT4REC_INLINE V interleave_low(V a, V b) {
+#if BERT4REC_WIDTH == 16
+  return __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
+#elif BERT4REC_WIDTH == 8
+  return __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13);
+#else
+  return __builtin_shufflevector(a, b, 0, 4, 1, 5);
+#endif
+}
+
+BERT4REC_INLINE V interleave_high(V a, V b) {
+#if BERT4REC_WIDTH == 16
+  return __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+#elif BERT4REC_WIDTH == 8
+  return __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+#else
+  return __builtin_shufflevector(a, b, 2, 6, 3, 7);
+#endif
+}
+
+BERT4REC_INLINE Q load_quad(const float* b, size_t b_col, size_t j, size_t last) {
+  return *reinterpret_cast<const Q*>(b + std::min(j, last) * b_col);
+}
+
+// Those of the columns j, j + 4, ... < W, side by side.
+BERT4REC_INLINE V load_quads(const float* b, size_t b_col, size_t j, size_t last) {
+  const Q q = load_quad(b, b_col, j, last);
+#if BERT4REC_WIDTH == 4
+  return q;
+#else
+  const auto low =
+      __builtin_shufflevector(q, load_quad(b, b_col, j + 4, last), 0, 1, 2, 3, 4, 5, 6, 7);
+#if BERT4REC_WIDTH == 8
+  return low;
+#else
+  const auto high = __builtin_shufflevector(
+      load_quad(b, b_col, j + 8, last), load_quad(b, b_col, j + 12, last), 0, 1, 2, 3, 4, 5, 6, 7);
+  return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#endif
+#endif
+}
+
+#endif
+
+// x[i] = B(i, 0 ... W - 1), where B(i, j) = b[i + j * b_col]. No column stands after `last`: those
+// are read as copies of it.
+BERT4REC_INLINE void transpose(const float* b, size_t b_col, size_t last, V (&x)[4]) {
+#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+  // Register i takes the columns i, i + 4, ..., and then each 4 x 4 block is transposed.
+  V y[4];
+  BERT4REC_UNROLL
+  for (size_t i = 0; i < 4; ++i) y[i] = load_quads(b, b_col, i, last);
+  x[0] = interleave_low(y[0], y[2]), x[1] = interleave_high(y[0], y[2]);
+  x[2] = interleave_low(y[1], y[3]), x[3] = interleave_high(y[1], y[3]);
+  y[0] = interleave_low(x[0], x[2]), y[1] = interleave_high(x[0], x[2]);
+  y[2] = interleave_low(x[1], x[3]), y[3] = interleave_high(x[1], x[3]);
+  BERT4REC_UNROLL
+  for (size_t i = 0; i < 4; ++i) x[i] = y[i];
+#else
+  for (size_t i = 0; i < 4; ++i)
+    for (size_t j = 0; j < W; ++j) x[i][j] = b[i + std::min(j, last) * b_col];
+#endif
+}
+
 // ---- Product -----------------------------------------------------------------------------------
 
 // Blocks of the product. A block of B, block_k x block_n floats (256 KiB), is packed once and
@@ -6949,45 +7028,6 @@ BERT4REC_TARGET inline void multiply_edge(size_t rows, size_t columns, size_t de
   for (size_t i = 0; i < rows; ++i) std::copy_n(tile + i * NR, columns, c + i * c_row);
 }
 
-// to[k * NR + j] = from[k + j * stride], k < W, j < W, and 0 for j >= columns: a block of
-// W x W floats transposed in registers. Interleaving register i with register i + W / 2 moves
-// the top bit of the register number below the bits of the position in the register; after
-// log2(W) rounds the two numbers have changed places.
-BERT4REC_TARGET inline void transpose_block(size_t columns, const float* from, size_t stride,
-                                            float* to) {
-#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
-  V x[W], y[W];
-  BERT4REC_UNROLL
-  for (size_t j = 0; j < W; ++j)
-    x[j] = j < columns ? *reinterpret_cast<const V*>(from + j * stride) : V{};
-  BERT4REC_UNROLL
-  for (size_t round = 1; round < W; round *= 2) {
-    BERT4REC_UNROLL
-    for (size_t i = 0; i < W / 2; ++i) {
-#if BERT4REC_WIDTH == 16
-      y[2 * i] = __builtin_shufflevector(x[i], x[i + W / 2], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5,
-                                         21, 6, 22, 7, 23);
-      y[2 * i + 1] = __builtin_shufflevector(x[i], x[i + W / 2], 8, 24, 9, 25, 10, 26, 11, 27, 12,
-                                             28, 13, 29, 14, 30, 15, 31);
-#elif BERT4REC_WIDTH == 8
-      y[2 * i] = __builtin_shufflevector(x[i], x[i + W / 2], 0, 8, 1, 9, 2, 10, 3, 11);
-      y[2 * i + 1] = __builtin_shufflevector(x[i], x[i + W / 2], 4, 12, 5, 13, 6, 14, 7, 15);
-#else
-      y[2 * i] = __builtin_shufflevector(x[i], x[i + W / 2], 0, 4, 1, 5);
-      y[2 * i + 1] = __builtin_shufflevector(x[i], x[i + W / 2], 2, 6, 3, 7);
-#endif
-    }
-    BERT4REC_UNROLL
-    for (size_t i = 0; i < W; ++i) x[i] = y[i];
-  }
-  BERT4REC_UNROLL
-  for (size_t k = 0; k < W; ++k) *reinterpret_cast<V*>(to + k * NR) = x[k];
-#else
-  for (size_t k = 0; k < W; ++k)
-    for (size_t j = 0; j < W; ++j) to[k * NR + j] = j < columns ? from[k + j * stride] : 0.0f;
-#endif
-}
-
 // Packs a panel of B: panel[k * NR + j] = B(k, j) for k < depth, j < columns <= NR.
 BERT4REC_TARGET inline void pack_b(size_t depth, size_t columns, const float* b, size_t b_row,
                                    size_t b_col, float* panel) {
@@ -7001,8 +7041,12 @@ BERT4REC_TARGET inline void pack_b(size_t depth, size_t columns, const float* b,
   }
   for (size_t j0 = 0; j0 < columns; j0 += W) {
     size_t width = std::min(W, columns - j0), k = 0;
-    for (; k + W <= depth; k += W)
-      transpose_block(width, b + k + j0 * b_col, b_col, panel + k * NR + j0);
+    for (; k + 4 <= depth; k += 4) {
+      V x[4];
+      transpose(b + k + j0 * b_col, b_col, width - 1, x);
+      BERT4REC_UNROLL
+      for (size_t i = 0; i < 4; ++i) *reinterpret_cast<V*>(panel + (k + i) * NR + j0) = x[i];
+    }
     for (; k < depth; ++k)
       for (size_t j = 0; j < W; ++j)
         panel[k * NR + j0 + j] = j < width ? b[k + (j0 + j) * b_col] : 0.0f;
@@ -7055,10 +7099,11 @@ BERT4REC_TARGET inline void multiply_block(size_t m, size_t n, size_t depth, con
   }
 }
 
-BERT4REC_TARGET inline void multiply(size_t m, size_t n, size_t k, const float* a, size_t a_row,
-                                     size_t a_col, const float* b, size_t b_row, size_t b_col,
-                                     const float* start, size_t start_row, float* c, size_t c_row,
-                                     float* scratch) {
+BERT4REC_TARGET inline void multiply_blocks(size_t m, size_t n, size_t k, const float* a,
+                                            size_t a_row, size_t a_col, const float* b,
+                                            size_t b_row, size_t b_col, const float* start,
+                                            size_t start_row, float* c, size_t c_row,
+                                            float* scratch) {
   const size_t misaligned = reinterpret_cast<std::uintptr_t>(scratch) / sizeof(float) % 16;
   float *packed_b = scratch + (16 - misaligned) % 16, *packed_a = packed_b + block_k * block_n;
   for (size_t j0 = 0; j0 < n; j0 += block_n) {
@@ -7093,6 +7138,89 @@ BERT4REC_TARGET inline void multiply(size_t m, size_t n, size_t k, const float* 
       k0 += block_k;
     } while (k0 < k);
   }
+}
+
+// ---- Product of few rows -----------------------------------------------------------------------
+// Few rows of A and a B that lies by columns, such as the scores of all items for one user: what
+// takes time is to read B. So it is read once and not packed: W columns of it at a time are
+// transposed in registers, and the sums stay in registers, too, until k has run through.
+
+// At most so many rows, since for more packing pays; and at most so many in registers at a time
+// (fewer of the narrow ones, where `fused` can be long code).
+inline constexpr size_t few_rows = 8, rows_at_once = W == 4 ? 4 : 8;
+
+// sum[i] += A(i, k) x for one k.
+template <size_t rows>
+BERT4REC_INLINE void add_products(const float* a, size_t a_row, V x, V (&sum)[rows]) {
+  BERT4REC_UNROLL
+  for (size_t i = 0; i < rows; ++i) sum[i] = fused(all(a[i * a_row]), x, sum[i]);
+}
+
+// C(i, j) = start(i, j) + sum_k A(i, k) B(k, j) for i < rows, j < W. At `next` are the W columns of
+// B that are wanted after these: asked for in time, they arrive at the speed of the memory.
+template <size_t rows>
+BERT4REC_TARGET inline void multiply_columns(size_t depth, const float* a, size_t a_row,
+                                             size_t a_col, const float* b, size_t b_col,
+                                             const float* next, const float* start,
+                                             size_t start_row, float* c, size_t c_row) {
+  V sum[rows] = {};
+  if (start != nullptr) {
+    BERT4REC_UNROLL
+    for (size_t i = 0; i < rows; ++i) sum[i] = *reinterpret_cast<const V*>(start + i * start_row);
+  }
+  size_t k = 0;
+  for (; k + 4 <= depth; k += 4, a += 4 * a_col) {
+    if (k % 16 == 0) {  // a cache line later
+      BERT4REC_UNROLL
+      for (size_t j = 0; j < W; ++j) __builtin_prefetch(next + k + j * b_col);
+    }
+    V x[4];
+    transpose(b + k, b_col, W - 1, x);
+    BERT4REC_UNROLL
+    for (size_t i = 0; i < 4; ++i) add_products(a + i * a_col, a_row, x[i], sum);
+  }
+  for (; k < depth; ++k, a += a_col) {
+    V x;
+    for (size_t j = 0; j < W; ++j) x[j] = b[k + j * b_col];
+    add_products(a, a_row, x, sum);
+  }
+  BERT4REC_UNROLL
+  for (size_t i = 0; i < rows; ++i) *reinterpret_cast<V*>(c + i * c_row) = sum[i];
+}
+
+template <size_t... i>
+constexpr auto columns_by_rows(std::index_sequence<i...>) {
+  return std::array{multiply_columns<i + 1>...};
+}
+
+// For n columns, a multiple of W.
+BERT4REC_TARGET inline void multiply_few(size_t m, size_t n, size_t k, const float* a, size_t a_row,
+                                         size_t a_col, const float* b, size_t b_col,
+                                         const float* start, size_t start_row, float* c,
+                                         size_t c_row) {
+  static constexpr auto by_rows = columns_by_rows(std::make_index_sequence<rows_at_once>());
+  for (size_t j = 0; j < n; j += W, b += W * b_col) {
+    const float* next = j + W < n ? b + W * b_col : b;
+    for (size_t i = 0; i < m; i += rows_at_once)
+      by_rows[std::min(rows_at_once, m - i) - 1](
+          k, a + i * a_row, a_row, a_col, b, b_col, next,
+          start == nullptr ? nullptr : start + i * start_row + j, start_row, c + i * c_row + j,
+          c_row);
+  }
+}
+
+BERT4REC_TARGET inline void multiply(size_t m, size_t n, size_t k, const float* a, size_t a_row,
+                                     size_t a_col, const float* b, size_t b_row, size_t b_col,
+                                     const float* start, size_t start_row, float* c, size_t c_row,
+                                     float* scratch) {
+  size_t few = 0;  // columns
+  if (m <= few_rows && b_row == 1) {
+    few = n / W * W;
+    multiply_few(m, few, k, a, a_row, a_col, b, b_col, start, start_row, c, c_row);
+  }
+  if (few < n)
+    multiply_blocks(m, n - few, k, a, a_row, a_col, b + few * b_col, b_row, b_col,
+                    start == nullptr ? nullptr : start + few, start_row, c + few, c_row, scratch);
 }
 
 // ---- Functions of vectors ----------------------------------------------------------------------

@@ -96,7 +96,7 @@ void add_flags(cli::CommandLine& line, Options& options) {
 
 Options parse(int argc, char** argv) {
   Options options;
-  cli::CommandLine line("train_model", "trains BERT4Rec with the Cloze task",
+  cli::CommandLine line("train_model", "trains BERT4Rec, or with --objective causal SASRec",
                         "train_model --data data/demo --output output --epochs 50 --seed 1\n"
                         "  train_model --output output --resume");
   add_flags(line, options);
