@@ -47,9 +47,9 @@
 //    A The kernels on vectors (of chapter 9)
 //    B Bodies of JSON and safetensors (of chapters 4 and 5)
 //
-// In an hour: 7 (what can be chosen), 10 and 11 (the network, forward and backward), 12 and 13 (from
-// vectors to a loss), then of 14 "Batches" and of 18 ItemTask (the Cloze task). Chapter 9 says what
-// the inner loops compute; 2 to 6 are tools that need no reading before they are used.
+// In an hour: 7 (what can be chosen), 10 and 11 (the network, forward and backward), 12 and 13
+// (from vectors to a loss), then of 14 "Batches" and of 18 ItemTask (the Cloze task). Chapter 9
+// says what the inner loops compute; 2 to 6 are tools that need no reading before they are used.
 //
 // Options, defined before the include:
 //   BERT4REC_PORTABLE   compile only the plain kernels: slower, standard C++ only (chapter 9);
@@ -2721,7 +2721,7 @@ class Compute {
     multiply(worker, m, n, k, a, b, {nullptr, 0}, c);
   }
 
-  // ... C[m,n] = start + A B, where start may be C itself or, with row 0, a bias; without data: 0 ...
+  // ... C[m,n] = start + A B, where start may be C itself, a bias (row 0) or zeros (no data) ...
   void multiply(std::size_t worker, std::size_t m, std::size_t n, std::size_t k, In a, In b,
                 In start, View<Real> c) {
     kernels.multiply(m, n, k, a.data, a.row, a.col, b.data, b.row, b.col, start.data, start.row,
