@@ -11,12 +11,12 @@ set -eu
 cd "$(dirname "$0")/.."
 jobs=$(getconf _NPROCESSORS_ONLN)
 
-# suite NAME COMPILER SANITIZERS SELECTION TARGETS: builds in build/NAME (all, or the targets given)
-# and runs the tests that the selection, arguments of ctest, leaves.
+# suite NAME COMPILER SANITIZERS SELECTION TARGETS [OPTIONS]: builds in build/NAME (all, or the
+# targets given) and runs the tests that the selection, arguments of ctest, leaves.
 suite() {
   echo "== $1"
   cmake -S . -B "build/$1" -DBERT4REC_TESTS=ON -DCMAKE_CXX_COMPILER="$2" \
-    -DBERT4REC_SANITIZE="$3" >/dev/null
+    -DBERT4REC_SANITIZE="$3" -DBERT4REC_JOIN_TESTS=OFF ${6:-} >/dev/null
   cmake --build "build/$1" -j "$jobs" $5 >"build/$1/build.log" 2>&1 || {
     tail -40 "build/$1/build.log"
     exit 1
@@ -24,19 +24,31 @@ suite() {
   (cd "build/$1" && ctest --output-on-failure -j "$jobs" $4)
 }
 
-# same_bits COMPILER OPTION...: the golden checksums, and for another processor more, of tests that
-# are compiled by themselves.
+# warnings FOLDER: only the warnings of its compiler about the tools, by its compile_commands.json.
+warnings() {
+  sed -n 's/^ *"command": "\(.*\)",$/\1 -fsyntax-only/p' "$1/compile_commands.json" |
+    sed -n 's/\\"/"/g; /_plain\.dir/!{ /\/tools\/[^ ]*\.cpp -fsyntax-only$/p; }' |
+    tr '\n' '\0' | xargs -0 -P "$jobs" -n 1 sh -c
+}
+
+# same_bits COMPILER OPTION...: the golden checksums, compiled by themselves; for another processor
+# more tests, which share an engine.
 same_bits() {
-  name=$(echo "$*" | tr -c 'a-zA-Z0-9+\n' _)
-  tests=golden runner=
+  label=$* name=$(echo "$*" | tr -c 'a-zA-Z0-9+\n' _)
+  tests=golden runner= engine=
   case $1 in
-    aarch64-*) tests="golden kernels random numbers threads" runner=qemu-aarch64 ;;
+    aarch64-*)
+      tests="golden kernels random numbers threads" runner=qemu-aarch64
+      engine=build/everywhere/$name-engine.o
+      "$@" -std=c++20 -pthread -I . -c tools/common/engine.cpp -o "$engine"
+      set -- "$@" -DBERT4REC_EXTERN
+      ;;
   esac
   for test in $tests; do
     program=build/everywhere/$name-$test
-    "$@" -std=c++20 -pthread -I . -I tests "tests/test_$test.cpp" -o "$program"
+    "$@" -std=c++20 -pthread -I . -I tests "tests/test_$test.cpp" $engine -o "$program"
     $runner "$program" >"$program.log" 2>&1 || { cat "$program.log"; exit 255; }
-    echo "$*: $test: $(tail -1 "$program.log")"
+    echo "$label: $test: $(tail -1 "$program.log")"
   done
 }
 
@@ -56,7 +68,7 @@ clang++ -O1 -DBERT4REC_PORTABLE
 EOF
   echo "== Windows"
   cmake -S . -B build/windows -DCMAKE_TOOLCHAIN_FILE=tests/toolchains/mingw.cmake \
-    -DBERT4REC_TESTS=ON >/dev/null
+    -DBERT4REC_TESTS=ON -DBERT4REC_JOIN_TESTS=ON >/dev/null
   cmake --build build/windows -j "$jobs" >build/windows/build.log 2>&1 || {
     tail -40 build/windows/build.log
     exit 1
@@ -133,16 +145,17 @@ if [ "${1:-}" = quick ]; then
   exit
 fi
 # The slow ones less often: AniList (a minute of waiting) where memory is watched, consumers with
-# g++, the tools (and so their building) not with clang++ too.
+# g++, the tools not with clang++ too, which only looks for warnings in them.
 suite g++ g++ "" "-E anilist" ""
-tests=$(ls tests/test_*.cpp | sed 's/.*\/\(.*\)\.cpp/\1/')
+join=-DBERT4REC_JOIN_TESTS=ON
 suite clang++ clang++ "" "-E anilist|consumer|tools|faults" \
-  "--target import_interactions visualize $(echo $tests)"
+  "--target import_interactions all_tests" "$join -DCMAKE_EXPORT_COMPILE_COMMANDS=ON"
+warnings build/clang++
 export CXXFLAGS=-stdlib=libc++
 suite libc++ clang++ "" "-R test_(numbers|json|evaluation|trainer|golden)" \
   "--target test_numbers test_json test_evaluation test_trainer test_golden"
 unset CXXFLAGS
-suite address g++ address,undefined "-E consumer" ""
+suite address g++ address,undefined "-E consumer" "" "$join"
 suite thread g++ thread "-R test_(threads|trainer|gradients)" \
   "--target test_threads test_trainer test_gradients"
 fuzz 10
