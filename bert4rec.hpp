@@ -32,6 +32,7 @@
 //   N  tokens of all rows together        A  attention heads, each D = H / A wide
 //   M  asked places of all rows           L  longest window (number of position vectors)
 //   V  vocabulary rows: 0 PAD, 1 MASK, 2 UNK, and item i at row i + 3
+//   I  items, V - 3                       K  items drawn as negatives
 // A batch is ragged: rows stand one behind the other in tokens[N] without padding, row r being
 // tokens[offsets[r]] ... tokens[offsets[r + 1] - 1]. So no attention mask exists, and no padding
 // bug.
@@ -44,8 +45,8 @@
 //    5 Flat files                 12 Losses                19 Training
 //    6 Threads                    13 Heads                 20 Recommendation
 //    7 Configuration              14 Data
-//    A The kernels on vectors (of chapter 9)
-//    B Bodies of JSON and safetensors (of chapters 4 and 5)
+//    A Bodies of JSON and safetensors (of chapters 4 and 5)
+//    B The kernels on vectors (of chapter 9)
 //
 // In an hour: 7 (what can be chosen), 10 and 11 (the network, forward and backward), 12 and 13
 // (from vectors to a loss), then of 14 "Batches" and of 18 ItemTask (the Cloze task). Chapter 9
@@ -122,7 +123,7 @@
 #include <variant>
 #include <vector>
 
-#ifndef __GNUC__  // which Clang defines too: both have the vector types of appendix A
+#ifndef __GNUC__  // which Clang defines too: both have the vector types of appendix B
 #undef BERT4REC_PORTABLE
 #define BERT4REC_PORTABLE
 #endif
@@ -450,7 +451,7 @@ inline double power(double base, std::uint64_t exponent) {
 }
 
 // x^a for x >= 0 and 0 <= a <= 1, by roots alone, which IEEE 754 rounds correctly: of the binary
-// digits a = 0.b1 b2 b3 ..., digit k gives the factor x^(2^-k).
+// digits a = b0.b1 b2 b3 ..., digit k gives the factor x^(2^-k) if it is 1.
 inline double root_power(double x, double a) {
   double result = 1;
   for (int digit = 0; digit < 40 && a > 0; ++digit) {
@@ -611,7 +612,7 @@ void shuffle(std::vector<Element>& elements, Key key) {
 // RFC allows is refused: a name that stands twice in an object, whose meaning it leaves open.
 // JsonReader pulls values out of a text without building a tree, which is what makes large
 // histories load fast; Json is the small tree used for configurations and metrics. This chapter
-// says what they offer; how they do it, appendix B.
+// says what they offer; how they do it, appendix A.
 
 // Each call takes the next value off the text, and throws if it is of another kind:
 //   reader.object([&](std::string_view name) {
@@ -1570,18 +1571,18 @@ class ThreadPool {
 
   std::size_t size() const { return workers_.size() + 1; }
 
-  // Runs task(index, worker) for each index < tasks; worker < size() owns its scratch memory.
+  // Runs body(index, worker) for each index < tasks; worker < size() owns its scratch memory.
   // Returns when all are done; rethrows the first exception. A task must not call it for the pool
   // that runs it: nobody would be left to do the work.
-  template <class Task>
-  void parallel_for(std::size_t tasks, Task&& task) {
+  template <class Body>
+  void parallel_for(std::size_t tasks, Body&& body) {
     require(running() != this, "parallel_for inside a task of the same ThreadPool");
     const Running mark(this);
     if (tasks <= 1 || workers_.empty()) {
-      for (std::size_t index = 0; index < tasks; ++index) task(index, std::size_t{0});
+      for (std::size_t index = 0; index < tasks; ++index) body(index, std::size_t{0});
       return;
     }
-    using Plain = std::remove_reference_t<Task>;
+    using Plain = std::remove_reference_t<Body>;
     problem_ = nullptr;
     for (std::size_t worker = 0; worker < size(); ++worker) {
       shares_[worker].next.store(tasks * worker / size(), std::memory_order_relaxed);
@@ -1591,22 +1592,22 @@ class ThreadPool {
     publish({[](void* context, std::size_t index, std::size_t worker) {
                (*static_cast<Plain*>(context))(index, worker);
              },
-             const_cast<void*>(static_cast<const void*>(&task))});
+             const_cast<void*>(static_cast<const void*>(&body))});
     run_tasks(job_, 0);
     const auto all_done = [&] { return busy_.load(std::memory_order_acquire) == 0; };
     while (!seen_soon(all_done)) std::this_thread::yield();
     if (problem_) std::rethrow_exception(problem_);
   }
 
-  // Splits 0 ... count - 1 in ranges of whole multiples of `grain`: task(begin, end, worker).
-  template <class Task>
-  void parallel_ranges(std::size_t count, std::size_t grain, Task&& task) {
+  // Splits 0 ... count - 1 in ranges of whole multiples of `grain`: body(begin, end, worker).
+  template <class Body>
+  void parallel_ranges(std::size_t count, std::size_t grain, Body&& body) {
     const std::size_t grains = (count + grain - 1) / grain;
     const std::size_t parts = std::min(grains, size());
     parallel_for(parts, [&](std::size_t part, std::size_t worker) {
       const std::size_t begin = grains * part / parts * grain;
       const std::size_t end = std::min(count, grains * (part + 1) / parts * grain);
-      task(begin, end, worker);
+      body(begin, end, worker);
     });
   }
 
@@ -1981,21 +1982,14 @@ inline void validate(const TrainConfig& config) {
   require(config.split == Split::users, "folds cut the users: they need split users");
 }
 
-namespace detail {
-template <class Value>
-Json field_json(Value value) {
-  if constexpr (std::is_enum_v<Value>)
-    return enum_name(value);
-  else
-    return value;
-}
-}  // namespace detail
-
 template <class Config>
 Json to_json(const Config& config) {
   Json json;
   Config::fields(config, [&](std::string_view name, auto value, auto, auto, auto) {
-    json.set(name, detail::field_json(value));
+    if constexpr (std::is_enum_v<decltype(value)>)
+      json.set(name, enum_name(value));
+    else
+      json.set(name, value);
   });
   return json;
 }
@@ -2003,16 +1997,13 @@ Json to_json(const Config& config) {
 // As model files have it: without later fields that are at their default.
 template <class Config>
 Json brief_json(const Config& config) {
-  const Config usual;
-  const Json defaults = to_json(usual);
+  const Json all = to_json(config), usual = to_json(Config());
   Json json;
   std::size_t number = 0;
-  Config::fields(config, [&](std::string_view name, auto value, auto, auto, auto) {
-    const Json field = detail::field_json(value);
-    if (number++ < Config::first_fields || field.text() != defaults.at(name).text()) {
-      json.set(name, field);
-    }
-  });
+  for (const auto& [name, value] : all.object()) {
+    const bool first = number++ < Config::first_fields;
+    if (first || value.text() != usual.at(name).text()) json.set(name, value);
+  }
   return json;
 }
 
@@ -2544,7 +2535,7 @@ const Kernels<Real>& plain_kernels() {
 
 }  // namespace bert4rec
 
-// The vector kernels stand in appendix A at the end of this file, which is read here once for
+// The vector kernels stand in appendix B at the end of this file, which is read here once for
 // each instruction set. (It cannot be one template: GCC splits vector operations by the target of
 // the function they stand in, before it inlines it elsewhere.)
 #if defined(__GNUC__) && !defined(BERT4REC_PORTABLE)
@@ -2735,7 +2726,7 @@ class Compute {
       return start.data == nullptr ? start : start.from(i, j);
     };
     // Each thread prepares for itself what all stripes share, so the longer side of C is cut; in
-    // whole register tiles of appendix A.
+    // whole register tiles of appendix B.
     if (m >= n) {
       pool.parallel_ranges(m, 12, [&](std::size_t begin, std::size_t end, std::size_t worker) {
         multiply(worker, end - begin, n, k, a.from(begin), b, begin_at(begin, 0), c.from(begin));
@@ -2767,11 +2758,11 @@ class Compute {
     }
   }
 
-  // task(row) for each row, in contiguous ranges.
-  template <class Task>
-  void for_rows(std::size_t rows, Task&& task) {
+  // body(row) for each row, in contiguous ranges.
+  template <class Body>
+  void for_rows(std::size_t rows, Body&& body) {
     pool.parallel_ranges(rows, 1, [&](std::size_t begin, std::size_t end, std::size_t) {
-      for (std::size_t row = begin; row < end; ++row) task(row);
+      for (std::size_t row = begin; row < end; ++row) body(row);
     });
   }
 
@@ -2949,9 +2940,9 @@ struct Queries {
 // One head of one row, and where it lies in the arrays of the group.
 class AttentionHead {
  public:
-  std::size_t m, n, D;
-  std::size_t block;  // queries computed at a time
-  std::size_t dropout_row;
+  std::size_t m, n, D;      // queries, keys, width
+  std::size_t block;        // queries computed at a time
+  std::size_t dropout_row;  // of its first query, among the rows that dropout counts
 
   AttentionHead(const EncoderConfig& config, const RowOffsets& keys, const Queries& queries,
                 std::size_t task)
@@ -3114,7 +3105,7 @@ void embedding_backward(Compute<Real>& compute, std::size_t H, const RowGroup& g
 // A step works through its batch in groups of whole rows of at most group_tokens tokens and adds
 // their gradients up: what a group leaves between forward and backward then stays near the
 // processor, and memory depends on the group, not on the batch. Groups depend on the data alone, so
-// threads cannot change a result. All buffers are made once, by the constructor.
+// threads cannot change a result. All buffers of the encoder are made once, by the constructor.
 
 inline constexpr std::size_t group_tokens = 2048;
 
@@ -3324,9 +3315,10 @@ class Encoder {
 //                    is drawn K q_j times on average, and exp s_j is divided by that, so that the
 //                    sum is right on average (Jean et al., ACL 2015)
 //   gbce             (beta log(1 + exp -t) + sum_j log(1 + exp s_j)) / (K + 1),
-//                    beta = 1 - c (1 - alpha), alpha = K / (I - 1)  (Petrov and Macdonald, RecSys
-//                    2023, whose transform of the score this is, in closed form): with c > 0 the
-//                    scores do not overestimate, as they do where few negatives are seen
+//                    beta = 1 - c (1 - alpha), alpha = K / (I - 1), c = TrainConfig::gbce_t
+//                    (Petrov and Macdonald, RecSys 2023, whose transform of the score this is, in
+//                    closed form): with c > 0 the scores do not overestimate, as they do where few
+//                    negatives are seen
 //   bce              gbce with c = 0 (SASRec)
 // A drawn item that is the target itself is no candidate: its score is set to -infinity.
 
@@ -3359,8 +3351,8 @@ constexpr std::size_t rank_of(std::size_t better, std::size_t ties) {
 // Whether a loss needs drawn negatives.
 constexpr bool draws_negatives(Loss loss) { return loss != Loss::softmax; }
 
-// The scores s[n] of a place become the gradient of its loss, s_j = softmax(s)_j - [j = target].
-// Returns the loss.
+// Returns the loss at a place from its scores s[n], over which it writes the gradient:
+//   ds_j = softmax(s)_j - [j = target]
 template <class Real>
 double softmax_loss(const detail::Kernels<Real>& kernels, Real* s, std::size_t n,
                     std::size_t target) {
@@ -3371,8 +3363,8 @@ double softmax_loss(const detail::Kernels<Real>& kernels, Real* s, std::size_t n
          detail::natural_log(static_cast<double>(all.sum));
 }
 
-// The same for gbce, of the scores s[1 + K] with the target first:
-//   s_0 = -beta / (1 + exp t) / (K + 1),   s_j = 1 / (1 + exp -s_j) / (K + 1)
+// The same for gbce, of the scores s[1 + K], of which the first is t, that of the target:
+//   dt = -beta / (1 + exp t) / (K + 1),   ds_j = 1 / (1 + exp -s_j) / (K + 1)
 template <class Real>
 double logistic_loss(const detail::Kernels<Real>& kernels, Real* s, std::size_t K, double beta) {
   const Real share = Real(1) / static_cast<Real>(K + 1);
@@ -3598,7 +3590,8 @@ class ItemHead {
       losses_[begin + i] = place_loss(compute.kernels, row, group, begin + i);
       compute.kernels.scale(row, loss_scale, K + 1);
     });
-    // ds w + dt w_target, and the same of the weights: ds^T vectors, and dt vectors to the target's
+    // d_vectors_i = sum_j ds_ij w_j + dt_i w_target,   dw_j = sum_i ds_ij vectors_i,   and of the
+    // row of each target dt_i vectors_i more
     const View<Real> d_s = s.from(0, 1), d_drawn{d_drawn_.data(), H};
     compute.parallel_multiply(M, H, K, d_s, drawn, {nullptr, 0}, {d_vectors, H});
     compute.parallel_multiply(K, H, M, d_s.T(), {vectors, H}, d_drawn, d_drawn);
@@ -4201,10 +4194,10 @@ class Groups {
   explicit Groups(const EncoderConfig& config)
       : asked_(group_capacity(config)), rows_(group_capacity(config) + 1) {}
 
-  // task(group) for each group, but those that ask for nothing: nothing comes of them. The batch
-  // must have passed check_batch(). A group is valid during its task.
-  template <class Task>
-  void for_each(const Batch& batch, Task&& task) {
+  // body(group) for each group, but those that ask for nothing: nothing comes of them. The batch
+  // must have passed check_batch(). A group is valid during its body.
+  template <class Body>
+  void for_each(const Batch& batch, Body&& body) {
     std::size_t row = 0, first_asked = 0;
     while (row < batch.rows()) {
       const std::size_t begin = batch.offsets[row];
@@ -4231,7 +4224,7 @@ class Groups {
                            batch.log_expected,
                            {std::span(batch.offsets).subspan(row, offsets)},
                            {{rows_.data(), offsets}}};
-      if (M > 0) task(group);
+      if (M > 0) body(group);
       first_asked += M;
       row = end_row;
     }
@@ -4278,10 +4271,10 @@ inline void add_cloze_row(Batch& batch, ItemSpan history, const ModelConfig& mod
 inline void add_next_item_row(Batch& batch, ItemSpan history, const ModelConfig& model,
                               std::int32_t target = 0) {
   const bool causal = model.objective == Objective::causal && !history.empty();
-  for (const std::int32_t item : newest(history, model.max_length - 1 + causal)) {
+  const ItemSpan before = causal ? history.first(history.size() - 1) : history;
+  for (const std::int32_t item : newest(before, model.max_length - 1)) {
     batch.tokens.push_back(token_of(item));
   }
-  if (causal) batch.tokens.pop_back();
   batch.ask(target, causal ? token_of(history.back()) : mask_token);
   batch.end_row();
 }
@@ -4517,7 +4510,8 @@ class Engine {
   // dropout. Throws before anything is updated if loss or gradient is not finite.
   virtual Tally train(const Batch& batch, std::uint64_t step, double learning_rate) = 0;
 
-  // Loss and Top-K at the asked places, without dropout.
+  // Softmax loss over all items, whatever the loss of training, and Top-K among them, at the asked
+  // places, without dropout.
   virtual Tally evaluate(const Batch& batch) = 0;
 
   // Scores [M,num_items] (logits) at the asked places, without dropout.
@@ -4579,8 +4573,7 @@ class CpuEngine : public Engine {
         });
     const Real scale = Real(1) / static_cast<Real>(batch.asked.size());
     Tally metrics;
-    check_batch(batch, config_);
-    groups_.for_each(batch, [&](const RowGroup& group) {
+    for_each_group(batch, [&](const RowGroup& group) {
       const Real* x = encoder_.forward(compute_, group, dropout);
       metrics += head_.loss(compute_, x, group, scale, d_x_.data());
       encoder_.backward(compute_, group, dropout, d_x_.data());
@@ -4590,8 +4583,7 @@ class CpuEngine : public Engine {
 
   Tally evaluate(const Batch& batch) override {
     Tally tally;
-    check_batch(batch, config_);
-    groups_.for_each(batch, [&](const RowGroup& group) {
+    for_each_group(batch, [&](const RowGroup& group) {
       const Real* x = encoder_.forward(compute_, group, DropoutPlan());
       tally += head_.evaluate(compute_, x, group);
     });
@@ -4602,8 +4594,7 @@ class CpuEngine : public Engine {
     const std::size_t I = config_.num_items;
     require(scores.size() == batch.asked.size() * I, "score: the output has room for ",
             scores.size(), " numbers, expected ", batch.asked.size() * I);
-    check_batch(batch, config_);
-    groups_.for_each(batch, [&](const RowGroup& group) {
+    for_each_group(batch, [&](const RowGroup& group) {
       const Real* x = encoder_.forward(compute_, group, DropoutPlan());
       const std::size_t M = group.asked.size();
       float* out = scores.data() + group.asked_rows.first() * I;
@@ -4632,6 +4623,12 @@ class CpuEngine : public Engine {
   }
 
  private:
+  template <class Body>
+  void for_each_group(const Batch& batch, Body&& body) {
+    check_batch(batch, config_);
+    groups_.for_each(batch, body);
+  }
+
   const Buffer<Real>& buffer(State state) const {
     if (state == State::parameters) return parameters_;
     return state == State::first_moment ? first_ : second_;
@@ -5258,11 +5255,8 @@ class ItemTask : public Task {
   void prepare_negatives() {
     require(train_.negatives < model_.num_items, "negatives is ", train_.negatives,
             ", but beside a target there are only ", model_.num_items - 1, " items");
-    std::vector<ItemSpan> histories;
-    for (const std::size_t user : split_.train_users()) {
-      histories.push_back(split_.sequence(user).train);
-    }
-    sampler_.emplace(item_counts(histories, model_.num_items), train_.negative_power);
+    const std::vector<ItemSpan> known = known_histories(split_, HeldOut::validation);
+    sampler_.emplace(item_counts(known, model_.num_items), train_.negative_power);
   }
 
   static ModelConfig sized_for(ModelConfig model, const Dataset& data) {
@@ -5974,7 +5968,7 @@ class Recommender {
 };
 
 // ================================================================================================
-// B  Appendix to chapters 4 and 5: bodies of JSON and safetensors
+// A  Appendix to chapters 4 and 5: bodies of JSON and safetensors
 // ================================================================================================
 // How the classes declared there do what they offer, and the numbers in decimal that JSON needs.
 
@@ -6792,7 +6786,7 @@ inline void Safetensors::copy(std::string_view name, std::span<const std::size_t
 #elif defined(BERT4REC_ISA)
 
 // ================================================================================================
-// A  Appendix to chapter 9: the kernels on vectors
+// B  Appendix to chapter 9: the kernels on vectors
 // ================================================================================================
 // The same functions as in chapter 9, for float, with the vector types of GCC and Clang. Read once
 // for each instruction set, with BERT4REC_WIDTH floats a register.

@@ -1,6 +1,6 @@
-// Every tensor's gradient against central differences in double, for both architectures, objectives
-// and all losses, with dropout on, rows of every length from 1 to the longest, and rows that ask for
-// nothing; and losses over drawn items against that over all.
+// Every tensor's gradient against central differences in double, for both architectures, both
+// objectives and all losses, with dropout on, rows of every length from 1 to the longest, and rows
+// that ask for nothing; and losses over drawn items against that over all.
 
 #include "bert4rec.hpp"
 #include "check.hpp"
@@ -23,7 +23,7 @@ ModelConfig small_model(Architecture architecture, Objective objective = Objecti
   return model;
 }
 
-// A row longer than two blocks of causal attention, that is asked here and there but not at its end.
+// A row longer than two blocks of causal attention, asked here and there but not at its end.
 Batch long_batch(const ModelConfig& model) {
   Batch batch;
   for (std::size_t i = 0; i < model.max_length; ++i) {

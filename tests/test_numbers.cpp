@@ -1,4 +1,4 @@
-// Appendix B: numbers in decimal. detail::parse_decimal(), which stands in for std::from_chars with
+// Appendix A: numbers in decimal. detail::parse_decimal(), which stands in for std::from_chars with
 // libc++, is compared here with what is known of each text, and with std::from_chars where the
 // library has it.
 

@@ -442,13 +442,18 @@ void test_allocations() {
   model.num_items = 30;
   TrainConfig train = small_train();
   train.threads = 2;
-  for (const Architecture architecture : {Architecture::torch, Architecture::paper}) {
-    model.architecture = architecture;
+  const NegativeSampler sampler(std::vector<std::uint64_t>(30, 1), 0);
+  for (const auto& [architecture, loss] : {std::pair(Architecture::torch, Loss::softmax),
+                                           std::pair(Architecture::paper, Loss::softmax),
+                                           std::pair(Architecture::paper, Loss::sampled_softmax),
+                                           std::pair(Architecture::torch, Loss::gbce)}) {
+    model.architecture = architecture, train.loss = loss;
     CpuEngine<float> engine(model, train);
     Batch batch;
     batch.reserve(64, model.max_length);
     const auto step = [&](std::uint64_t number) {
       batch.clear();
+      sampler.draw(batch, 9, make_key(number));
       for (std::size_t user = 0; user < 64; ++user) {
         add_cloze_row(batch, data.histories.row(user), model, 0.15, fold_in(make_key(1), number));
       }

@@ -21,7 +21,7 @@ std::string protocol_choices() { return join(enum_choices<Protocol>(), "|every")
 Options parse(int argc, char** argv) {
   Options options;
   cli::CommandLine line("evaluate_model",
-                        "masked Top-K, and the last item of each held-out history ranked among "
+                        "validation Top-K, and the last item of each held-out history ranked among "
                         "all unseen items",
                         "evaluate_model --model output/models --data data/demo --protocol every");
   line.option("model", options.model, "models folder that train_model wrote");
@@ -295,7 +295,7 @@ Json json_of(const RankMetrics& metrics) {
 
 Json json_of(const Tally& metrics) {
   Json json;
-  json.set("masked", metrics.count);
+  json.set("masked", metrics.count);  // asked places; a name that scripts know
   json.set("loss", metrics.loss());
   for (std::size_t i = 0; i < top_k.size(); ++i) {
     json.set(join("top", top_k[i]), metrics.accuracy(i));
@@ -346,14 +346,14 @@ Model load(const Options& options, const Dataset& data) {
   return model;
 }
 
-void print_json(const Options& options, const Model& model, const std::optional<Tally>& masked,
+void print_json(const Options& options, const Model& model, const std::optional<Tally>& validation,
                 const std::vector<Table>& tables) {
   Json json;
   json.set("model", model.engine ? Json(path_text(model.path)) : Json());
   json.set("split", enum_name(model.train.split));
   json.set("held_out", enum_name(options.held_out));
   json.set("seed", options.seed);
-  if (masked) json.set("validation", json_of(*masked));
+  if (validation) json.set("validation", json_of(*validation));
   // The headline table again, by name.
   for (const Row& row : tables.front().rows) {
     if (!row.source.empty()) continue;
@@ -367,13 +367,15 @@ void print_json(const Options& options, const Model& model, const std::optional<
   std::cout << json.text(2) << "\n";
 }
 
-void print_heading(const Options& options, const Model& model, const std::optional<Tally>& masked) {
+void print_heading(const Options& options, const Model& model,
+                   const std::optional<Tally>& validation) {
   std::printf("%s (split by %s)\n", path_text(model.engine ? model.path : options.data).c_str(),
               model.train.split == Split::users ? "users" : "last item");
-  if (!masked) return;
+  if (!validation) return;
   std::printf("validation, %s places asked: loss %.4f, top-1/5/10/20 %.2f/%.2f/%.2f/%.2f%%\n",
-              cli::grouped(masked->count).c_str(), masked->loss(), 100 * masked->accuracy(0),
-              100 * masked->accuracy(1), 100 * masked->accuracy(2), 100 * masked->accuracy(3));
+              cli::grouped(validation->count).c_str(), validation->loss(),
+              100 * validation->accuracy(0), 100 * validation->accuracy(1),
+              100 * validation->accuracy(2), 100 * validation->accuracy(3));
 }
 
 int evaluate(int argc, char** argv) {
@@ -388,18 +390,18 @@ int evaluate(int argc, char** argv) {
   const RankingTask task(next_item_cases(split, options.held_out),
                          item_counts(all_histories(data.histories), data.catalogue.size()),
                          options.seed);
-  std::optional<Tally> masked;
-  if (model.engine) masked = validation_tally(*model.engine, split, model.train);
+  std::optional<Tally> validation;
+  if (model.engine) validation = validation_tally(*model.engine, split, model.train);
   const auto competitors = rank_all_competitors(options, data, split, task, model.engine.get());
   std::vector<Table> tables;
   for (const Protocol protocol : chosen) {
     tables.push_back(make_table(protocol, competitors, published, options));
   }
   if (options.json) {
-    print_json(options, model, masked, tables);
+    print_json(options, model, validation, tables);
     return 0;
   }
-  print_heading(options, model, masked);
+  print_heading(options, model, validation);
   for (const Table& table : tables) {
     std::printf("\n");
     (options.markdown ? print_markdown : print_text)(table, options.held_out);
