@@ -8,8 +8,8 @@
 #   - A tool that reads the folder then finds the old set of files or the new one; where there was
 #     none before, or it was to be removed, it may say in one line that there is none.
 #   - The same command once more, or --resume, ends with the files of an undisturbed run.
-# Where a run makes more than 200 calls of a kind, about 100 of those beyond are tried, evenly
-# spread; and 50 in all of what was tried in another way already (stay, short, torn). All in all
+# Where a run makes more than 200 calls of a kind, about 60 of those beyond are tried, evenly
+# spread; and 30 in all of what was tried in another way already (stay, short, torn). All in all
 # about 10,000 cases and four minutes of processor time.
 set -u
 script=$(cd "$(dirname "$0")" && pwd)/$(basename "$0")
