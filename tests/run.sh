@@ -149,7 +149,7 @@ fi
 suite g++ g++ "" "-E anilist" ""
 join=-DBERT4REC_JOIN_TESTS=ON
 suite clang++ clang++ "" "-E anilist|consumer|tools|faults" \
-  "--target import_interactions all_tests" "$join -DCMAKE_EXPORT_COMPILE_COMMANDS=ON"
+  "--target import_interactions audit_dataset all_tests" "$join -DCMAKE_EXPORT_COMPILE_COMMANDS=ON"
 warnings build/clang++
 export CXXFLAGS=-stdlib=libc++
 suite libc++ clang++ "" "-R test_(numbers|json|evaluation|trainer|golden)" \
