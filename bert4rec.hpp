@@ -1,4 +1,4 @@
-// bert4rec.hpp: BERT4Rec in one C++20 header. Version 0.3.0.
+// bert4rec.hpp: BERT4Rec in one C++20 header. Version 0.4.0.
 // Copyright (c) 2026 The bert4rec.hpp authors. SPDX-License-Identifier: MIT (text at the end).
 //
 // BERT4Rec (Sun et al., "BERT4Rec: Sequential Recommendation with Bidirectional Encoder
@@ -37,14 +37,19 @@
 // bug.
 //
 // Contents
-//    1 Version and includes        7 Configuration         13 Data
-//    2 Errors                      8 Tensors               14 Optimizer
-//    3 Arithmetic, random numbers  9 Kernels               15 Engine
-//    4 JSON                       10 Layers                16 Evaluation
-//    5 Flat files                 11 Encoder               17 Training
-//    6 Threads                    12 Heads and losses      18 Recommendation
+//    1 Version and includes        8 Tensors               15 Optimizer
+//    2 Errors                      9 Kernels               16 Engine
+//    3 Arithmetic, random numbers 10 Layers                17 Evaluation
+//    4 JSON                       11 Encoder               18 Tasks
+//    5 Flat files                 12 Losses                19 Training
+//    6 Threads                    13 Heads                 20 Recommendation
+//    7 Configuration              14 Data
 //    A The kernels on vectors (of chapter 9)
 //    B Bodies of JSON and safetensors (of chapters 4 and 5)
+//
+// In an hour: 7 (what can be chosen), 10 and 11 (the network, forward and backward), 12 and 13
+// (from vectors to a loss), then of 14 "Batches" and of 18 ItemTask (the Cloze task). Chapter 9
+// says what the inner loops compute; 2 to 6 are tools that need no reading before they are used.
 //
 // Options, defined before the include:
 //   BERT4REC_PORTABLE   compile only the plain kernels: slower, standard C++ only (chapter 9);
@@ -68,10 +73,10 @@
 // ================================================================================================
 
 #define BERT4REC_VERSION_MAJOR 0
-#define BERT4REC_VERSION_MINOR 3
+#define BERT4REC_VERSION_MINOR 4
 #define BERT4REC_VERSION_PATCH 0
-#define BERT4REC_VERSION 300  // MAJOR * 10000 + MINOR * 100 + PATCH
-#define BERT4REC_VERSION_STRING "0.3.0"
+#define BERT4REC_VERSION 400  // MAJOR * 10000 + MINOR * 100 + PATCH
+#define BERT4REC_VERSION_STRING "0.4.0"
 
 #if defined(min) || defined(max)
 #error "bert4rec.hpp needs std::min and std::max: define NOMINMAX before windows.h is included"
@@ -103,7 +108,6 @@
 #include <new>
 #include <numeric>
 #include <optional>
-#include <queue>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -2197,7 +2201,7 @@ struct SoftmaxSum {
   Real largest, sum;
 };
 
-// AdamW's constants of one step (chapter 14).
+// AdamW's constants of one step (chapter 15).
 template <class Real>
 struct AdamConstants {
   Real rate1, rate2;  // 1 - beta
@@ -2717,7 +2721,7 @@ class Compute {
     multiply(worker, m, n, k, a, b, {nullptr, 0}, c);
   }
 
-  // ... C[m,n] = start + A B, where start may be C itself or, with row 0, a bias; without data: 0 ...
+  // ... C[m,n] = start + A B, where start may be C itself, a bias (row 0) or zeros (no data) ...
   void multiply(std::size_t worker, std::size_t m, std::size_t n, std::size_t k, In a, In b,
                 In start, View<Real> c) {
     kernels.multiply(m, n, k, a.data, a.row, a.col, b.data, b.row, b.col, start.data, start.row,
@@ -3558,7 +3562,9 @@ class ItemHead {
     require(K > 0, "a batch without negatives, which the loss ", enum_name(loss_), " needs");
     grow(drawn_, K * H), grow(drawn_bias_, K);
     grow(scores_, std::min(M, slab) * (K + 1));
-    d_drawn_ = Buffer<Real>(K * H), d_drawn_bias_ = Buffer<Real>(K);
+    grow(d_drawn_, K * H), grow(d_drawn_bias_, K);
+    std::fill_n(d_drawn_.data(), K * H, Real(0));
+    std::fill_n(d_drawn_bias_.data(), K, Real(0));
     for (std::size_t j = 0; j < K; ++j) {
       const auto item = static_cast<std::size_t>(group.negatives[j]);
       std::copy_n(w_.weight + item * H, H, drawn_.data() + j * H);
@@ -5056,386 +5062,6 @@ class RankingTask {
   std::size_t num_items_;
   std::map<Protocol, std::vector<std::vector<std::int32_t>>> negatives_;
 };
-
-// ---- Audits ------------------------------------------------------------------------------------
-// Good figures can come from bad data. These functions look for the usual causes and return
-// numbers; describe() turns them into sentences that say what they mean for the figures.
-
-// What stands out when the histories are counted.
-struct CountAudit {
-  std::size_t users = 0, items = 0, interactions = 0;
-  std::size_t unseen_items = 0, once_items = 0;   // of the catalogue: in no history, in one place
-  std::size_t single_users = 0, short_users = 0;  // one item; fewer than three, those included
-  std::size_t copied_users = 0;      // whose history, of five items or more, an earlier user has
-  std::size_t repeated_entries = 0;  // items that stood in the same history before
-  std::size_t untimed_users = 0, same_time_users = 0;  // no complete times; all times equal
-};
-
-// Whether all histories follow one order of the items. A step is two different items that stand
-// side by side in a history; it is backward if it goes against the best single order found.
-struct OrderAudit {
-  std::size_t steps = 0, backward = 0;
-  double shuffled_share = 0;  // share of backward steps when every history is shuffled
-
-  double share() const {
-    return static_cast<double>(backward) / static_cast<double>(std::max<std::size_t>(1, steps));
-  }
-  double expected() const { return shuffled_share * static_cast<double>(steps); }
-};
-
-// Whether training sees what validation asks for. An n-gram is n items in a row; here n is 8, or
-// the length of a history of 5 to 7. A held-out item is known if an n-gram it lies in also stands,
-// in the same order, in a training sequence. In ml-1m, beauty and others at most 1 item in 500 is.
-struct SplitAudit {
-  std::size_t validation_users = 0;
-  std::size_t users = 0, known_users = 0;  // of five items or more; all held-out items known
-  std::size_t items = 0, known_items = 0;  // held out from those users
-};
-
-namespace detail {
-
-inline constexpr std::size_t shortest_ngram = 5, longest_ngram = 8;
-
-struct Step {
-  std::uint32_t from, to;
-};
-
-inline void add_steps(std::vector<Step>& steps, ItemSpan items) {
-  for (std::size_t i = 1; i < items.size(); ++i) {
-    if (items[i - 1] == items[i]) continue;
-    steps.push_back(
-        {static_cast<std::uint32_t>(items[i - 1]), static_cast<std::uint32_t>(items[i])});
-  }
-}
-
-// Builds one order of the items and counts the steps that go backward in it. Next comes the item
-// with the smallest share of its steps still open: those from items not yet placed. So the count
-// is 0 if the steps have no cycle, and stays small if a few go astray. O((S + I) log S).
-inline std::size_t backward_steps(std::span<const Step> steps, std::size_t num_items) {
-  std::vector<std::size_t> begin(num_items + 1), open(num_items), total(num_items);
-  for (const Step& step : steps) {
-    ++begin[step.from + 1], ++open[step.to];
-    ++total[step.from], ++total[step.to];
-  }
-  std::partial_sum(begin.begin(), begin.end(), begin.begin());
-  std::vector<std::uint32_t> successors(steps.size());  // of item i: from begin[i] on
-  std::vector<std::size_t> end = begin;
-  for (const Step& step : steps) successors[end[step.from]++] = step.to;
-
-  // Shares are in 1/128, rounded up, so that an item is queued at most 129 times.
-  const auto open_share = [&](std::uint32_t item) -> std::size_t {
-    return total[item] == 0 ? 0 : (128 * open[item] + total[item] - 1) / total[item];
-  };
-  using Candidate = std::pair<std::size_t, std::uint32_t>;  // open share, item
-  std::priority_queue<Candidate, std::vector<Candidate>, std::greater<>> queue;
-  for (std::uint32_t item = 0; item < num_items; ++item) queue.emplace(open_share(item), item);
-  std::vector<bool> placed(num_items);
-  std::size_t backward = 0;
-  while (!queue.empty()) {
-    const std::uint32_t item = queue.top().second;
-    queue.pop();
-    if (placed[item]) continue;  // by a later entry with a smaller share
-    placed[item] = true;
-    for (std::size_t i = begin[item]; i < end[item]; ++i) {
-      const std::uint32_t next = successors[i];
-      if (placed[next]) {
-        ++backward;
-      } else {
-        const std::size_t share_before = open_share(next);
-        --open[next];
-        if (open_share(next) < share_before) queue.emplace(open_share(next), next);
-      }
-    }
-  }
-  return backward;
-}
-
-inline std::string_view bytes_of(ItemSpan items) {
-  return {reinterpret_cast<const char*>(items.data()), items.size_bytes()};
-}
-
-// Users whose history, of five items or more, an earlier user has.
-inline std::size_t copied_users(const Histories& histories) {
-  std::unordered_set<std::string_view> seen;
-  std::size_t copies = 0;
-  for (std::size_t user = 0; user < histories.size(); ++user) {
-    const ItemSpan items = histories.row(user);
-    copies += items.size() >= shortest_ngram && !seen.insert(bytes_of(items)).second;
-  }
-  return copies;
-}
-
-// Marks the items of validation users, known[user][item], whose n-grams stand in training too. Does
-// so for the users whose n-grams are of this length.
-inline void mark_known(const DataSplit& split, std::size_t n,
-                       std::vector<std::vector<bool>>& known) {
-  using Place = std::pair<std::size_t, std::size_t>;  // validation user, first item
-  std::unordered_map<std::string_view, std::vector<Place>> places;
-  for (std::size_t u = 0; u < known.size(); ++u) {
-    const std::size_t user = split.validation_users()[u];
-    const ItemSpan items = split.history(user);
-    if (std::min(items.size(), longest_ngram) != n) continue;
-    // The first n-gram that reaches a held-out item.
-    const std::size_t held_out = split.sequence(user).train.size();
-    for (std::size_t i = held_out < n ? 0 : held_out - n + 1; i + n <= items.size(); ++i) {
-      places[bytes_of(items.subspan(i, n))].emplace_back(u, i);
-    }
-  }
-  if (places.empty()) return;
-  for (const std::size_t user : split.train_users()) {
-    const ItemSpan items = split.sequence(user).train;
-    for (std::size_t i = 0; i + n <= items.size(); ++i) {
-      const auto found = places.find(bytes_of(items.subspan(i, n)));
-      if (found == places.end()) continue;
-      for (const auto& [u, first] : found->second) {
-        std::fill_n(known[u].begin() + static_cast<std::ptrdiff_t>(first), n, true);
-      }
-      places.erase(found);
-    }
-  }
-}
-
-}  // namespace detail
-
-inline CountAudit audit_counts(const Dataset& data) {
-  const Histories& histories = data.histories;
-  CountAudit audit;
-  audit.users = histories.size();
-  audit.items = data.catalogue.size();
-  audit.interactions = histories.interactions();
-  audit.untimed_users = histories.untimed_users;
-  audit.same_time_users = histories.same_time_users;
-  audit.copied_users = detail::copied_users(histories);
-  std::vector<std::size_t> counts(audit.items), last_user(audit.items, histories.size());
-  for (std::size_t user = 0; user < histories.size(); ++user) {
-    const ItemSpan items = histories.row(user);
-    detail::require_items(items, audit.items);
-    audit.single_users += items.size() == 1;
-    audit.short_users += items.size() < 3;
-    for (const std::int32_t item : items) {
-      const auto i = static_cast<std::size_t>(item);
-      ++counts[i];
-      audit.repeated_entries += last_user[i] == user;
-      last_user[i] = user;
-    }
-  }
-  const auto items_seen = [&](std::size_t times) {
-    return static_cast<std::size_t>(std::count(counts.begin(), counts.end(), times));
-  };
-  audit.unseen_items = items_seen(0);
-  audit.once_items = items_seen(1);
-  return audit;
-}
-
-// Of histories with more than two million interactions only every k-th is looked at.
-inline OrderAudit audit_order(const Histories& histories, std::size_t num_items) {
-  const std::size_t k = 1 + histories.interactions() / 2'000'000;
-  const Key key = stream_key(0, Stream::audit);
-  std::vector<detail::Step> steps, shuffled;
-  std::vector<std::int32_t> items;
-  for (std::size_t user = 0; user < histories.size(); user += k) {
-    const ItemSpan row = histories.row(user);
-    detail::require_items(row, num_items);
-    detail::add_steps(steps, row);
-    items.assign(row.begin(), row.end());
-    shuffle(items, fold_in(key, user));
-    detail::add_steps(shuffled, items);
-  }
-  const OrderAudit chance{shuffled.size(), detail::backward_steps(shuffled, num_items), 0};
-  return {steps.size(), detail::backward_steps(steps, num_items), chance.share()};
-}
-
-inline SplitAudit audit_split(const DataSplit& split) {
-  const std::vector<std::size_t>& users = split.validation_users();
-  std::vector<std::vector<bool>> known;
-  for (const std::size_t user : users) known.emplace_back(split.history(user).size());
-  for (std::size_t n = detail::shortest_ngram; n <= detail::longest_ngram; ++n) {
-    detail::mark_known(split, n, known);
-  }
-  SplitAudit audit;
-  audit.validation_users = users.size();
-  for (std::size_t u = 0; u < users.size(); ++u) {
-    if (known[u].size() < detail::shortest_ngram) continue;
-    const std::size_t first = split.sequence(users[u]).train.size();
-    const auto begin = known[u].begin() + static_cast<std::ptrdiff_t>(first);
-    const auto found = static_cast<std::size_t>(std::count(begin, known[u].end(), true));
-    const std::size_t held_out = known[u].size() - first;
-    ++audit.users;
-    audit.known_users += found == held_out;
-    audit.items += held_out;
-    audit.known_items += found;
-  }
-  return audit;
-}
-
-struct Interval {
-  double low, high;
-};
-
-// The 95 % interval of a share measured on n users (Wilson, JASA 1927), z = 1.96:
-//   (p + z^2 / 2n  +-  z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
-// n counts users although a Top-1 is a share of tokens: the tokens of one user are not independent.
-// That is the cautious end, unless a few long histories give most of the tokens.
-inline Interval wilson_interval(double share, std::size_t users) {
-  require(share >= 0 && share <= 1, "share is ", share, ", expected 0 ... 1");
-  require(users > 0, "an interval needs at least one user");
-  const double n = static_cast<double>(users), z = 1.959964, zz = z * z / n;
-  const double center = share + zz / 2;
-  const double half = z * std::sqrt(share * (1 - share) / n + zz / (4 * n));
-  return {(center - half) / (1 + zz), (center + half) / (1 + zz)};
-}
-
-struct DataAudit {
-  CountAudit counts;
-  OrderAudit order;
-  SplitAudit split;
-};
-
-// Everything, for the split that training with `config` makes. Throws where it makes none.
-inline DataAudit audit_data(const Dataset& data, const TrainConfig& config) {
-  validate(config);
-  const DataSplit split(data.histories, config);
-  return {audit_counts(data), audit_order(data.histories, data.catalogue.size()),
-          audit_split(split)};
-}
-
-enum class Severity {
-  ok,
-  note,    // worth knowing
-  warning  // do not trust the figures before you have looked into it
-};
-
-namespace detail {
-
-template <>
-struct EnumNames<Severity> {
-  static constexpr std::array<std::string_view, 3> names{"ok", "note", "warning"};
-};
-
-// 0.1234 -> "12.3 %"
-inline std::string percent_text(double share) { return join(std::round(1000 * share) / 10, " %"); }
-
-inline std::string count_text(std::size_t count, std::string_view noun) {
-  return join(count, " ", noun, count == 1 ? "" : "s");
-}
-
-}  // namespace detail
-
-struct Finding {
-  std::string audit;  // counts, order, split or size
-  Severity severity;
-  std::string text;  // a sentence or two
-};
-
-inline std::vector<Finding> describe(const CountAudit& audit) {
-  using detail::count_text;
-  std::vector<Finding> findings;
-  const auto add = [&](std::size_t count, Severity severity, const auto&... parts) {
-    if (count > 0) findings.push_back({"counts", severity, join(parts...)});
-  };
-  const bool many = 100 * audit.copied_users >= audit.users;
-  add(audit.copied_users, many ? Severity::warning : Severity::note,
-      count_text(audit.copied_users, "user"), " of ", audit.users,
-      " with exactly the history of another user. Where such twins fall on both sides of a split, "
-      "validation asks for what was trained on.");
-  add(audit.repeated_entries, Severity::note, count_text(audit.repeated_entries, "interaction"),
-      " repeating an item that the user had before. Recommendations leave seen items out, so they "
-      "never name these.");
-  add(audit.unseen_items, Severity::note, count_text(audit.unseen_items, "item"), " of ",
-      audit.items, " in no history. Nothing can be learned of them.");
-  add(audit.once_items, Severity::note, count_text(audit.once_items, "item"), " of ", audit.items,
-      " in histories once only. Where that one place is held out, the item was never trained on.");
-  add(audit.short_users, Severity::note, count_text(audit.short_users, "user"),
-      " with fewer than three items, ", audit.single_users,
-      " of them with one. The split by last item cannot hold these out, and one item alone has no "
-      "context to learn from.");
-  add(audit.untimed_users, Severity::note, count_text(audit.untimed_users, "user"), " of ",
-      audit.users,
-      " without complete times. Their items keep the order of the file; if that is not the order "
-      "of time, the next item means nothing.");
-  add(audit.same_time_users, Severity::note, count_text(audit.same_time_users, "user"), " of ",
-      audit.users,
-      " with one and the same time for all entries, as after an import. The order of their items "
-      "is that of the file.");
-  if (findings.empty()) add(1, Severity::ok, "nothing stands out in the counts.");
-  return findings;
-}
-
-// One order is found where there is less than a tenth of the backward steps of shuffled histories.
-// Those must have a hundred, or chance could look like an order.
-inline Finding describe(const OrderAudit& audit) {
-  const auto in_words = [&](Severity severity, std::string_view claim, std::string_view meaning) {
-    return Finding{"order", severity,
-                   join(claim, ": ", audit.backward, " of ", audit.steps, " steps (",
-                        detail::percent_text(audit.share()), ") go against it, ",
-                        detail::percent_text(audit.shuffled_share),
-                        " if the histories are shuffled. ", meaning)};
-  };
-  const double backward = static_cast<double>(audit.backward), expected = audit.expected();
-  if (expected < 100) {
-    return in_words(Severity::note, "too little data to tell whether the items have one order",
-                    "Chance alone could look like an order.");
-  }
-  if (backward < 0.1 * expected) {
-    return in_words(
-        Severity::warning,
-        join(audit.backward > 0 ? "nearly " : "", "all histories follow one order of the items"),
-        "That is the order of a catalogue, not of time: figures for the next or last item say how "
-        "well it was learned, not what people choose next.");
-  }
-  if (backward < 0.5 * expected) {
-    return in_words(Severity::note, "the histories largely follow one order of the items",
-                    "Either there is a natural order, as in a course, or many histories stand in "
-                    "the order of a catalogue.");
-  }
-  return in_words(Severity::ok, "the histories follow no single order of the items",
-                  "They are not sorted by a catalogue.");
-}
-
-// A leak is named from 1 % of the held-out items on, and is a warning from 5 %.
-inline Finding describe(const SplitAudit& audit) {
-  if (audit.users == 0) {
-    return {"split", Severity::note,
-            "no validation user has five items: whether training knows them cannot be told."};
-  }
-  const double share = static_cast<double>(audit.known_items) / static_cast<double>(audit.items);
-  const std::string fact =
-      join(detail::percent_text(share), " of the held-out items (", audit.known_items, " of ",
-           audit.items, "; all of them for ", audit.known_users, " of ",
-           detail::count_text(audit.users, "user"), ") lie in runs of ", detail::longest_ngram,
-           " items that stand in training too.");
-  if (share < 0.01) return {"split", Severity::ok, join("no leak: ", fact)};
-  if (share < 0.05) {
-    return {"split", Severity::note,
-            join(fact, " Validation figures may be too high by about that much.")};
-  }
-  return {"split", Severity::warning,
-          join("the split leaks: ", fact,
-               " These can be known by heart: validation figures are too high.")};
-}
-
-// How much of a validation figure is chance: most near 50 %.
-inline Finding describe_size(std::size_t validation_users) {
-  const Interval interval = wilson_interval(0.5, validation_users);
-  const double half = interval.high - 0.5;
-  return {"size",
-          half > 0.1    ? Severity::warning
-          : half > 0.03 ? Severity::note
-                        : Severity::ok,
-          join(detail::count_text(validation_users, "validation user"),
-               ": a Top-1 of 50 % means anything from ", detail::percent_text(interval.low), " to ",
-               detail::percent_text(interval.high),
-               " (95 % interval over users, not tokens). A smaller difference between two models "
-               "may be chance.")};
-}
-
-inline std::vector<Finding> describe(const DataAudit& audit) {
-  std::vector<Finding> findings = describe(audit.counts);
-  findings.push_back(describe(audit.order));
-  findings.push_back(describe(audit.split));
-  findings.push_back(describe_size(audit.split.validation_users));
-  return findings;
-}
 
 // ================================================================================================
 // 18  Tasks
@@ -7266,6 +6892,78 @@ BERT4REC_INLINE V sqrt(V x) {
   return x;
 }
 
+// ---- Transposition -----------------------------------------------------------------------------
+// How a B that lies by columns is read: four floats of each of W columns at a time.
+
+#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+
+typedef float Q __attribute__((vector_size(16), aligned(4), may_alias));
+
+// Of each four floats of a and b: a0 b0 a1 b1, or a2 b2 a3 b3.
+BERT4REC_INLINE V interleave_low(V a, V b) {
+#if BERT4REC_WIDTH == 16
+  return __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
+#elif BERT4REC_WIDTH == 8
+  return __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13);
+#else
+  return __builtin_shufflevector(a, b, 0, 4, 1, 5);
+#endif
+}
+
+BERT4REC_INLINE V interleave_high(V a, V b) {
+#if BERT4REC_WIDTH == 16
+  return __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+#elif BERT4REC_WIDTH == 8
+  return __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+#else
+  return __builtin_shufflevector(a, b, 2, 6, 3, 7);
+#endif
+}
+
+BERT4REC_INLINE Q load_quad(const float* b, size_t b_col, size_t j, size_t last) {
+  return *reinterpret_cast<const Q*>(b + std::min(j, last) * b_col);
+}
+
+// Those of the columns j, j + 4, ... < W, side by side.
+BERT4REC_INLINE V load_quads(const float* b, size_t b_col, size_t j, size_t last) {
+  const Q q = load_quad(b, b_col, j, last);
+#if BERT4REC_WIDTH == 4
+  return q;
+#else
+  const auto low =
+      __builtin_shufflevector(q, load_quad(b, b_col, j + 4, last), 0, 1, 2, 3, 4, 5, 6, 7);
+#if BERT4REC_WIDTH == 8
+  return low;
+#else
+  const auto high = __builtin_shufflevector(
+      load_quad(b, b_col, j + 8, last), load_quad(b, b_col, j + 12, last), 0, 1, 2, 3, 4, 5, 6, 7);
+  return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#endif
+#endif
+}
+
+#endif
+
+// x[i] = B(i, 0 ... W - 1), where B(i, j) = b[i + j * b_col]. No column stands after `last`: those
+// are read as copies of it.
+BERT4REC_INLINE void transpose(const float* b, size_t b_col, size_t last, V (&x)[4]) {
+#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+  // Register i takes the columns i, i + 4, ..., and then each 4 x 4 block is transposed.
+  V y[4];
+  BERT4REC_UNROLL
+  for (size_t i = 0; i < 4; ++i) y[i] = load_quads(b, b_col, i, last);
+  x[0] = interleave_low(y[0], y[2]), x[1] = interleave_high(y[0], y[2]);
+  x[2] = interleave_low(y[1], y[3]), x[3] = interleave_high(y[1], y[3]);
+  y[0] = interleave_low(x[0], x[2]), y[1] = interleave_high(x[0], x[2]);
+  y[2] = interleave_low(x[1], x[3]), y[3] = interleave_high(x[1], x[3]);
+  BERT4REC_UNROLL
+  for (size_t i = 0; i < 4; ++i) x[i] = y[i];
+#else
+  for (size_t i = 0; i < 4; ++i)
+    for (size_t j = 0; j < W; ++j) x[i][j] = b[i + std::min(j, last) * b_col];
+#endif
+}
+
 // ---- Product -----------------------------------------------------------------------------------
 
 // Blocks of the product. A block of B, block_k x block_n floats (256 KiB), is packed once and
@@ -7330,45 +7028,6 @@ BERT4REC_TARGET inline void multiply_edge(size_t rows, size_t columns, size_t de
   for (size_t i = 0; i < rows; ++i) std::copy_n(tile + i * NR, columns, c + i * c_row);
 }
 
-// to[k * NR + j] = from[k + j * stride], k < W, j < W, and 0 for j >= columns: a block of
-// W x W floats transposed in registers. Interleaving register i with register i + W / 2 moves
-// the top bit of the register number below the bits of the position in the register; after
-// log2(W) rounds the two numbers have changed places.
-BERT4REC_TARGET inline void transpose_block(size_t columns, const float* from, size_t stride,
-                                            float* to) {
-#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
-  V x[W], y[W];
-  BERT4REC_UNROLL
-  for (size_t j = 0; j < W; ++j)
-    x[j] = j < columns ? *reinterpret_cast<const V*>(from + j * stride) : V{};
-  BERT4REC_UNROLL
-  for (size_t round = 1; round < W; round *= 2) {
-    BERT4REC_UNROLL
-    for (size_t i = 0; i < W / 2; ++i) {
-#if BERT4REC_WIDTH == 16
-      y[2 * i] = __builtin_shufflevector(x[i], x[i + W / 2], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5,
-                                         21, 6, 22, 7, 23);
-      y[2 * i + 1] = __builtin_shufflevector(x[i], x[i + W / 2], 8, 24, 9, 25, 10, 26, 11, 27, 12,
-                                             28, 13, 29, 14, 30, 15, 31);
-#elif BERT4REC_WIDTH == 8
-      y[2 * i] = __builtin_shufflevector(x[i], x[i + W / 2], 0, 8, 1, 9, 2, 10, 3, 11);
-      y[2 * i + 1] = __builtin_shufflevector(x[i], x[i + W / 2], 4, 12, 5, 13, 6, 14, 7, 15);
-#else
-      y[2 * i] = __builtin_shufflevector(x[i], x[i + W / 2], 0, 4, 1, 5);
-      y[2 * i + 1] = __builtin_shufflevector(x[i], x[i + W / 2], 2, 6, 3, 7);
-#endif
-    }
-    BERT4REC_UNROLL
-    for (size_t i = 0; i < W; ++i) x[i] = y[i];
-  }
-  BERT4REC_UNROLL
-  for (size_t k = 0; k < W; ++k) *reinterpret_cast<V*>(to + k * NR) = x[k];
-#else
-  for (size_t k = 0; k < W; ++k)
-    for (size_t j = 0; j < W; ++j) to[k * NR + j] = j < columns ? from[k + j * stride] : 0.0f;
-#endif
-}
-
 // Packs a panel of B: panel[k * NR + j] = B(k, j) for k < depth, j < columns <= NR.
 BERT4REC_TARGET inline void pack_b(size_t depth, size_t columns, const float* b, size_t b_row,
                                    size_t b_col, float* panel) {
@@ -7382,8 +7041,12 @@ BERT4REC_TARGET inline void pack_b(size_t depth, size_t columns, const float* b,
   }
   for (size_t j0 = 0; j0 < columns; j0 += W) {
     size_t width = std::min(W, columns - j0), k = 0;
-    for (; k + W <= depth; k += W)
-      transpose_block(width, b + k + j0 * b_col, b_col, panel + k * NR + j0);
+    for (; k + 4 <= depth; k += 4) {
+      V x[4];
+      transpose(b + k + j0 * b_col, b_col, width - 1, x);
+      BERT4REC_UNROLL
+      for (size_t i = 0; i < 4; ++i) *reinterpret_cast<V*>(panel + (k + i) * NR + j0) = x[i];
+    }
     for (; k < depth; ++k)
       for (size_t j = 0; j < W; ++j)
         panel[k * NR + j0 + j] = j < width ? b[k + (j0 + j) * b_col] : 0.0f;
@@ -7436,10 +7099,11 @@ BERT4REC_TARGET inline void multiply_block(size_t m, size_t n, size_t depth, con
   }
 }
 
-BERT4REC_TARGET inline void multiply(size_t m, size_t n, size_t k, const float* a, size_t a_row,
-                                     size_t a_col, const float* b, size_t b_row, size_t b_col,
-                                     const float* start, size_t start_row, float* c, size_t c_row,
-                                     float* scratch) {
+BERT4REC_TARGET inline void multiply_blocks(size_t m, size_t n, size_t k, const float* a,
+                                            size_t a_row, size_t a_col, const float* b,
+                                            size_t b_row, size_t b_col, const float* start,
+                                            size_t start_row, float* c, size_t c_row,
+                                            float* scratch) {
   const size_t misaligned = reinterpret_cast<std::uintptr_t>(scratch) / sizeof(float) % 16;
   float *packed_b = scratch + (16 - misaligned) % 16, *packed_a = packed_b + block_k * block_n;
   for (size_t j0 = 0; j0 < n; j0 += block_n) {
@@ -7474,6 +7138,89 @@ BERT4REC_TARGET inline void multiply(size_t m, size_t n, size_t k, const float* 
       k0 += block_k;
     } while (k0 < k);
   }
+}
+
+// ---- Product of few rows -----------------------------------------------------------------------
+// Few rows of A and a B that lies by columns, such as the scores of all items for one user: what
+// takes time is to read B. So it is read once and not packed: W columns of it at a time are
+// transposed in registers, and the sums stay in registers, too, until k has run through.
+
+// At most so many rows, since for more packing pays; and at most so many in registers at a time
+// (fewer of the narrow ones, where `fused` can be long code).
+inline constexpr size_t few_rows = 8, rows_at_once = W == 4 ? 4 : 8;
+
+// sum[i] += A(i, k) x for one k.
+template <size_t rows>
+BERT4REC_INLINE void add_products(const float* a, size_t a_row, V x, V (&sum)[rows]) {
+  BERT4REC_UNROLL
+  for (size_t i = 0; i < rows; ++i) sum[i] = fused(all(a[i * a_row]), x, sum[i]);
+}
+
+// C(i, j) = start(i, j) + sum_k A(i, k) B(k, j) for i < rows, j < W. At `next` are the W columns of
+// B that are wanted after these: asked for in time, they arrive at the speed of the memory.
+template <size_t rows>
+BERT4REC_TARGET inline void multiply_columns(size_t depth, const float* a, size_t a_row,
+                                             size_t a_col, const float* b, size_t b_col,
+                                             const float* next, const float* start,
+                                             size_t start_row, float* c, size_t c_row) {
+  V sum[rows] = {};
+  if (start != nullptr) {
+    BERT4REC_UNROLL
+    for (size_t i = 0; i < rows; ++i) sum[i] = *reinterpret_cast<const V*>(start + i * start_row);
+  }
+  size_t k = 0;
+  for (; k + 4 <= depth; k += 4, a += 4 * a_col) {
+    if (k % 16 == 0) {  // a cache line later
+      BERT4REC_UNROLL
+      for (size_t j = 0; j < W; ++j) __builtin_prefetch(next + k + j * b_col);
+    }
+    V x[4];
+    transpose(b + k, b_col, W - 1, x);
+    BERT4REC_UNROLL
+    for (size_t i = 0; i < 4; ++i) add_products(a + i * a_col, a_row, x[i], sum);
+  }
+  for (; k < depth; ++k, a += a_col) {
+    V x;
+    for (size_t j = 0; j < W; ++j) x[j] = b[k + j * b_col];
+    add_products(a, a_row, x, sum);
+  }
+  BERT4REC_UNROLL
+  for (size_t i = 0; i < rows; ++i) *reinterpret_cast<V*>(c + i * c_row) = sum[i];
+}
+
+template <size_t... i>
+constexpr auto columns_by_rows(std::index_sequence<i...>) {
+  return std::array{multiply_columns<i + 1>...};
+}
+
+// For n columns, a multiple of W.
+BERT4REC_TARGET inline void multiply_few(size_t m, size_t n, size_t k, const float* a, size_t a_row,
+                                         size_t a_col, const float* b, size_t b_col,
+                                         const float* start, size_t start_row, float* c,
+                                         size_t c_row) {
+  static constexpr auto by_rows = columns_by_rows(std::make_index_sequence<rows_at_once>());
+  for (size_t j = 0; j < n; j += W, b += W * b_col) {
+    const float* next = j + W < n ? b + W * b_col : b;
+    for (size_t i = 0; i < m; i += rows_at_once)
+      by_rows[std::min(rows_at_once, m - i) - 1](
+          k, a + i * a_row, a_row, a_col, b, b_col, next,
+          start == nullptr ? nullptr : start + i * start_row + j, start_row, c + i * c_row + j,
+          c_row);
+  }
+}
+
+BERT4REC_TARGET inline void multiply(size_t m, size_t n, size_t k, const float* a, size_t a_row,
+                                     size_t a_col, const float* b, size_t b_row, size_t b_col,
+                                     const float* start, size_t start_row, float* c, size_t c_row,
+                                     float* scratch) {
+  size_t few = 0;  // columns
+  if (m <= few_rows && b_row == 1) {
+    few = n / W * W;
+    multiply_few(m, few, k, a, a_row, a_col, b, b_col, start, start_row, c, c_row);
+  }
+  if (few < n)
+    multiply_blocks(m, n - few, k, a, a_row, a_col, b + few * b_col, b_row, b_col,
+                    start == nullptr ? nullptr : start + few, start_row, c + few, c_row, scratch);
 }
 
 // ---- Functions of vectors ----------------------------------------------------------------------

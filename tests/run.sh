@@ -4,7 +4,7 @@
 #
 #   sh tests/run.sh              all that needs nothing unusual (half an hour on two cores)
 #   sh tests/run.sh quick        only the plain build with the default compiler
-#   sh tests/run.sh fuzz [SECONDS]  the fuzz targets of tests/fuzz with clang++, each for so long (20)
+#   sh tests/run.sh fuzz [SECONDS]  the fuzz targets of tests/fuzz with clang++, each for so long (10)
 #   sh tests/run.sh everywhere   the same bits with other compilers and options, on AArch64 (qemu) and
 #                                on Windows (Wine): installs what that takes (ten minutes)
 set -eu
@@ -125,7 +125,7 @@ case ${1:-} in
 esac
 sh tools/install_dependencies.sh --tests
 if [ "${1:-}" = fuzz ]; then
-  fuzz "${2:-20}"
+  fuzz "${2:-10}"
   exit
 fi
 if [ "${1:-}" = quick ]; then
@@ -133,9 +133,11 @@ if [ "${1:-}" = quick ]; then
   exit
 fi
 # The slow ones less often: AniList (a minute of waiting) where memory is watched, consumers with
-# g++, the tools not with clang++ too.
+# g++, the tools (and so their building) not with clang++ too.
 suite g++ g++ "" "-E anilist" ""
-suite clang++ clang++ "" "-E anilist|consumer|tools|faults" ""
+tests=$(ls tests/test_*.cpp | sed 's/.*\/\(.*\)\.cpp/\1/')
+suite clang++ clang++ "" "-E anilist|consumer|tools|faults" \
+  "--target import_interactions visualize $(echo $tests)"
 export CXXFLAGS=-stdlib=libc++
 suite libc++ clang++ "" "-R test_(numbers|json|evaluation|trainer|golden)" \
   "--target test_numbers test_json test_evaluation test_trainer test_golden"
@@ -143,4 +145,4 @@ unset CXXFLAGS
 suite address g++ address,undefined "-E consumer" ""
 suite thread g++ thread "-R test_(threads|trainer|gradients)" \
   "--target test_threads test_trainer test_gradients"
-fuzz 20
+fuzz 10

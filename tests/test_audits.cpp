@@ -1,9 +1,9 @@
 // The audits: planted leaks and orders are found, honest data are not accused.
 
-#include "bert4rec.hpp"
 #include "check.hpp"
+#include "common/audit.hpp"
 
-using namespace bert4rec;
+using namespace audits;
 
 namespace {
 
@@ -51,11 +51,11 @@ void check_severity(const Finding& finding, Severity expected,
 }
 
 void test_backward_steps() {
-  using Steps = std::vector<detail::Step>;
-  check_equal(detail::backward_steps(Steps{}, 3), 0u);
-  check_equal(detail::backward_steps(Steps{{2, 0}, {0, 1}, {2, 1}}, 3), 0u);  // 2 0 1
-  check_equal(detail::backward_steps(Steps{{0, 1}, {1, 2}, {2, 0}}, 3), 1u);  // a ring
-  check_equal(detail::backward_steps(Steps{{0, 1}, {0, 1}, {0, 1}, {1, 0}}, 2), 1u);
+  using Steps = std::vector<Step>;
+  check_equal(backward_steps(Steps{}, 3), 0u);
+  check_equal(backward_steps(Steps{{2, 0}, {0, 1}, {2, 1}}, 3), 0u);  // 2 0 1
+  check_equal(backward_steps(Steps{{0, 1}, {1, 2}, {2, 0}}, 3), 1u);  // a ring
+  check_equal(backward_steps(Steps{{0, 1}, {0, 1}, {0, 1}, {1, 0}}, 2), 1u);
   const OrderAudit audit = order_of({{5, 5, 6, 6}, {6, 5}});
   check_equal(audit.steps, 2u);  // an item beside itself is no step
   check_equal(audit.backward, 1u);

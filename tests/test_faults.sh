@@ -119,10 +119,10 @@ every() {
     must act env LD_PRELOAD="$bin/libfaults.so" FAULT_CALL="$call" FAULT_COUNT="$work/count"
     read -r count <count
     number=1 step=1
-    case $action in stay | short | torn) step=$((count / 50 + 1)) ;; esac
+    case $action in stay | short | torn) step=$((count / 30 + 1)) ;; esac
     while [ $number -le "$count" ]; do
       disturbed "$action" "$call" $number
-      [ $number != 200 ] || step=$(((count - 200) / 100 + 1))
+      [ $number != 200 ] || step=$(((count - 200) / 60 + 1))
       number=$((number + step))
     done
   done

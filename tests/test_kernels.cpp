@@ -57,54 +57,77 @@ std::vector<Shape> product_shapes() {
 
 enum class Start { zeros, c, bias };
 
-// C of one product by `kernels`, A and B stored with or without transposition, C with a gap
-// between its rows that must stay untouched.
+// Floats between the rows (or columns) of a matrix; in C they must stay untouched.
+constexpr std::size_t gap = 3;
+
+// C of one product by `kernels`, A and B stored with or without transposition.
 std::vector<float> product(const Kernels<float>& kernels, const Shape& shape, bool a_by_row,
                            bool b_by_row, Start start) {
   const auto [m, n, k] = shape;
-  const std::vector<float> a = random_floats(m * k, 1), b = random_floats(k * n, 2);
-  std::vector<float> c = random_floats(m * (n + 3), 4);
+  const std::size_t a_row = a_by_row ? k + gap : 1, a_col = a_by_row ? 1 : m + gap;
+  const std::size_t b_row = b_by_row ? n + gap : 1, b_col = b_by_row ? 1 : k + gap;
+  const std::vector<float> a = random_floats(a_by_row ? m * a_row : k * a_col, 1),
+                           b = random_floats(b_by_row ? k * b_row : n * b_col, 2);
+  std::vector<float> c = random_floats(m * (n + gap), 4);
   const std::vector<float> bias = random_floats(n, 5);
   const float* from = start == Start::bias ? bias.data() : c.data();
   Buffer<float> scratch(kernels.scratch_size + 1);
-  kernels.multiply(m, n, k, a.data(), a_by_row ? k : 1, a_by_row ? 1 : m, b.data(),
-                   b_by_row ? n : 1, b_by_row ? 1 : k, start == Start::zeros ? nullptr : from,
-                   start == Start::bias ? 0 : n + 3, c.data(), n + 3, scratch.data());
+  kernels.multiply(m, n, k, a.data(), a_row, a_col, b.data(), b_row, b_col,
+                   start == Start::zeros ? nullptr : from, start == Start::bias ? 0 : n + gap,
+                   c.data(), n + gap, scratch.data());
   return c;
 }
 
-void test_products() {
+// A product by every instruction set against the plain one, in all forms.
+void compare_products(const Shape& shape) {
   const std::vector<const Kernels<float>*> all = detail::available_kernels<float>();
-  for (const Shape& shape : product_shapes()) {
-    for (int form = 0; form < 12; ++form) {
-      const bool a_by_row = form & 1, b_by_row = form & 2;
-      const auto run = [&](const Kernels<float>& kernels) {
-        return product(kernels, shape, a_by_row, b_by_row, static_cast<Start>(form / 4));
-      };
-      const std::vector<float> plain = run(*all[0]);
-      for (const Kernels<float>* kernels : all) {
-        const auto [m, n, k] = shape;
-        check_same(join(kernels->name, " ", m, " x ", n, " x ", k, ", form ", form), run(*kernels),
-                   plain);
-      }
+  for (int form = 0; form < 12; ++form) {
+    const bool a_by_row = form & 1, b_by_row = form & 2;
+    const auto run = [&](const Kernels<float>& kernels) {
+      return product(kernels, shape, a_by_row, b_by_row, static_cast<Start>(form / 4));
+    };
+    const std::vector<float> plain = run(*all[0]);
+    for (const Kernels<float>* kernels : all) {
+      const auto [m, n, k] = shape;
+      check_same(join(kernels->name, " ", m, " x ", n, " x ", k, ", form ", form), run(*kernels),
+                 plain);
     }
   }
+}
+
+void test_products() {
+  for (const Shape& shape : product_shapes()) compare_products(shape);
+}
+
+// Those that stream a B that lies by columns, and a few rows more: whole registers of columns and
+// odd ones, whole steps along k and odd ones.
+void test_products_of_few_rows() {
+  const std::vector<std::size_t> columns{3, 4, 8, 15, 16, 33, 48, 67},
+      depths{0, 1, 3, 4, 6, 16, 35, 64};
+  for (std::size_t m = 1; m <= 12; ++m) {
+    for (const std::size_t n : columns) {
+      for (const std::size_t k : depths) compare_products({m, n, k});
+    }
+  }
+  compare_products({1, 2000, 64});
+  compare_products({8, 39, 700});
 }
 
 // Against sums in double, whatever their order.
 void test_plain_product() {
   const Shape shape{13, 33, 300};
-  const std::vector<float> a = random_floats(shape.m * shape.k, 1),
-                           b = random_floats(shape.k * shape.n, 2);
+  const std::size_t a_row = shape.k + gap, b_row = shape.n + gap, c_row = shape.n + gap;
+  const std::vector<float> a = random_floats(shape.m * a_row, 1),
+                           b = random_floats(shape.k * b_row, 2);
   const std::vector<float> c =
       product(detail::plain_kernels<float>(), shape, true, true, Start::zeros);
   for (std::size_t i = 0; i < shape.m; ++i) {
     for (std::size_t j = 0; j < shape.n; ++j) {
       double sum = 0;
       for (std::size_t k = 0; k < shape.k; ++k) {
-        sum += double(a[i * shape.k + k]) * double(b[k * shape.n + j]);
+        sum += double(a[i * a_row + k]) * double(b[k * b_row + j]);
       }
-      check(std::abs(c[i * (shape.n + 3) + j] - sum) < 1e-4, join("element ", i, " ", j));
+      check(std::abs(c[i * c_row + j] - sum) < 1e-4, join("element ", i, " ", j));
     }
   }
 }
@@ -317,6 +340,7 @@ void test_gelu() {
 
 int main() {
   test("products of all forms and many shapes", test_products);
+  test("products of few rows", test_products_of_few_rows);
   test("a plain product against double", test_plain_product);
   test("every instruction set gives the bits of the plain loops", [] {
     std::vector<std::size_t> every{403, 1000};

@@ -1,12 +1,13 @@
 // Looks for what makes figures meaningless: no order of time, a split that leaks, too few users.
 
+#include "common/audit.hpp"
 #include "common/cli.hpp"
 
 #include <iomanip>
 
 namespace {
 
-using namespace bert4rec;
+using namespace audits;
 
 struct Options {
   Path data = "data/demo";

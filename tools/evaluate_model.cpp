@@ -145,6 +145,11 @@ Scorer with_progress(const std::string& name, std::size_t total, Scorer scorer) 
   };
 }
 
+// What the literature calls a model of that objective.
+std::string name_of(const Engine& engine) {
+  return engine.config().objective == Objective::causal ? "SASRec" : "BERT4Rec";
+}
+
 // `engine`: the model, or null.
 std::vector<Competitor> rank_all_competitors(const Options& options, const Dataset& data,
                                              const DataSplit& split, const RankingTask& task,
@@ -154,9 +159,10 @@ std::vector<Competitor> rank_all_competitors(const Options& options, const Datas
     scorer = with_progress(name, task.cases().size(), std::move(scorer));
     competitors.push_back({name, task.ranks(scorer), is_model, only_sampled});
   };
-  if (engine != nullptr) add("BERT4Rec", model_scorer(*engine), true, false);
+  if (engine != nullptr) add(name_of(*engine), model_scorer(*engine), true, false);
   if (options.shuffle_histories) {
-    add("BERT4Rec, shuffled", shuffled_scorer(model_scorer(*engine), options.seed), true, false);
+    add(join(name_of(*engine), ", shuffled"), shuffled_scorer(model_scorer(*engine), options.seed),
+        true, false);
   }
   const std::vector<ItemSpan> known = known_histories(split, options.held_out);
   add("Markov", markov_scorer(known, task.num_items()), false, false);
@@ -351,7 +357,8 @@ void print_json(const Options& options, const Model& model, const std::optional<
   // The headline table again, by name.
   for (const Row& row : tables.front().rows) {
     if (!row.source.empty()) continue;
-    if (row.name == "BERT4Rec") json.set("next_item", json_of(row.metrics));
+    if (model.engine && row.name == name_of(*model.engine))
+      json.set("next_item", json_of(row.metrics));
     if (row.name == "popularity") json.set("next_item_popularity", json_of(row.metrics));
   }
   Json::Array list;
@@ -364,7 +371,7 @@ void print_heading(const Options& options, const Model& model, const std::option
   std::printf("%s (split by %s)\n", path_text(model.engine ? model.path : options.data).c_str(),
               model.train.split == Split::users ? "users" : "last item");
   if (!masked) return;
-  std::printf("validation, %s masked tokens: loss %.4f, top-1/5/10/20 %.2f/%.2f/%.2f/%.2f%%\n",
+  std::printf("validation, %s places asked: loss %.4f, top-1/5/10/20 %.2f/%.2f/%.2f/%.2f%%\n",
               cli::grouped(masked->count).c_str(), masked->loss(), 100 * masked->accuracy(0),
               100 * masked->accuracy(1), 100 * masked->accuracy(2), 100 * masked->accuracy(3));
 }

@@ -29,8 +29,8 @@ if errorlevel 1 goto failed
 echo.
 echo == training on data/demo
 "%programs%\train_model" --data data/demo --output "%output%" --overwrite ^
-  --hidden-size 64 --num-heads 2 --max-seq-len 64 --mask-prob 0.3 --mask-last 0.1 ^
-  --epochs 150 --batch-size 16 --lr 0.003 --schedule linear --warmup-steps 100 ^
+  --objective causal --hidden-size 64 --num-heads 2 --max-seq-len 64 --dropout 0.2 ^
+  --epochs 60 --batch-size 16 --lr 0.002 --schedule linear --warmup-steps 100 ^
   --split last --best-by top10
 if errorlevel 1 goto failed
 

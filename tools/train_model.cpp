@@ -1,5 +1,6 @@
 // Trains BERT4Rec on a folder of items.jsonl and histories.jsonl.
 
+#include "common/audit.hpp"
 #include "common/cli.hpp"
 #include "plots/plots.hpp"
 
@@ -95,7 +96,7 @@ void add_flags(cli::CommandLine& line, Options& options) {
 
 Options parse(int argc, char** argv) {
   Options options;
-  cli::CommandLine line("train_model", "trains BERT4Rec with the Cloze task",
+  cli::CommandLine line("train_model", "trains BERT4Rec, or with --objective causal SASRec",
                         "train_model --data data/demo --output output --epochs 50 --seed 1\n"
                         "  train_model --output output --resume");
   add_flags(line, options);
@@ -143,8 +144,9 @@ void describe_data(const Dataset& data) {
 
 // Only what makes the figures to come doubtful; audit_dataset tells everything.
 void print_warnings(const Dataset& data, const TrainConfig& config) {
-  for (const Finding& finding : describe(audit_data(data, config))) {
-    if (finding.severity == Severity::warning) std::cout << "warning: " << finding.text << "\n";
+  for (const audits::Finding& finding : describe(audits::audit_data(data, config))) {
+    if (finding.severity == audits::Severity::warning)
+      std::cout << "warning: " << finding.text << "\n";
   }
 }
 
