@@ -46,7 +46,7 @@ void check_model_round_trip() {
   model.num_items = 11, model.hidden_size = 12, model.num_layers = 3, model.num_heads = 6;
   model.max_length = 7, model.dropout = 0.25, model.attention_dropout = 1.0 / 3;
   model.architecture = Architecture::paper;
-  check_equal(to_json(model).text(),
+  check_equal(brief_json(model).text(),
               "{\"num_items\": 11, \"hidden_size\": 12, \"num_layers\": 3, \"num_heads\": 6, "
               "\"max_length\": 7, \"dropout\": 0.25, \"attention_dropout\": 0.3333333333333333, "
               "\"architecture\": \"paper\"}");
@@ -67,7 +67,7 @@ void check_train_round_trip() {
   train.best_by = Metric::top10, train.patience = 12;
   train.split = Split::last, train.validation_ratio = 0.05, train.save_every = 4;
   train.seed = std::numeric_limits<std::int64_t>::max(), train.threads = 9;
-  check_equal(to_json(train).text(),
+  check_equal(brief_json(train).text(),
               "{\"epochs\": 1, \"batch_size\": 2, \"learning_rate\": 0.1, \"weight_decay\": 0, "
               "\"adam_beta1\": 0.8, \"adam_beta2\": 0.7, \"adam_epsilon\": 1e-06, "
               "\"clip_norm\": 5, \"schedule\": \"cosine\", \"warmup_steps\": 3, "
@@ -80,6 +80,12 @@ void check_train_round_trip() {
               "\"automatic\"}");
   check_round_trip(train);
   check_round_trip(TrainConfig());
+  // Of later options model files name those that are not at their default.
+  const std::string before = brief_json(train).text();
+  train.loss = Loss::gbce, train.gbce_t = 0.5;
+  check_equal(brief_json(train).text(),
+              before.substr(0, before.size() - 1) + ", \"loss\": \"gbce\", \"gbce_t\": 0.5}");
+  check_round_trip(train);
   check_equal(config_from_json<TrainConfig>(to_json(train)).seed, train.seed);
   train.schedule = Schedule::linear;
   check_round_trip(train);
@@ -87,11 +93,11 @@ void check_train_round_trip() {
 
 // The defaults are part of the interface: other programs compute the same with them.
 void check_defaults() {
-  check_equal(to_json(ModelConfig()).text(),
+  check_equal(brief_json(ModelConfig()).text(),
               "{\"num_items\": 0, \"hidden_size\": 256, \"num_layers\": 2, \"num_heads\": 4, "
               "\"max_length\": 200, \"dropout\": 0.1, \"attention_dropout\": 0.1, "
               "\"architecture\": \"torch\"}");
-  check_equal(to_json(TrainConfig()).text(),
+  check_equal(brief_json(TrainConfig()).text(),
               "{\"epochs\": 200, \"batch_size\": 64, \"learning_rate\": 0.001, "
               "\"weight_decay\": 0.01, \"adam_beta1\": 0.9, \"adam_beta2\": 0.999, "
               "\"adam_epsilon\": 1e-08, \"clip_norm\": 0, \"schedule\": \"constant\", "
