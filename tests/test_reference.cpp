@@ -1,6 +1,7 @@
 // The whole model against PyTorch: logits, loss, every gradient, and all parameters after ten steps
-// of AdamW, for both architectures, in double and in float with all kernels of this machine. What
-// PyTorch computed stands in tests/reference (make_reference.py); no Python is needed to run this.
+// of AdamW, for both architectures, in double and in float with all kernels of this machine. Then
+// the same for the objectives and losses. What PyTorch computed stands in tests/reference
+// (make_reference.py, make_objectives.py); no Python is needed to run this.
 
 #include "bert4rec.hpp"
 #include "check.hpp"
@@ -186,6 +187,206 @@ void test_kernels(double tolerance) {
   }
 }
 
+// ---- Objectives and losses ---------------------------------------------------------------------
+// On a smaller model, and with projections in place of tensors: tests/reference/README.md.
+
+struct Case {
+  Objective objective;
+  Architecture architecture;
+  Loss loss;
+
+  std::string model() const { return join(enum_name(objective), ".", enum_name(architecture)); }
+  std::string name() const { return join(model(), ".", enum_name(loss)); }
+};
+
+// All of a batch of objectives.json but the negatives of the matching head.
+Batch read_batch_of_loss(const Json& json) {
+  const auto tokens = numbers<std::int32_t>(json.at("tokens"));
+  Batch batch;
+  for (const std::size_t end : numbers<std::size_t>(json.at("offsets"))) {
+    while (batch.tokens.size() < end) batch.tokens.push_back(tokens[batch.tokens.size()]);
+    if (end > 0) batch.end_row();
+  }
+  batch.asked = numbers<std::size_t>(json.at("asked"));
+  batch.targets = numbers<std::int32_t>(json.at("targets"));
+  batch.negatives = numbers<std::int32_t>(json.at("negatives"));
+  batch.log_expected = numbers<float>(json.at("log_expected"));
+  return batch;
+}
+
+// What PyTorch was given, and what it found, for the cases of objectives.json.
+struct Objectives {
+  Json json = Json::parse(read_file(folder / "objectives.json"));
+  Safetensors file{folder / "objectives.safetensors"};
+  std::vector<double> rates = numbers<double>(json.at("rates"));
+  std::vector<std::size_t> order = numbers<std::size_t>(json.at("order"));
+  std::vector<double> projection = numbers<double>(json.at("projection"));
+
+  bool contains(const Case& one) const { return json.at("losses").find(one.name()) != nullptr; }
+
+  ModelConfig model(const Case& one) const {
+    ModelConfig model = read_model(json.at("model"), one.architecture);
+    model.objective = one.objective;
+    return model;
+  }
+  TrainConfig train(const Case& one) const {
+    TrainConfig train;
+    train.learning_rate = *std::max_element(rates.begin(), rates.end());
+    train.schedule = Schedule::linear;
+    train.warmup_steps = 4;
+    train.weight_decay = json.at("weight_decay").number();
+    train.loss = one.loss;
+    train.gbce_t = json.at("gbce_t").number();
+    train.threads = 2;
+    return train;
+  }
+  std::vector<Batch> batches(const Case& one) const {
+    std::vector<Batch> batches;
+    for (const Json& batch : json.at("batches").at(enum_name(one.objective)).array()) {
+      batches.push_back(read_batch_of_loss(batch));
+    }
+    return batches;
+  }
+  std::vector<float> initial(const TensorTable& table) const {
+    std::vector<float> values(table.size());
+    for (const TensorSpec& spec : table) {
+      file.copy(join("initial.", spec.name), spec.shape, values.data() + spec.offset);
+    }
+    return values;
+  }
+  // In the order of the projections.
+  std::vector<std::string> tensors(const Case& one) const {
+    std::vector<std::string> names;
+    for (const std::string_view part : {std::string_view("encoder"), enum_name(one.architecture)}) {
+      for (const Json& name : json.at("tensors").at(part).array()) names.push_back(name.string());
+    }
+    return names;
+  }
+  std::size_t pieces(std::size_t size) const {
+    return (size + projection.size() - 1) / projection.size();
+  }
+};
+
+// Sums of x p over the pieces of a tensor, and the largest sum of |x p|: where the terms of a sum
+// cancel, their rounding errors do not, so errors are relative to this.
+struct Projection {
+  std::vector<double> sums;
+  double size;
+};
+
+template <class Real>
+Projection projected(std::span<const Real> tensor, const std::vector<double>& projection) {
+  const std::size_t H = projection.size(), count = (tensor.size() + H - 1) / H;
+  std::vector<double> sums(count), sizes(count);
+  for (std::size_t i = 0; i < tensor.size(); ++i) {
+    const double term = static_cast<double>(tensor[i]) * projection[i % H];
+    sums[i / H] += term, sizes[i / H] += std::abs(term);
+  }
+  return {sums, *std::max_element(sizes.begin(), sizes.end())};
+}
+
+double compare_projection(std::string_view name, const Projection& found,
+                          std::span<const float> expected, double tolerance) {
+  const double size = found.size == 0 ? 1 : found.size;
+  double worst = 0;
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    const double error = std::abs(found.sums[i] - double(expected[i])) / size;
+    if (!check(error <= tolerance, join(name, ", piece ", i, ": relative error ", error))) {
+      std::cerr << "found " << found.sums[i] << ", expected " << expected[i] << "\n";
+    }
+    worst = std::max(worst, error);
+  }
+  return worst;
+}
+
+// All tensors against the array of this name. In float the keys' bias is left out: see
+// forgive_key_bias().
+template <class Real>
+double compare_projections(const Objectives& objectives, const Case& one, const TensorTable& table,
+                           std::string_view stage, std::span<const Real> values, double tolerance) {
+  const std::vector<std::string> names = objectives.tensors(one);
+  check_equal(names.size(), static_cast<std::size_t>(std::distance(table.begin(), table.end())));
+  std::size_t count = 0, at = 0;
+  for (const std::string& name : names) count += objectives.pieces(table.at(name).size);
+  std::vector<float> stored(count);
+  objectives.file.copy(join(one.name(), ".", stage), std::array{count}, stored.data());
+  double worst = 0;
+  for (const std::string& name : names) {
+    const TensorSpec& spec = table.at(name);
+    Projection found = projected(values.subspan(spec.offset, spec.size), objectives.projection);
+    const auto expected = std::span<const float>(stored).subspan(at, found.sums.size());
+    if (std::is_same_v<Real, float> && name.ends_with("in_proj_bias")) {
+      found.sums[1] = double(expected[1]);
+    }
+    worst = std::max(worst, compare_projection(join(one.name(), ", ", stage, " of ", name), found,
+                                               expected, tolerance));
+    at += found.sums.size();
+  }
+  return worst;
+}
+
+template <class Real>
+Errors compare_case(const Objectives& objectives, const Case& one,
+                    const detail::Kernels<Real>& kernels, double tolerance) {
+  const TrainConfig train = objectives.train(one);
+  const std::vector<Batch> batches = objectives.batches(one);
+  CpuEngine<Real> engine(objectives.model(one), train, kernels);
+  engine.write(State::parameters, objectives.initial(engine.table()));
+  Errors errors;
+
+  const std::size_t M = batches[0].asked.size(), I = engine.config().num_items;
+  std::vector<float> scores(M * I), expected_scores(M * I);
+  objectives.file.copy(join(one.model(), ".scores"), std::array{M, I}, expected_scores.data());
+  engine.score(batches[0], scores);
+  errors.logits = compare<float>("scores", scores, expected_scores, tolerance);
+
+  engine.loss_and_gradient(batches[0], DropoutPlan());
+  errors.gradients = compare_projections<Real>(objectives, one, engine.table(), "gradient",
+                                               engine.gradients(), tolerance);
+
+  const auto losses = numbers<double>(objectives.json.at("losses").at(one.name()));
+  for (std::size_t step = 0; step < losses.size(); ++step) {
+    const double rate = objectives.rates[step];
+    check(std::abs(learning_rate_at(train, step, losses.size()) - rate) < 1e-17, "rate of a step");
+    const double loss = engine.train(batches[objectives.order[step]], step, rate).loss();
+    const double error = std::abs(loss / losses[step] - 1);
+    if (std::isfinite(tolerance)) check(error <= tolerance, join("loss of step ", step));
+    errors.loss = std::max(errors.loss, error);
+  }
+  errors.parameters = compare_projections<Real>(objectives, one, engine.table(), "final",
+                                                engine.parameters(), tolerance);
+  return errors;
+}
+
+std::vector<Case> cases(const Objectives& objectives) {
+  std::vector<Case> found;
+  for (const Objective objective : {Objective::cloze, Objective::causal}) {
+    for (const Architecture architecture : {Architecture::torch, Architecture::paper}) {
+      for (const Loss loss : {Loss::softmax, Loss::sampled_softmax, Loss::bce, Loss::gbce}) {
+        const Case one{objective, architecture, loss};
+        if (objectives.contains(one)) found.push_back(one);
+      }
+    }
+  }
+  return found;
+}
+
+template <class Real>
+void test_objectives(double tolerance) {
+  const Objectives objectives;
+  for (const detail::Kernels<Real>* kernels : detail::available_kernels<Real>()) {
+    const char* real = std::is_same_v<Real, float> ? "float" : "double";
+    test(join("objectives and losses, ", real, ", ", kernels->name), [&] {
+      const std::vector<Case> all = cases(objectives);
+      check_equal(all.size(), std::size_t{12});
+      for (const Case& one : all) {
+        const double worst = compare_case<Real>(objectives, one, *kernels, tolerance).worst();
+        std::cout << one.name() << ": relative error " << worst << "\n";
+      }
+    });
+  }
+}
+
 // The approximation of gelu by tanh, which some frameworks call GELU.
 void tanh_gelu(const double* x, double* y, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) {
@@ -199,6 +400,8 @@ int main() {
   // Half a unit in the last place of F32 is 6e-8: the reference knows no better.
   test_kernels<double>(1e-7);
   test_kernels<float>(1e-5);
+  test_objectives<double>(1e-7);
+  test_objectives<float>(1e-5);
   test("another gelu is caught", [] {
     detail::Kernels<double> other = detail::plain_kernels<double>();
     other.gelu = tanh_gelu;

@@ -96,13 +96,18 @@ def make_model(name, dtype):
     return model
 
 
+def adamw(model, learning_rate, weight_decay):
+    """Biases and the gains of norms do not decay, nor does the scale of the matching head."""
+    tensors = list(model.parameters())
+    return torch.optim.AdamW(
+        [dict(params=[p for p in tensors if p.ndim > 1], weight_decay=weight_decay),
+         dict(params=[p for p in tensors if p.ndim == 1], weight_decay=0.0)],
+        lr=learning_rate, betas=(0.9, 0.999), eps=1e-8)
+
+
 def train(model, batches):
     """Ten steps of AdamW, the batches in rotation; returns the losses before each."""
-    tensors = list(model.parameters())
-    optimizer = torch.optim.AdamW(
-        [dict(params=[p for p in tensors if p.ndim > 1], weight_decay=WEIGHT_DECAY),
-         dict(params=[p for p in tensors if p.ndim == 1], weight_decay=0.0)],
-        lr=LEARNING_RATE, betas=(0.9, 0.999), eps=1e-8)
+    optimizer = adamw(model, LEARNING_RATE, WEIGHT_DECAY)
     losses = []
     for step in range(STEPS):
         batch = batches[step % len(batches)]
@@ -183,6 +188,11 @@ def make_reference(name, batches):
     return losses
 
 
+def write_json(name, members):
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in members.items()]
+    (FOLDER / name).write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
 def main():
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(SEED)
@@ -191,8 +201,7 @@ def main():
     reference = dict(model=SIZES, batches=batches, learning_rate=LEARNING_RATE,
                      weight_decay=WEIGHT_DECAY, steps=STEPS,
                      losses={name: make_reference(name, batches) for name in MODELS})
-    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in reference.items()]
-    (FOLDER / "reference.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    write_json("reference.json", reference)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,10 @@ from torch import nn
 
 
 class Bert4Rec(nn.Module):
-    def __init__(self, num_items, hidden_size, num_layers, num_heads, max_length, dropout):
+    def __init__(self, num_items, hidden_size, num_layers, num_heads, max_length, dropout,
+                 objective="cloze"):
         super().__init__()
+        self.causal = objective == "causal"  # each token sees itself and earlier ones
         H, V = hidden_size, num_items + 3
         self.item_embedding = nn.Embedding(V, H)
         self.position_embedding = nn.Embedding(max_length, H)
@@ -31,7 +33,9 @@ class Bert4Rec(nn.Module):
     def encode(self, tokens, padding):
         places = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.item_embedding(tokens) + self.position_embedding(places)
-        return self.encoder(self.dropout(self.embedding_norm(x)), src_key_padding_mask=padding)
+        ahead = places > places[:, None] if self.causal else None
+        return self.encoder(self.dropout(self.embedding_norm(x)), mask=ahead,
+                            src_key_padding_mask=padding)
 
     def forward(self, tokens, padding=None):  # [B,n], and where tokens are PAD -> logits [B,n,V]
         return self.output(self.encode(tokens, padding))
@@ -49,9 +53,12 @@ def load(path):
     return model.eval()
 
 
-def next_item_logits(model, items):  # of every item, after the newest L - 1 of a history
-    newest = items[max(0, len(items) + 1 - model.position_embedding.num_embeddings):]
-    tokens = torch.tensor([[item + 3 for item in newest] + [1]])
+def next_item_logits(model, items):
+    """Of every item, after a history: its newest L - 1 items and a MASK, or with the causal
+    objective its newest L items."""
+    asked = [] if model.causal and items else [1]
+    newest = items[max(0, len(items) + len(asked) - model.position_embedding.num_embeddings):]
+    tokens = torch.tensor([[item + 3 for item in newest] + asked])
     with torch.no_grad():
         return model(tokens)[0, -1, 3:]
 
