@@ -145,8 +145,9 @@ Scorer with_progress(const std::string& name, std::size_t total, Scorer scorer) 
   };
 }
 
-// What the literature calls a model of that objective.
+// What the literature calls a model of that kind.
 std::string name_of(const Engine& engine) {
+  if (engine.config().task == TaskKind::matching) return "Matching";
   return engine.config().objective == Objective::causal ? "SASRec" : "BERT4Rec";
 }
 
