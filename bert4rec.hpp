@@ -5707,9 +5707,10 @@ class MatchingTask : public CatalogueTask {
     known.assign(items.begin(), items.end());
     std::sort(known.begin(), known.end());
     known.erase(std::unique(known.begin(), known.end()), known.end());
-    require(known.size() + drawn() < model_.num_items, "neg_ratio is ", drawn(), ", but user \"",
-            shown(data_.histories.user(user)), "\" knows ", known.size(), " of the ",
-            model_.num_items, " items");
+    const std::size_t target = split_.sequence(user).validation >= 0;  // may not be drawn either
+    require(known.size() + target + drawn() <= model_.num_items, "neg_ratio is ", drawn(),
+            ", but user \"", shown(data_.histories.user(user)), "\" knows ", known.size(),
+            " of the ", model_.num_items, " items");
   }
 
   // Negatives a held-out positive has: one at least, so that there is something to measure.
