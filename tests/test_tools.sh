@@ -115,7 +115,7 @@ expect 1 "no item has the id 99" "$bin/recommend" --model run/models --items 10,
 expect 2 "one of --user, --items and --anilist" "$bin/recommend" --model run/models
 
 # ---- matching -----------------------------------------------------------------------------------
-expect 0 "72 interactions, with negatives 144 samples an epoch" \
+expect 0 "48 interactions, with negatives 96 samples an epoch" \
   train good match --split=last --task matching
 grep -q "auc 0\..*  scale 1[0-9]\..*  item_cosine" out && ok || bad "measures of matching"
 expect 0 "continuing after epoch 2" "$bin/train_model" --output match --resume --epochs 3
