@@ -2073,12 +2073,19 @@ enum class Init {
 
 inline constexpr double first_log_scale = 2.659260036932778;  // log(1 / 0.07): see MatchingHead
 
+// What the rows of a tensor stand for.
+enum class Rows {
+  other,
+  tokens  // row t is that of token t: of many items, a step may concern only some (chapter 15)
+};
+
 using Shape = std::vector<std::size_t>;
 
 struct TensorSpec {
   std::string name;
   Shape shape;
   Init init;
+  Rows rows;
   bool decay;          // AdamW decays matrices, not biases and LayerNorms
   std::size_t offset;  // of the first element in the flat array
   std::size_t size;
@@ -2086,10 +2093,10 @@ struct TensorSpec {
 
 class TensorTable {
  public:
-  void add(std::string name, Shape shape, Init init) {
+  void add(std::string name, Shape shape, Init init, Rows rows = Rows::other) {
     const std::size_t count = checked_product(shape, name);
     const bool decay = shape.size() > 1;
-    specs_.push_back({std::move(name), std::move(shape), init, decay, size_, count});
+    specs_.push_back({std::move(name), std::move(shape), init, rows, decay, size_, count});
     size_ += count;
   }
 
@@ -2109,13 +2116,15 @@ class TensorTable {
 };
 
 // A part of a model lists its tensors once, in a struct of pointers with a function
-//   for_each(config, visit), which calls visit(pointer, name, shape, init) for each;
+//   for_each(config, visit), which calls visit(pointer, name, shape, init) for each, with
+//   Rows::tokens behind that where it is so;
 // both the table and the pointers into a flat array of parameters or gradients come from that list.
 template <class Tensors, class Config>
 void add_tensors(TensorTable& table, const Config& config) {
-  Tensors().for_each(config, [&](auto&, const std::string& name, Shape shape, Init init) {
-    table.add(name, std::move(shape), init);
-  });
+  Tensors().for_each(
+      config, [&](auto&, const std::string& name, Shape shape, Init init, Rows rows = Rows::other) {
+        table.add(name, std::move(shape), init, rows);
+      });
 }
 
 template <class Tensors, class Config, class Real>
@@ -2144,7 +2153,7 @@ struct EncoderTensors {
   template <class Visit>
   void for_each(const EncoderConfig& config, Visit&& visit) {
     const std::size_t H = config.hidden_size, inner = config.inner_size;
-    visit(item, "item_embedding.weight", Shape{config.vocabulary, H}, Init::normal);
+    visit(item, "item_embedding.weight", Shape{config.vocabulary, H}, Init::normal, Rows::tokens);
     visit(position, "position_embedding.weight", Shape{config.max_length, H}, Init::normal);
     visit(gain, "embedding_norm.weight", Shape{H}, Init::ones);
     visit(bias, "embedding_norm.bias", Shape{H}, Init::zeros);
@@ -2219,6 +2228,7 @@ template <class Real>
 struct AdamConstants {
   Real rate1, rate2;  // 1 - beta
   Real epsilon, step_size, root_correction, decay_factor, gradient_scale;
+  Real rest_factor;  // of adamw_replay alone: see there
 };
 
 struct RankCounts {
@@ -2258,6 +2268,8 @@ struct Kernels {
                                Real* dbias, std::size_t n);
   void (*adamw)(Real* p, const Real* g, Real* m, Real* v, const AdamConstants<Real>& constants,
                 std::size_t n);
+  void (*adamw_replay)(Real* p, Real* m, Real* v, std::span<const AdamConstants<Real>> steps,
+                       std::size_t n);
   // What softmax and gelu stand on, by themselves: layers do not call them, tests measure them.
   void (*exp)(const Real* x, Real* y, std::size_t n);
   void (*erf)(const Real* x, Real* y, std::size_t n);
@@ -2515,6 +2527,23 @@ void adamw(Real* p, const Real* g, Real* m, Real* v, const AdamConstants<Real>& 
   }
 }
 
+// Steps of adamw with g = 0, the same operations in the same order; but that an m too small to
+// matter, |m| rest_factor <= sqrt(v), becomes 0 (chapter 15 has the bound).
+template <class Real>
+void adamw_replay(Real* p, Real* m, Real* v, std::span<const AdamConstants<Real>> steps,
+                  std::size_t n) {
+  for (std::size_t i = 0; i < n; ++i) {
+    for (const AdamConstants<Real>& c : steps) {
+      m[i] = fused(0 - m[i], c.rate1, m[i]);
+      v[i] = fused(-v[i], c.rate2, v[i]);
+      const Real rest = m[i] * c.rest_factor;
+      if (rest * rest <= v[i]) m[i] = 0;
+      const Real root = fused(std::sqrt(v[i]), c.root_correction, c.epsilon);
+      p[i] = fused(p[i], c.decay_factor, -(m[i] * c.step_size / root));
+    }
+  }
+}
+
 template <class Real>
 void exp_row(const Real* x, Real* y, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) y[i] = exp(x[i]);
@@ -2548,6 +2577,7 @@ const Kernels<Real>& plain_kernels() {
                                        plain::normalize_backward<Real>,
                                        plain::normalize_parameters<Real>,
                                        plain::adamw<Real>,
+                                       plain::adamw_replay<Real>,
                                        plain::exp_row<Real>,
                                        plain::erf_row<Real>};
   return table;
@@ -3405,6 +3435,7 @@ double logistic_loss(const detail::Kernels<Real>& kernels, Real* s, std::size_t 
 // A head turns the vectors of the asked places into scores and a loss. It owns its tensors, its
 // loss and its gradient; the engine gives it vectors and takes their gradient back:
 //   static TensorTable tensors(config)           those of the encoder and its own
+//   static bool draws(train)                     whether its loss sees but a few drawn items
 //   Head(config, train, table, parameters, gradients, encoder)   flat arrays, and what a loss needs
 //   Tally loss(compute, x, group, loss_scale, d_x)               of training
 //   Tally evaluate(compute, x, group)
@@ -3426,14 +3457,14 @@ struct ItemTensors {
   void for_each(const ModelConfig& config, Visit&& visit) {
     const std::size_t H = config.hidden_size, V = config.vocabulary();
     if (config.architecture == Architecture::torch) {
-      visit(weight, "output.weight", Shape{V, H}, Init::normal);
+      visit(weight, "output.weight", Shape{V, H}, Init::normal, Rows::tokens);
     } else {
       visit(dense_weight, "head.dense.weight", Shape{H, H}, Init::normal);
       visit(dense_bias, "head.dense.bias", Shape{H}, Init::zeros);
       visit(gain, "head.norm.weight", Shape{H}, Init::ones);
       visit(shift, "head.norm.bias", Shape{H}, Init::zeros);
     }
-    visit(bias, "output.bias", Shape{V}, Init::zeros);
+    visit(bias, "output.bias", Shape{V}, Init::zeros, Rows::tokens);
   }
 };
 
@@ -3493,6 +3524,7 @@ template <class Real>
 class ItemHead {
  public:
   static TensorTable tensors(const ModelConfig& config) { return bert4rec_tensors(config); }
+  static bool draws(const TrainConfig& train) { return draws_negatives(train.loss); }
 
   ItemHead(const ModelConfig& config, const TrainConfig& train, const TensorTable& table,
            Real* parameters, Real* gradients, const Encoder<Real>& encoder)
@@ -3712,6 +3744,7 @@ template <class Real>
 class MatchingHead {
  public:
   static TensorTable tensors(const ModelConfig& config) { return bert4rec_tensors(config); }
+  static bool draws(const TrainConfig&) { return true; }
 
   MatchingHead(const ModelConfig& config, const TrainConfig&, const TensorTable& table,
                Real* parameters, Real* gradients, const Encoder<Real>& encoder)
@@ -4416,6 +4449,20 @@ inline void check_batch(const Batch& batch, const ModelConfig& config) {
   }
 }
 
+// Tokens whose rows of the tensors (Rows::tokens) a loss over drawn items reads and has gradients
+// for, ascending.
+inline void find_touched(const Batch& batch, std::vector<std::size_t>& touched) {
+  touched.assign(batch.tokens.begin(), batch.tokens.end());
+  for (const std::vector<std::int32_t>* items :
+       {&batch.targets, &batch.negatives, &batch.own_negatives}) {
+    for (const std::int32_t item : *items) {
+      touched.push_back(static_cast<std::size_t>(token_of(item)));
+    }
+  }
+  std::sort(touched.begin(), touched.end());
+  touched.erase(std::unique(touched.begin(), touched.end()), touched.end());
+}
+
 // Cuts batches into groups of whole rows (chapter 11).
 class Groups {
  public:
@@ -4659,6 +4706,20 @@ class DataSplit {
 //   m = m + (1 - b1) (g - m)       v = v + (1 - b2) (g^2 - v)
 //   w = w - lr decay w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + epsilon)
 // Biases and LayerNorms do not decay. With clip_norm c, g is first scaled by min(1, c / |g|).
+//
+// A loss over drawn items has gradients for a few rows of the item table (and of what else has a
+// row for each token). AdamW moves the others, too, as long as m and the decay last, and with a
+// million items would spend nearly all of a step on that. Those steps are put off: when a row is
+// next needed it takes all that it missed, at once, in registers, with the very operations that
+// they would have been (adamw_replay). So it does not matter when that is, and no file, measure
+// or interruption can tell. Clearing, norm and update walk the other tensors and the rows touched.
+// The result has the bits of doing every step on every row, with one exception, which lets a row
+// forget: in a step without gradient m becomes 0 where it would move w no further than 2^-17 lr
+// in all the steps to come. Each such step multiplies m by b1 and sqrt(v) by sqrt(b2), so they sum
+// up (leaving out the corrections of bias, near 1 after the first steps) to
+//   lr (|m| / sqrt(v)) / (1 - b1 / sqrt(b2)),   and m is 0 where
+//   |m| rest_factor <= sqrt(v),   rest_factor = 2^17 / (1 - b1 / sqrt(b2)):
+// with the usual b1 and b2 some 140 steps after a gradient. (If b1 >= sqrt(b2), never.)
 
 // Learning rate of step 0, 1, ... of `total`: a linear rise over warmup_steps, then constant, or
 // falling to 0 at `total` as a line or as half a cosine.
@@ -4678,46 +4739,190 @@ inline double learning_rate_at(const TrainConfig& config, std::uint64_t step, st
   return config.learning_rate;
 }
 
-// |g|, in blocks of a fixed size so that the sum has one order.
 template <class Real>
-double gradient_norm(Compute<Real>& compute, std::span<const Real> gradient,
-                     std::span<double> block_sums) {
-  const std::size_t block = (gradient.size() + block_sums.size() - 1) / block_sums.size();
-  compute.for_rows(block_sums.size(), [&](std::size_t i) {
-    const std::size_t begin = std::min(i * block, gradient.size());
-    const std::size_t end = std::min(begin + block, gradient.size());
-    const Real sum = compute.kernels.sum_of_squares(gradient.data() + begin, end - begin);
-    block_sums[i] = static_cast<double>(sum);
-  });
-  return std::sqrt(std::accumulate(block_sums.begin(), block_sums.end(), 0.0));
-}
+class AdamW {
+ public:
+  // `draws`: the loss is one over drawn items.
+  AdamW(Compute<Real>& compute, const TensorTable& table, const TrainConfig& config, bool draws,
+        Real* parameters, Real* gradients)
+      : compute_(compute),
+        table_(table),
+        config_(config),
+        parameters_(parameters),
+        gradients_(gradients) {
+    for (const TensorSpec& spec : table) {
+      const std::size_t end = spec.offset + spec.size;
+      if (draws && spec.rows == Rows::tokens) {
+        tokens_ = spec.shape[0];
+        by_token_.push_back({spec.offset, spec.size / tokens_, spec.decay});
+      } else if (!whole_.empty() && whole_.back().second == spec.offset) {
+        whole_.back().second = end;
+      } else {
+        whole_.emplace_back(spec.offset, end);
+      }
+    }
+    if (draws) {
+      taken_ = Buffer<std::uint32_t>(tokens_);
+      for (auto& steps : late_) steps.reserve(most_late);
+    }
+  }
 
-// One update of all tensors. `t` counts from 1; gradient_scale is that of clipping.
-template <class Real>
-void adamw_step(Compute<Real>& compute, const TensorTable& table, const TrainConfig& config,
-                std::uint64_t t, double learning_rate, double gradient_scale, Real* parameters,
-                const Real* gradients, Real* first_moment, Real* second_moment) {
-  detail::AdamConstants<Real> decayed{
-      static_cast<Real>(1 - config.adam_beta1),
-      static_cast<Real>(1 - config.adam_beta2),
-      static_cast<Real>(config.adam_epsilon),
-      static_cast<Real>(learning_rate / (1 - detail::power(config.adam_beta1, t))),
-      static_cast<Real>(1 / std::sqrt(1 - detail::power(config.adam_beta2, t))),
-      static_cast<Real>(1 - detail::rounded(learning_rate * config.weight_decay)),
-      static_cast<Real>(gradient_scale)};
-  detail::AdamConstants<Real> kept = decayed;
-  kept.decay_factor = 1;
-  compute.pool.parallel_ranges(
-      table.size(), 4096, [&](std::size_t begin, std::size_t end, std::size_t) {
-        for (const TensorSpec& spec : table) {
-          const std::size_t from = std::max(begin, spec.offset);
-          const std::size_t to = std::min(end, spec.offset + spec.size);
-          if (from >= to) continue;
-          compute.kernels.adamw(parameters + from, gradients + from, first_moment + from,
-                                second_moment + from, spec.decay ? decayed : kept, to - from);
+  Buffer<Real>& first_moment() { return first_; }
+  Buffer<Real>& second_moment() { return second_; }
+
+  // Before a step on a batch: its rows are up to date, and all gradients 0.
+  void begin(const Batch& batch) {
+    for (const auto& [first, last] : whole_) fill_zeros(first, last);
+    for_touched([&](const Tensor& tensor, std::size_t row, std::size_t) {
+      std::fill_n(gradients_ + row, tensor.width, Real(0));
+    });
+    if (by_token_.empty()) return;
+    find_touched(batch, touched_);
+    squares_.reserve(touched_.capacity());  // or some later step would allocate
+    squares_.resize(touched_.size());
+    take_late(touched_.size(), [&](std::size_t i) { return touched_[i]; });
+  }
+
+  // |g|, in parts of a fixed size so that the sum has one order.
+  double gradient_norm() {
+    double sum = 0;
+    for (const auto& [first, last] : whole_) sum += sum_of_squares(first, last);
+    std::fill(squares_.begin(), squares_.end(), 0.0);
+    for_touched([&](const Tensor& tensor, std::size_t row, std::size_t i) {
+      const Real square = compute_.kernels.sum_of_squares(gradients_ + row, tensor.width);
+      squares_[i] += static_cast<double>(square);
+    });
+    return std::sqrt(std::accumulate(squares_.begin(), squares_.end(), sum));
+  }
+
+  // One update. `t` counts from 1; gradient_scale is that of clipping.
+  void step(std::uint64_t t, double learning_rate, double gradient_scale) {
+    const auto constants = constants_of(t, learning_rate, gradient_scale);
+    for (const auto& [first, last] : whole_) update(first, last, constants);
+    for_touched([&](const Tensor& tensor, std::size_t row, std::size_t) {
+      update_row(row, tensor.width, constants[tensor.decay]);
+    });
+    if (by_token_.empty()) return;
+    for (const std::size_t decay : {0u, 1u}) late_[decay].push_back(constants[decay]);
+    for (const std::size_t token : touched_) {
+      taken_[token] = static_cast<std::uint32_t>(late_[0].size());
+    }
+    if (late_[0].size() == most_late) catch_up();
+  }
+
+  // Brings all rows up to date.
+  void catch_up() {
+    if (late_[0].empty()) return;
+    take_late(tokens_, [](std::size_t token) { return token; });
+    for (auto& steps : late_) steps.clear();
+    std::fill_n(taken_.data(), tokens_, 0u);
+  }
+
+ private:
+  using Constants = detail::AdamConstants<Real>;
+  struct Tensor {
+    std::size_t offset, width;  // of its first row, and of each
+    bool decay;
+  };
+  static constexpr std::size_t most_late = 8192;  // steps put off; bounds memory
+
+  // body(tensor, row, i): row i of those touched begins at `row` of the flat arrays.
+  template <class Body>
+  void for_touched(Body&& body) {
+    compute_.for_rows(touched_.size(), [&](std::size_t i) {
+      for (const Tensor& tensor : by_token_) {
+        body(tensor, tensor.offset + touched_[i] * tensor.width, i);
+      }
+    });
+  }
+
+  // The rows of `count` tokens take the steps that they missed. In small parts, since some have
+  // missed many steps and others none.
+  template <class Token>
+  void take_late(std::size_t count, Token&& token_at) {
+    constexpr std::size_t part = 64;
+    compute_.pool.parallel_for((count + part - 1) / part, [&](std::size_t index, std::size_t) {
+      for (std::size_t i = index * part; i < std::min(count, (index + 1) * part); ++i) {
+        const std::size_t token = token_at(i);
+        for (const Tensor& tensor : by_token_) {
+          const std::size_t row = tensor.offset + token * tensor.width;
+          const std::span<const Constants> steps = late_[tensor.decay];
+          compute_.kernels.adamw_replay(parameters_ + row, first_.data() + row,
+                                        second_.data() + row, steps.subspan(taken_[token]),
+                                        tensor.width);
         }
-      });
-}
+        taken_[token] = static_cast<std::uint32_t>(late_[0].size());
+      }
+    });
+  }
+
+  void fill_zeros(std::size_t first, std::size_t last) {
+    compute_.pool.parallel_ranges(
+        last - first, 4096, [&](std::size_t begin, std::size_t end, std::size_t) {
+          std::fill(gradients_ + first + begin, gradients_ + first + end, Real(0));
+        });
+  }
+
+  double sum_of_squares(std::size_t first, std::size_t last) {
+    std::array<double, 64> sums{};
+    const std::size_t block = (last - first + sums.size() - 1) / sums.size();
+    compute_.for_rows(sums.size(), [&](std::size_t i) {
+      const std::size_t begin = std::min(first + i * block, last);
+      const std::size_t end = std::min(begin + block, last);
+      const Real sum = compute_.kernels.sum_of_squares(gradients_ + begin, end - begin);
+      sums[i] = static_cast<double>(sum);
+    });
+    return std::accumulate(sums.begin(), sums.end(), 0.0);
+  }
+
+  void update(std::size_t first, std::size_t last, const std::array<Constants, 2>& constants) {
+    compute_.pool.parallel_ranges(
+        last - first, 4096, [&](std::size_t begin, std::size_t end, std::size_t) {
+          for (const TensorSpec& spec : table_) {
+            const std::size_t from = std::max(first + begin, spec.offset);
+            const std::size_t to = std::min(first + end, spec.offset + spec.size);
+            if (from < to) update_row(from, to - from, constants[spec.decay]);
+          }
+        });
+  }
+
+  void update_row(std::size_t at, std::size_t n, const Constants& constants) {
+    compute_.kernels.adamw(parameters_ + at, gradients_ + at, first_.data() + at,
+                           second_.data() + at, constants, n);
+  }
+
+  // Of a step for tensors that do not decay, and for those that do.
+  std::array<Constants, 2> constants_of(std::uint64_t t, double learning_rate,
+                                        double gradient_scale) const {
+    const double b1 = config_.adam_beta1, b2 = config_.adam_beta2;
+    const double shrinks = std::max(0.0, 1 - b1 / std::sqrt(b2));  // each step without gradient
+    Constants kept{static_cast<Real>(1 - b1),
+                   static_cast<Real>(1 - b2),
+                   static_cast<Real>(config_.adam_epsilon),
+                   static_cast<Real>(learning_rate / (1 - detail::power(b1, t))),
+                   static_cast<Real>(1 / std::sqrt(1 - detail::power(b2, t))),
+                   Real(1),
+                   static_cast<Real>(gradient_scale),
+                   static_cast<Real>(0x1p17 / shrinks)};
+    Constants decayed = kept;
+    decayed.decay_factor =
+        static_cast<Real>(1 - detail::rounded(learning_rate * config_.weight_decay));
+    return {kept, decayed};
+  }
+
+  Compute<Real>& compute_;
+  const TensorTable& table_;
+  TrainConfig config_;
+  Real *parameters_, *gradients_;                              // in the order of table_
+  Buffer<Real> first_{table_.size()}, second_{table_.size()};  // m and v
+  std::vector<std::pair<std::size_t, std::size_t>> whole_;  // begin and end of what all steps see
+  std::vector<Tensor> by_token_;                            // of the rest, by rows
+  std::size_t tokens_ = 0;                                  // rows of each
+  std::vector<std::size_t> touched_;                        // rows of this step
+  std::vector<double> squares_;                             // of their gradients
+  std::array<std::vector<Constants>, 2> late_;              // steps since all rows had all
+  Buffer<std::uint32_t> taken_;                             // [V] of which a row has so many
+};
 
 // ================================================================================================
 // 16  Engine
@@ -4746,7 +4951,7 @@ class Engine {
   // Scores [M,num_items] (logits) at the asked places, without dropout.
   virtual void score(const Batch& batch, std::span<float> scores) = 0;
 
-  virtual void read(State state, std::span<float> out) const = 0;
+  virtual void read(State state, std::span<float> out) = 0;
   virtual void write(State state, std::span<const float> in) = 0;
 };
 
@@ -4775,7 +4980,7 @@ class CpuEngine : public Engine {
   const ModelConfig& config() const override { return config_; }
   const TensorTable& table() const override { return table_; }
   std::string name() const override { return join("cpu ", compute_.kernels.name); }
-  std::span<Real> parameters() { return parameters_.span(); }
+  std::span<Real> parameters() { return buffer(State::parameters).span(); }
   std::span<const Real> gradients() const { return gradients_.span(); }
 
   Tally train(const Batch& batch, std::uint64_t step, double learning_rate) override {
@@ -4784,25 +4989,21 @@ class CpuEngine : public Engine {
     const Tally metrics = loss_and_gradient(batch, DropoutPlan(config_.encoder(), step_key));
     require(std::isfinite(metrics.loss_sum), "step ", step, ": the loss is ", metrics.loss(),
             "; nothing was updated. A lower learning rate or clip_norm may help");
-    const double norm = gradient_norm<Real>(compute_, gradients_.span(), block_sums_);
+    const double norm = optimizer_.gradient_norm();
     require(std::isfinite(norm), "step ", step, ": the norm of the gradient is ", norm,
             "; nothing was updated. A lower learning rate or clip_norm may help");
     const bool clip = train_.clip_norm > 0 && norm > train_.clip_norm;
-    adamw_step(compute_, table_, train_, step + 1, learning_rate,
-               clip ? train_.clip_norm / norm : 1.0, parameters_.data(), gradients_.data(),
-               first_.data(), second_.data());
+    optimizer_.step(step + 1, learning_rate, clip ? train_.clip_norm / norm : 1.0);
     return metrics;
   }
 
   // Fills gradients() with those of the mean loss.
   Tally loss_and_gradient(const Batch& batch, const DropoutPlan& dropout) {
-    compute_.pool.parallel_ranges(
-        gradients_.size(), 4096, [&](std::size_t begin, std::size_t end, std::size_t) {
-          std::fill(gradients_.data() + begin, gradients_.data() + end, Real(0));
-        });
+    check_batch(batch, config_);
+    optimizer_.begin(batch);
     const Real scale = Real(1) / static_cast<Real>(batch.asked.size());
     Tally metrics;
-    for_each_group(batch, [&](const RowGroup& group) {
+    groups_.for_each(batch, [&](const RowGroup& group) {
       const Real* x = encoder_.forward(compute_, group, dropout);
       metrics += head_.loss(compute_, x, group, scale, d_x_.data());
       encoder_.backward(compute_, group, dropout, d_x_.data());
@@ -4838,7 +5039,7 @@ class CpuEngine : public Engine {
     });
   }
 
-  void read(State state, std::span<float> out) const override {
+  void read(State state, std::span<float> out) override {
     const Buffer<Real>& from = buffer(state);
     require(out.size() == from.size(), "read: expected room for ", from.size(), " numbers");
     std::transform(from.data(), from.data() + from.size(), out.data(),
@@ -4852,18 +5053,18 @@ class CpuEngine : public Engine {
   }
 
  private:
+  // Of a batch that is not trained on.
   template <class Body>
   void for_each_group(const Batch& batch, Body&& body) {
     check_batch(batch, config_);
+    optimizer_.catch_up();
     groups_.for_each(batch, body);
   }
 
-  const Buffer<Real>& buffer(State state) const {
-    if (state == State::parameters) return parameters_;
-    return state == State::first_moment ? first_ : second_;
-  }
   Buffer<Real>& buffer(State state) {
-    return const_cast<Buffer<Real>&>(std::as_const(*this).buffer(state));
+    optimizer_.catch_up();
+    if (state == State::parameters) return parameters_;
+    return state == State::first_moment ? optimizer_.first_moment() : optimizer_.second_moment();
   }
 
   ModelConfig config_;
@@ -4871,12 +5072,12 @@ class CpuEngine : public Engine {
   TensorTable table_ = Head<Real>::tensors(config_);
   Compute<Real> compute_;
   Buffer<Real> parameters_{table_.size()}, gradients_{table_.size()};  // in the order of table_
-  Buffer<Real> first_{table_.size()}, second_{table_.size()};          // moments of AdamW
+  AdamW<Real> optimizer_{compute_,           table_,           train_, Head<Real>::draws(train_),
+                         parameters_.data(), gradients_.data()};
   Encoder<Real> encoder_{config_.encoder(), table_, parameters_.data(), gradients_.data()};
   Head<Real> head_{config_, train_, table_, parameters_.data(), gradients_.data(), encoder_};
   Buffer<Real> d_x_{encoder_.capacity() * config_.hidden_size};  // [M,H], with room for [N,H]
   Groups groups_{config_.encoder()};
-  std::array<double, 64> block_sums_{};  // of gradient_norm
 };
 
 #if defined(BERT4REC_EXTERN)
@@ -5976,8 +6177,7 @@ inline constexpr std::array<std::pair<State, std::string_view>, 3> state_prefixe
     {{State::parameters, ""}, {State::first_moment, "adam.m."}, {State::second_moment, "adam.v."}}};
 
 // Writes an engine's parameters, or all its numbers, to a safetensors file.
-inline void save_engine(const Path& path, const Engine& engine, bool with_moments,
-                        Metadata metadata) {
+inline void save_engine(const Path& path, Engine& engine, bool with_moments, Metadata metadata) {
   std::vector<std::vector<float>> values;
   std::vector<NamedTensor> tensors;
   for (const auto& [state, prefix] : state_prefixes) {
@@ -7831,6 +8031,18 @@ BERT4REC_INLINE float sum_lanes(const V (&sums)[parts]) {
   return lane[0];
 }
 
+// Whether any bit of x is set.
+template <size_t vectors>
+BERT4REC_INLINE bool any(const V (&x)[vectors]) {
+  VU bits = (VU)x[0];
+  BERT4REC_UNROLL
+  for (size_t k = 1; k < vectors; ++k) bits |= (VU)x[k];
+  std::uint64_t words[W / 2], all_words = 0;
+  std::memcpy(words, &bits, sizeof words);
+  for (const std::uint64_t word : words) all_words |= word;
+  return all_words != 0;
+}
+
 BERT4REC_INLINE V exp_in_range(V x) {
   const V shifted = fused(x, all(one_over_log2), all(round_to_integer));
   const V n = shifted - round_to_integer;
@@ -8097,6 +8309,51 @@ BERT4REC_TARGET inline void adamw(float* p, const float* g, float* m, float* v,
   }
 }
 
+// Of `vectors` registers from element i on: side by side, since each waits for its own last step.
+template <size_t vectors>
+BERT4REC_INLINE void replay(float* p, float* m, float* v,
+                            std::span<const AdamConstants<float>> steps, size_t i, size_t n) {
+  V value[vectors], mean[vectors], square[vectors];
+  BERT4REC_UNROLL
+  for (size_t k = 0; k < vectors; ++k) {
+    value[k] = load(p, i + k * W, n), mean[k] = load(m, i + k * W, n);
+    square[k] = load(v, i + k * W, n);
+  }
+  size_t step = 0;
+  for (; step < steps.size() && any(mean); ++step) {
+    const AdamConstants<float>& c = steps[step];
+    BERT4REC_UNROLL
+    for (size_t k = 0; k < vectors; ++k) {
+      const V moved = fused(0.0f - mean[k], all(c.rate1), mean[k]), rest = moved * c.rest_factor;
+      square[k] = fused(-square[k], all(c.rate2), square[k]);
+      mean[k] = rest * rest <= square[k] ? V{} : moved;
+      const V root = fused(sqrt(square[k]), all(c.root_correction), all(c.epsilon));
+      value[k] = fused(value[k], all(c.decay_factor), -(mean[k] * c.step_size / root));
+    }
+  }
+  for (; step < steps.size(); ++step) {  // as above, with m = 0
+    BERT4REC_UNROLL
+    for (size_t k = 0; k < vectors; ++k) {
+      square[k] = fused(-square[k], all(steps[step].rate2), square[k]);
+      value[k] = value[k] * steps[step].decay_factor;
+    }
+  }
+  BERT4REC_UNROLL
+  for (size_t k = 0; k < vectors; ++k) {
+    store(p, i + k * W, n, value[k]), store(m, i + k * W, n, mean[k]);
+    store(v, i + k * W, n, square[k]);
+  }
+}
+
+BERT4REC_TARGET inline void adamw_replay(float* p, float* m, float* v,
+                                         std::span<const AdamConstants<float>> steps, size_t n) {
+  if (steps.empty()) return;
+  constexpr size_t vectors = 4;
+  size_t i = 0;
+  for (; i + vectors * W <= n; i += vectors * W) replay<vectors>(p, m, v, steps, i, n);
+  for (; i < n; i += W) replay<1>(p, m, v, steps, i, n);
+}
+
 BERT4REC_TARGET inline void exp_row(const float* x, float* y, size_t n) {
   for (size_t i = 0; i < n; i += W) store(y, i, n, exp(load(x, i, n)));
 }
@@ -8128,6 +8385,7 @@ inline const Kernels<float>& vector_kernels() {
                                         normalize_backward,
                                         normalize_parameters,
                                         adamw,
+                                        adamw_replay,
                                         exp_row,
                                         erf_row};
   return table;

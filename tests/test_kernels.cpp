@@ -165,9 +165,14 @@ std::vector<Real> everything(const Kernels<Real>& k, std::size_t n) {
   k.normalize_backward(x.data(), row, g.data(), y.data(), n), keep(y);
   Row w = g, m = b;
   k.adamw(w.data(), d.data(), m.data(), v.data(),
-          {Real(0.1f), Real(1e-3f), Real(1e-8f), Real(1e-3f), Real(1.2f), Real(0.99f), Real(0.5f)},
+          {Real(0.1f), Real(1e-3f), Real(1e-8f), Real(1e-3f), Real(1.2f), Real(0.99f), Real(0.5f),
+           Real(1e6f)},
           n);
   keep(w), keep(m), keep(v);
+  const detail::AdamConstants<Real> late{Real(0.1f), Real(0.1f),  Real(1e-8f), Real(1e-3f),
+                                         Real(1.2f), Real(0.99f), Real(0.5f),  Real(3)};
+  const std::vector<detail::AdamConstants<Real>> steps(5, late);
+  k.adamw_replay(w.data(), m.data(), v.data(), steps, n), keep(w), keep(m), keep(v);
   k.exp(x.data(), y.data(), n), keep(y);
   k.erf(x.data(), y.data(), n), keep(y);
   return out;

@@ -136,6 +136,7 @@ inline Kernels timed(const Kernels& kernels, std::size_t width) {
           Timed<&Kernels::normalize_backward, elementwise>::call,
           Timed<&Kernels::normalize_parameters, elementwise>::call,
           Timed<&Kernels::adamw, optimizer>::call,
+          Timed<&Kernels::adamw_replay, optimizer>::call,
           kernels.exp,
           kernels.erf};
 }
