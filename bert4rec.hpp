@@ -1487,6 +1487,9 @@ using Metadata = std::map<std::string, std::string, std::less<>>;
 // Adds "checksum" to the metadata: of the rest of it, and of the numbers.
 void write_safetensors(const Path& path, std::span<const NamedTensor> tensors, Metadata metadata);
 
+// What stands in such a file before the numbers, for who writes them piece by piece.
+std::string safetensors_head(std::span<const NamedTensor> tensors, const Metadata& metadata);
+
 // A safetensors file, of which only the header is held in memory. Refuses anything that the header
 // does not account for: holes, overlaps, sizes that disagree with shapes, bytes left over; and, as
 // soon as numbers are wanted, a checksum (where there is one) that is wrong.
@@ -3386,11 +3389,21 @@ double logistic_loss(const detail::Kernels<Real>& kernels, Real* s, std::size_t 
 //   Tally loss(compute, x, group, loss_scale, d_x)               of training
 //   Tally evaluate(compute, x, group)
 //   void score(compute, M, x, scores)
+// and, if its scores are inner products, the vectors of items and of users (places that are asked)
+// whose products they are, which a search index takes:
+//   std::size_t vector_size()
+//   void item_vectors(first, n, out)
+//   void user_vectors(compute, M, x, out)
 //
 // ItemHead scores all items. Only items compete: PAD, MASK and UNK are never predicted.
 //   torch:  s = W x + b                                        W: output.weight [V,H]
 //   paper:  s = E LayerNorm(gelu(W_d x + b_d)) + b  (eq. 7)    E: item_embedding.weight [V,H]
 // (Equation 7 has no LayerNorm; the authors' code does.)
+
+template <class Head>
+concept HasVectors = requires(const Head& head) {
+  head.vector_size();
+};
 
 template <class Real>
 struct ItemTensors {
@@ -3473,6 +3486,28 @@ class ItemHead {
     const Real* vectors = transform_forward(compute, M, x);
     linear_forward(compute, M, config_.num_items, config_.hidden_size, vectors, w_.weight, w_.bias,
                    scores);
+  }
+
+  // s = (w_j, b_j) (x', 1), with x' what the items are compared with
+  std::size_t vector_size() const { return config_.hidden_size + 1; }
+
+  // Of items first ... first + n - 1: [n,H+1].
+  void item_vectors(std::size_t first, std::size_t n, Real* out) const {
+    const std::size_t H = config_.hidden_size;
+    for (std::size_t j = first; j < first + n; ++j) {
+      out = std::copy_n(w_.weight + j * H, H, out);
+      *out++ = w_.bias[j];
+    }
+  }
+
+  // Of the asked places, from their vectors x[M,H]: [M,H+1].
+  void user_vectors(Compute<Real>& compute, std::size_t M, const Real* x, Real* out) {
+    const std::size_t H = config_.hidden_size;
+    const Real* vectors = transform_forward(compute, M, x);
+    for (std::size_t i = 0; i < M; ++i) {
+      out = std::copy_n(vectors + i * H, H, out);
+      *out++ = Real(1);
+    }
   }
 
  private:
@@ -4517,8 +4552,25 @@ class Engine {
   // Scores [M,num_items] (logits) at the asked places, without dropout.
   virtual void score(const Batch& batch, std::span<float> scores) = 0;
 
+  // Vectors of items and of users (asked places) whose inner products are the scores, for search
+  // indexes: how many numbers a vector has, or 0 where scores are no such products ...
+  virtual std::size_t vector_size() const { return 0; }
+
+  // ... those [n,vector_size()] of n items from `first` on ...
+  virtual void item_vectors(std::size_t /*first*/, std::span<float> /*out*/) const {
+    fail_without_vectors();
+  }
+
+  // ... and those [M,vector_size()] of the asked places, without dropout.
+  virtual void user_vectors(const Batch&, std::span<float> /*out*/) { fail_without_vectors(); }
+
   virtual void read(State state, std::span<float> out) const = 0;
   virtual void write(State state, std::span<const float> in) = 0;
+
+ private:
+  [[noreturn]] static void fail_without_vectors() {
+    fail("this model has no vectors of items and users: its scores are no inner products");
+  }
 };
 
 // What the parameters of a new engine are: random, to train, or zeros, to be written over.
@@ -4591,22 +4643,35 @@ class CpuEngine : public Engine {
   }
 
   void score(const Batch& batch, std::span<float> scores) override {
-    const std::size_t I = config_.num_items;
-    require(scores.size() == batch.asked.size() * I, "score: the output has room for ",
-            scores.size(), " numbers, expected ", batch.asked.size() * I);
-    for_each_group(batch, [&](const RowGroup& group) {
-      const Real* x = encoder_.forward(compute_, group, DropoutPlan());
-      const std::size_t M = group.asked.size();
-      float* out = scores.data() + group.asked_rows.first() * I;
-      if constexpr (std::is_same_v<Real, float>) {
-        head_.score(compute_, M, x, out);
-      } else {
-        Buffer<Real> wide(M * I);
-        head_.score(compute_, M, x, wide.data());
-        std::transform(wide.data(), wide.data() + M * I, out,
-                       [](Real value) { return static_cast<float>(value); });
-      }
-    });
+    write_places(batch, config_.num_items, scores, "score",
+                 [&](std::size_t M, auto* x, auto* out) { head_.score(compute_, M, x, out); });
+  }
+
+  std::size_t vector_size() const override {
+    if constexpr (HasVectors<Head<Real>>) return head_.vector_size();
+    return 0;
+  }
+
+  void item_vectors(std::size_t first, std::span<float> out) const override {
+    if constexpr (HasVectors<Head<Real>>) {
+      const std::size_t I = config_.num_items, n = out.size() / vector_size();
+      require(n * vector_size() == out.size() && first <= I && n <= I - first,
+              "item_vectors: ", out.size(), " numbers from item ", first,
+              " on, expected vectors of ", vector_size(), " of ", I, " items");
+      write_floats(out, [&](Real* to) { head_.item_vectors(first, n, to); });
+    } else {
+      Engine::item_vectors(first, out);
+    }
+  }
+
+  void user_vectors(const Batch& batch, std::span<float> out) override {
+    if constexpr (HasVectors<Head<Real>>) {
+      write_places(
+          batch, vector_size(), out, "user_vectors",
+          [&](std::size_t M, auto* x, auto* to) { head_.user_vectors(compute_, M, x, to); });
+    } else {
+      Engine::user_vectors(batch, out);
+    }
   }
 
   void read(State state, std::span<float> out) const override {
@@ -4627,6 +4692,33 @@ class CpuEngine : public Engine {
   void for_each_group(const Batch& batch, Body&& body) {
     check_batch(batch, config_);
     groups_.for_each(batch, body);
+  }
+
+  // write(M, x, out) for each group: from the vectors x[M,H] of its asked places out[M,width].
+  template <class Write>
+  void write_places(const Batch& batch, std::size_t width, std::span<float> out,
+                    std::string_view what, Write&& write) {
+    require(out.size() == batch.asked.size() * width, what, ": the output has room for ",
+            out.size(), " numbers, expected ", batch.asked.size() * width);
+    for_each_group(batch, [&](const RowGroup& group) {
+      const Real* x = encoder_.forward(compute_, group, DropoutPlan());
+      const std::size_t M = group.asked.size();
+      write_floats(out.subspan(group.asked_rows.first() * width, M * width),
+                   [&](Real* to) { write(M, x, to); });
+    });
+  }
+
+  // write(to) fills to[out.size()], which becomes float.
+  template <class Write>
+  static void write_floats(std::span<float> out, Write&& write) {
+    if constexpr (std::is_same_v<Real, float>) {
+      write(out.data());
+    } else {
+      Buffer<Real> wide(out.size());
+      write(wide.data());
+      std::transform(wide.data(), wide.data() + out.size(), out.data(),
+                     [](Real value) { return static_cast<float>(value); });
+    }
   }
 
   const Buffer<Real>& buffer(State state) const {
@@ -6553,29 +6645,33 @@ inline std::string_view bytes_of(const NamedTensor& tensor) {
 
 }  // namespace detail
 
-inline void write_safetensors(const Path& path, std::span<const NamedTensor> tensors,
-                              Metadata metadata) {
-  Json::Object header{{"__metadata__", Json()}};
+inline std::string safetensors_head(std::span<const NamedTensor> tensors,
+                                    const Metadata& metadata) {
+  Json::Object header{{"__metadata__", Json::Object()}};
+  for (const auto& [name, text] : metadata) header[0].second.set(name, text);
   std::size_t end = 0;
-  std::uint64_t sum = checksum(metadata);
   for (const NamedTensor& tensor : tensors) {
-    const std::string_view bytes = detail::bytes_of(tensor);
-    sum = checksum(bytes, sum);
+    const std::size_t begin = end;
+    end += checked_product(tensor.shape, tensor.name) * sizeof(float);
     Json entry;
     entry.set("dtype", "F32");
     entry.set("shape", tensor.shape);
-    entry.set("data_offsets", std::vector<std::size_t>{end, end + bytes.size()});
+    entry.set("data_offsets", std::vector<std::size_t>{begin, end});
     header.emplace_back(tensor.name, std::move(entry));
-    end += bytes.size();
   }
+  std::string text = Json(std::move(header)).text();
+  text.resize((text.size() + 7) / 8 * 8, ' ');  // so that the numbers are aligned
+  const std::uint64_t size = text.size();
+  return std::string(reinterpret_cast<const char*>(&size), sizeof size) + text;
+}
+
+inline void write_safetensors(const Path& path, std::span<const NamedTensor> tensors,
+                              Metadata metadata) {
+  std::uint64_t sum = checksum(metadata);
+  for (const NamedTensor& tensor : tensors) sum = checksum(detail::bytes_of(tensor), sum);
   metadata["checksum"] = detail::hexadecimal(sum);
-  for (const auto& [name, text] : metadata) header[0].second.set(name, text);
-  std::string head = Json(std::move(header)).text();
-  head.resize((head.size() + 7) / 8 * 8, ' ');  // so that the numbers are aligned
-  const std::uint64_t size = head.size();
   AtomicFile file(path);
-  file.write({reinterpret_cast<const char*>(&size), sizeof size});
-  file.write(head);
+  file.write(safetensors_head(tensors, metadata));
   for (const NamedTensor& tensor : tensors) file.write(detail::bytes_of(tensor));
   file.commit();
 }
