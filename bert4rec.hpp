@@ -1,4 +1,4 @@
-// bert4rec.hpp: BERT4Rec in one C++20 header. Version 0.4.0.
+// bert4rec.hpp: BERT4Rec in one C++20 header. Version 0.5.0.
 // Copyright (c) 2026 The bert4rec.hpp authors. SPDX-License-Identifier: MIT (text at the end).
 //
 // BERT4Rec (Sun et al., "BERT4Rec: Sequential Recommendation with Bidirectional Encoder
@@ -74,10 +74,10 @@
 // ================================================================================================
 
 #define BERT4REC_VERSION_MAJOR 0
-#define BERT4REC_VERSION_MINOR 4
+#define BERT4REC_VERSION_MINOR 5
 #define BERT4REC_VERSION_PATCH 0
-#define BERT4REC_VERSION 400  // MAJOR * 10000 + MINOR * 100 + PATCH
-#define BERT4REC_VERSION_STRING "0.4.0"
+#define BERT4REC_VERSION 500  // MAJOR * 10000 + MINOR * 100 + PATCH
+#define BERT4REC_VERSION_STRING "0.5.0"
 
 #if defined(min) || defined(max)
 #error "bert4rec.hpp needs std::min and std::max: define NOMINMAX before windows.h is included"
@@ -575,7 +575,8 @@ enum class Stream : std::uint64_t {
   bootstrap,
   reordering,
   audit,
-  sampled_items
+  sampled_items,
+  own_negatives
 };
 
 constexpr Key stream_key(std::uint64_t seed, Stream stream) {
@@ -1732,6 +1733,12 @@ enum class Objective {
   causal  // SASRec (Kang and McAuley, ICDM 2018): at every item the next, from earlier items alone
 };
 
+// What the model is trained for, and so what stands on its encoder (chapters 13 and 18).
+enum class TaskKind {
+  items,    // to name the item that belongs at a place
+  matching  // to tell items that belong there from others, by the similarity of two vectors
+};
+
 // Of the scores at an asked place (chapter 12). All but softmax see only a few drawn negatives.
 enum class Loss { softmax, sampled_softmax, bce, gbce };
 
@@ -1766,6 +1773,10 @@ struct EnumNames<Architecture> {
 template <>
 struct EnumNames<Objective> {
   static constexpr std::array<std::string_view, 2> names{"cloze", "causal"};
+};
+template <>
+struct EnumNames<TaskKind> {
+  static constexpr std::array<std::string_view, 2> names{"items", "matching"};
 };
 template <>
 struct EnumNames<Loss> {
@@ -1844,6 +1855,8 @@ struct ModelConfig {
   double attention_dropout = 0.1;
   Architecture architecture = Architecture::torch;
   Objective objective = Objective::cloze;
+  TaskKind task = TaskKind::items;
+  double fixed_scale = 0.0;
 
   // visit(name, value, minimum, maximum, meaning) for each field. Model files name those of the
   // first version always, later ones where they are not at their default: so the bytes of a model
@@ -1860,6 +1873,9 @@ struct ModelConfig {
     visit("attention_dropout", self.attention_dropout, 0.0, 0.99, "dropout of attention weights");
     visit("architecture", self.architecture, 0, 1, "output: untied linear, or that of the paper");
     visit("objective", self.objective, 0, 1, "name hidden items, or the next one at every item");
+    visit("task", self.task, 0, 1, "score all items, or match a user's vector with items' vectors");
+    visit("fixed_scale", self.fixed_scale, 0.0, 100.0,
+          "matching: of the similarity; 0: it is learned");
   }
 
   std::size_t vocabulary() const { return num_items + special_rows; }
@@ -1910,6 +1926,7 @@ struct TrainConfig {
   std::size_t negatives = 256;
   double negative_power = 0;
   double gbce_t = 0.75;
+  std::size_t neg_ratio = 1;
 
   static constexpr std::size_t first_fields = 28;
   template <class Self, class Visit>
@@ -1954,6 +1971,7 @@ struct TrainConfig {
     visit("negative_power", self.negative_power, 0.0, 1.0,
           "drawn by (count of the item)^power; 0: all alike");
     visit("gbce_t", self.gbce_t, 0.0, 1.0, "calibration of gbce; 0: that of bce");
+    visit("neg_ratio", self.neg_ratio, 0, 10'000, "matching: negatives drawn for each interaction");
   }
 };
 
@@ -2052,8 +2070,11 @@ Config config_from_json(const Json& json, Config config = {}) {
 enum class Init {
   normal,  // deviation 0.02, cut at two deviations (BERT)
   zeros,
-  ones
+  ones,
+  log_scale  // first_log_scale
 };
+
+inline constexpr double first_log_scale = 2.659260036932778;  // log(1 / 0.07): see MatchingHead
 
 using Shape = std::vector<std::size_t>;
 
@@ -2158,6 +2179,7 @@ inline std::vector<float> initial_parameters(const TensorTable& table, std::uint
   for (const TensorSpec& spec : table) {
     const std::span<float> tensor(values.data() + spec.offset, spec.size);
     if (spec.init == Init::ones) std::fill(tensor.begin(), tensor.end(), 1.0f);
+    if (spec.init == Init::log_scale) tensor[0] = static_cast<float>(first_log_scale);
     if (spec.init != Init::normal) continue;
     pool.parallel_ranges(spec.size, 4096, [&](std::size_t begin, std::size_t end, std::size_t) {
       for (std::size_t i = begin; i < end; ++i) {
@@ -2921,6 +2943,7 @@ struct RowGroup {
   std::span<const std::int32_t> targets;            // [M] what belongs there
   std::span<const std::int32_t> negatives;          // [K] items drawn for the whole batch
   std::span<const float> log_expected;              // [K] log(K q) of an item drawn with chance q
+  std::span<const std::int32_t> own_negatives;      // [M,R] items drawn for each asked place
   RowOffsets all, asked_rows;                       // the rows in tokens, and in asked
 };
 
@@ -3395,6 +3418,7 @@ double logistic_loss(const detail::Kernels<Real>& kernels, Real* s, std::size_t 
 //   void item_vectors(first, n, out)
 //   void user_vectors(compute, M, x, out)
 //
+// ---- Items -------------------------------------------------------------------------------------
 // ItemHead scores all items. Only items compete: PAD, MASK and UNK are never predicted.
 //   torch:  s = W x + b                                        W: output.weight [V,H]
 //   paper:  s = E LayerNorm(gelu(W_d x + b_d)) + b  (eq. 7)    E: item_embedding.weight [V,H]
@@ -3426,14 +3450,57 @@ struct ItemTensors {
   }
 };
 
-// All tensors of a BERT4Rec model. 3,000 items and the default configuration: 3,171,771 numbers.
+// The scale of similarities: see MatchingHead.
+template <class Real>
+struct MatchingTensors {
+  Real* log_scale = nullptr;  // [1]; none if the scale is fixed
+
+  template <class Visit>
+  void for_each(const ModelConfig& config, Visit&& visit) {
+    if (config.fixed_scale == 0) visit(log_scale, "log_scale", Shape{1}, Init::log_scale);
+  }
+};
+
+// All tensors of a model. 3,000 items and the default configuration: 3,171,771 numbers.
 inline TensorTable bert4rec_tensors(const ModelConfig& config) {
   validate(config);
   TensorTable table;
   add_tensors<EncoderTensors<float>>(table, config.encoder());
-  add_tensors<ItemTensors<float>>(table, config);
+  if (config.task == TaskKind::matching)
+    add_tensors<MatchingTensors<float>>(table, config);
+  else
+    add_tensors<ItemTensors<float>>(table, config);
   return table;
 }
+
+namespace detail {
+
+// Rows of scores that are held at a time: of so many numbers, but 64 rows at least, since each slab
+// reads the whole table.
+constexpr std::size_t slab_rows(std::size_t columns, std::size_t most) {
+  constexpr std::size_t slab_numbers = std::size_t{1} << 22, least_rows = 64;
+  return std::min(std::max(slab_numbers / columns, least_rows), most);
+}
+
+template <class Real>
+void grow(Buffer<Real>& buffer, std::size_t size) {
+  if (buffer.size() < size) buffer = Buffer<Real>(size);
+}
+
+// The sums over places 0 ... M - 1, of which losses and counts tell.
+inline Tally tally_of(std::size_t M, const Buffer<double>& losses,
+                      const Buffer<RankCounts>& counts) {
+  Tally tally;
+  tally.count = M;
+  for (std::size_t i = 0; i < M; ++i) {
+    tally.loss_sum += losses[i];
+    const std::size_t rank = rank_of(counts[i].better, counts[i].ties);
+    for (std::size_t k = 0; k < top_k.size(); ++k) tally.hits[k] += rank <= top_k[k];
+  }
+  return tally;
+}
+
+}  // namespace detail
 
 template <class Real>
 class ItemHead {
@@ -3535,28 +3602,17 @@ class ItemHead {
                     g_.dense_bias, d, false);
   }
 
-  // The sums over places 0 ... M - 1, of which losses_ and counts_ tell.
-  Tally tally_of(std::size_t M) const {
-    Tally tally;
-    tally.count = M;
-    for (std::size_t i = 0; i < M; ++i) {
-      tally.loss_sum += losses_[i];
-      const std::size_t rank = rank_of(counts_[i].better, counts_[i].ties);
-      for (std::size_t k = 0; k < top_k.size(); ++k) tally.hits[k] += rank <= top_k[k];
-    }
-    return tally;
-  }
-
   // ---- Over all items --------------------------------------------------------------------------
 
   Tally full_loss(Compute<Real>& compute, const Real* vectors, const RowGroup& group,
                   Real loss_scale, Real* d_vectors) {
-    const std::size_t M = group.targets.size(), slab = slab_of(config_.num_items);
-    grow(scores_, std::min(M, slab) * config_.num_items);
+    const std::size_t M = group.targets.size(),
+                      slab = detail::slab_rows(config_.num_items, capacity_);
+    detail::grow(scores_, std::min(M, slab) * config_.num_items);
     for (std::size_t begin = 0; begin < M; begin += slab) {
       full_slab(compute, begin, std::min(begin + slab, M), vectors, group, loss_scale, d_vectors);
     }
-    return tally_of(M);
+    return detail::tally_of(M, losses_, counts_);
   }
 
   // Asked places begin ... end - 1:  s = vectors W^T + b
@@ -3585,11 +3641,11 @@ class ItemHead {
   Tally sampled_loss(Compute<Real>& compute, const Real* vectors, const RowGroup& group,
                      Real loss_scale, Real* d_vectors) {
     const std::size_t M = group.targets.size(), K = group.negatives.size();
-    const std::size_t H = config_.hidden_size, slab = slab_of(K + 1);
+    const std::size_t H = config_.hidden_size, slab = detail::slab_rows(K + 1, capacity_);
     require(K > 0, "a batch without negatives, which the loss ", enum_name(loss_), " needs");
-    grow(drawn_, K * H), grow(drawn_bias_, K);
-    grow(scores_, std::min(M, slab) * (K + 1));
-    grow(d_drawn_, K * H), grow(d_drawn_bias_, K);
+    detail::grow(drawn_, K * H), detail::grow(drawn_bias_, K);
+    detail::grow(scores_, std::min(M, slab) * (K + 1));
+    detail::grow(d_drawn_, K * H), detail::grow(d_drawn_bias_, K);
     std::fill_n(d_drawn_.data(), K * H, Real(0));
     std::fill_n(d_drawn_bias_.data(), K, Real(0));
     for (std::size_t j = 0; j < K; ++j) {
@@ -3606,7 +3662,7 @@ class ItemHead {
       compute.kernels.add(d_drawn_.data() + j * H, g_.weight + item * H, H);
       g_.bias[item] += d_drawn_bias_[j];
     }
-    return tally_of(M);
+    return detail::tally_of(M, losses_, counts_);
   }
 
   // Asked places begin ... end - 1:
@@ -3659,16 +3715,6 @@ class ItemHead {
     return logistic_loss(kernels, s, K, 1 - detail::rounded(gbce_t_ * (1 - std::min(1.0, alpha))));
   }
 
-  // Rows of scores that are held at a time: of so many numbers, but 64 rows at least, since each
-  // slab reads the whole table.
-  std::size_t slab_of(std::size_t columns) const {
-    constexpr std::size_t slab_numbers = std::size_t{1} << 22, least_slab = 64;
-    return std::clamp(slab_numbers / columns, least_slab, capacity_);
-  }
-  static void grow(Buffer<Real>& buffer, std::size_t size) {
-    if (buffer.size() < size) buffer = Buffer<Real>(size);
-  }
-
   ModelConfig config_;
   Loss loss_;
   double gbce_t_;
@@ -3681,6 +3727,181 @@ class ItemHead {
   Buffer<detail::RowStatistics<Real>> statistics_;  // [M]
   Buffer<double> losses_{capacity_};                // [M]
   Buffer<detail::RankCounts> counts_{capacity_};    // [M]
+};
+
+// ---- Matching ----------------------------------------------------------------------------------
+// Two vectors for a place, that of the encoder for the user there, u = x, and for each item its row
+// of item_embedding, e. Their score is a scaled cosine,
+//   s = exp(log_scale) c,   c = u e / (|u| |e|),
+// and the loss that of telling the target from R items drawn for the place (Batch::own_negatives),
+// the mean binary cross-entropy of all 1 + R:
+//   L = (log(1 + exp -s+) + sum_j log(1 + exp s_j)) / (1 + R)
+// A cosine is at most 1, so with a scale of 1 no loss could fall below log(1 + exp -1) = 0.313; the
+// scale is learned, as in CLIP (Radford et al., ICML 2021): from 1 / 0.07 on, by its logarithm so
+// that it stays positive, and at most 100, where the gradient of a wrong pair is large enough.
+// R = 0 leaves no reason to tell items apart: all vectors become one (collapse), c = 1.
+
+inline constexpr double largest_log_scale = 4.605170185988092;  // log 100
+
+template <class Real>
+class MatchingHead {
+ public:
+  static TensorTable tensors(const ModelConfig& config) { return bert4rec_tensors(config); }
+
+  MatchingHead(const ModelConfig& config, const TrainConfig&, const TensorTable& table,
+               Real* parameters, Real* gradients, const Encoder<Real>& encoder)
+      : config_(config),
+        capacity_(encoder.capacity()),
+        w_(tensors_at<MatchingTensors<Real>>(config, table, parameters)),
+        g_(tensors_at<MatchingTensors<Real>>(config, table, gradients)),
+        item_(encoder.item_weight() + special_rows * config.hidden_size),
+        d_item_(encoder.item_gradient() + special_rows * config.hidden_size) {}
+
+  // As ItemHead::loss(). Ranks count among the 1 + R.
+  Tally loss(Compute<Real>& compute, const Real* x, const RowGroup& group, Real loss_scale,
+             Real* d_x) {
+    const std::size_t M = group.targets.size(), C = 1 + group.own_negatives.size() / M;
+    detail::grow(scores_, M * C), detail::grow(cosines_, M * C), detail::grow(lengths_, M * C);
+    const Real a = scale(compute.kernels);
+    prepare_users(compute, M, x);
+    compute.for_rows(M, [&](std::size_t i) {
+      place_forward(compute.kernels, group, i, C, a);
+      compute.kernels.scale(scores_.data() + i * C, loss_scale, C);
+      place_backward(compute.kernels, group, i, C, a, d_x + i * config_.hidden_size);
+    });
+    add_gradients(compute.kernels, group, C, a);
+    return detail::tally_of(M, losses_, counts_);
+  }
+
+  // Softmax over all items and ranks among them.
+  Tally evaluate(Compute<Real>& compute, const Real* x, const RowGroup& group) {
+    const std::size_t M = group.targets.size(), I = config_.num_items, H = config_.hidden_size;
+    const std::size_t slab = detail::slab_rows(I, capacity_);
+    detail::grow(scores_, std::min(M, slab) * I);
+    for (std::size_t begin = 0; begin < M; begin += slab) {
+      const std::size_t rows = std::min(slab, M - begin);
+      score(compute, rows, x + begin * H, scores_.data());
+      compute.for_rows(rows, [&](std::size_t i) {
+        Real* s = scores_.data() + i * I;
+        const auto target = static_cast<std::size_t>(group.targets[begin + i]);
+        counts_[begin + i] = compute.kernels.count_above(s, s[target], I);
+        counts_[begin + i].ties -= 1;  // the target itself (none, and so wrapped, if it is NaN)
+        losses_[begin + i] = softmax_loss(compute.kernels, s, I, target);
+      });
+    }
+    return detail::tally_of(M, losses_, counts_);
+  }
+
+  // Scores [M,num_items]:  s_ij = (a u_i / |u_i|) e_j / |e_j|
+  void score(Compute<Real>& compute, std::size_t M, const Real* x, Real* scores) {
+    const std::size_t I = config_.num_items, H = config_.hidden_size;
+    const Real a = scale(compute.kernels);
+    prepare_users(compute, M, x);
+    compute.for_rows(M, [&](std::size_t i) { compute.kernels.scale(unit(i), a, H); });
+    detail::grow(lengths_, I);
+    compute.for_rows(
+        I, [&](std::size_t j) { lengths_[j] = Real(1) / length(compute.kernels, item_ + j * H); });
+    compute.parallel_multiply(M, I, H, {units_.data(), H}, View<const Real>{item_, H}.T(),
+                              {nullptr, 0}, {scores, I});
+    compute.for_rows(M, [&](std::size_t i) {
+      for (std::size_t j = 0; j < I; ++j) scores[i * I + j] *= lengths_[j];
+    });
+  }
+
+ private:
+  // a = exp(log_scale), within its bound
+  Real scale(const detail::Kernels<Real>& kernels) const {
+    if (w_.log_scale == nullptr) return static_cast<Real>(config_.fixed_scale);
+    Real a = std::min(*w_.log_scale, static_cast<Real>(largest_log_scale));
+    kernels.exp(&a, &a, 1);
+    return a;
+  }
+
+  Real length(const detail::Kernels<Real>& kernels, const Real* vector) const {
+    constexpr Real least = Real(1e-8);  // of a vector of zeros, which has no direction
+    return std::max(std::sqrt(kernels.sum_of_squares(vector, config_.hidden_size)), least);
+  }
+
+  Real* unit(std::size_t i) { return units_.data() + i * config_.hidden_size; }
+
+  // units_[M,H] = u / |u|, and |u|
+  void prepare_users(Compute<Real>& compute, std::size_t M, const Real* x) {
+    const std::size_t H = config_.hidden_size;
+    compute.for_rows(M, [&](std::size_t i) {
+      user_lengths_[i] = length(compute.kernels, x + i * H);
+      std::copy_n(x + i * H, H, unit(i));
+      compute.kernels.scale(unit(i), Real(1) / user_lengths_[i], H);
+    });
+  }
+
+  // The row of candidate c of a place: its target, then its own negatives.
+  std::size_t row_of(const RowGroup& group, std::size_t place, std::size_t c, std::size_t C) const {
+    const std::int32_t item =
+        c == 0 ? group.targets[place] : group.own_negatives[place * (C - 1) + c - 1];
+    return static_cast<std::size_t>(item) * config_.hidden_size;
+  }
+
+  // s_c = a c_c, whose places receive dL/ds_c
+  void place_forward(const detail::Kernels<Real>& kernels, const RowGroup& group, std::size_t i,
+                     std::size_t C, Real a) {
+    Real *s = scores_.data() + i * C, *cosine = cosines_.data() + i * C;
+    for (std::size_t c = 0; c < C; ++c) {
+      const Real* e = item_ + row_of(group, i, c, C);
+      const Real e_length = length(kernels, e);
+      lengths_[i * C + c] = e_length;
+      cosine[c] = kernels.dot(unit(i), e, config_.hidden_size) / e_length;
+      s[c] = a * cosine[c];
+    }
+    counts_[i] = kernels.count_above(s + 1, s[0], C - 1);
+    losses_[i] = logistic_loss(kernels, s, C - 1, 1.0);
+  }
+
+  // c = u e / (|u| |e|):  du = sum_c ds_c a (e_c / |e_c| - c_c u / |u|) / |u|
+  void place_backward(const detail::Kernels<Real>& kernels, const RowGroup& group, std::size_t i,
+                      std::size_t C, Real a, Real* du) {
+    const Real *ds = scores_.data() + i * C, *cosine = cosines_.data() + i * C;
+    std::fill_n(du, config_.hidden_size, Real(0));
+    Real along = 0;
+    for (std::size_t c = 0; c < C; ++c) {
+      const Real* e = item_ + row_of(group, i, c, C);
+      kernels.add_scaled(ds[c] / lengths_[i * C + c], e, du, config_.hidden_size);
+      along = detail::fused(ds[c], cosine[c], along);
+    }
+    kernels.add_scaled(-along, unit(i), du, config_.hidden_size);
+    kernels.scale(du, a / user_lengths_[i], config_.hidden_size);
+  }
+
+  //   de = ds a (u / |u| - c e / |e|) / |e|,   d(log_scale) = sum ds s
+  // One thread, in the order of the places: an item may be in many of them.
+  void add_gradients(const detail::Kernels<Real>& kernels, const RowGroup& group, std::size_t C,
+                     Real a) {
+    const std::size_t H = config_.hidden_size;
+    Real d_log_scale = 0;
+    for (std::size_t i = 0; i < group.targets.size(); ++i) {
+      for (std::size_t c = 0; c < C; ++c) {
+        const std::size_t row = row_of(group, i, c, C), at = i * C + c;
+        const Real factor = scores_[at] * a / lengths_[at];
+        kernels.add_scaled(factor, unit(i), d_item_ + row, H);
+        kernels.add_scaled(-factor * cosines_[at] / lengths_[at], item_ + row, d_item_ + row, H);
+        d_log_scale = detail::fused(scores_[at] * a, cosines_[at], d_log_scale);
+      }
+    }
+    if (w_.log_scale == nullptr) return;
+    // Beyond the bound a larger scale changes nothing, and only the way back is open.
+    const bool beyond = *w_.log_scale > static_cast<Real>(largest_log_scale);
+    if (!beyond || d_log_scale > 0) *g_.log_scale += d_log_scale;
+  }
+
+  ModelConfig config_;
+  std::size_t capacity_;
+  MatchingTensors<Real> w_, g_;
+  Real *item_, *d_item_;                                 // [I,H] rows of item_embedding
+  Buffer<Real> units_{capacity_ * config_.hidden_size};  // [M,H] u / |u|
+  Buffer<Real> user_lengths_{capacity_};                 // [M] |u|
+  Buffer<Real> scores_, cosines_;                        // [M,C] s (or ds), and c; or [slab,I] s
+  Buffer<Real> lengths_;                                 // [M,C] |e|; or [I] 1 / |e|
+  Buffer<double> losses_{capacity_};                     // [M]
+  Buffer<detail::RankCounts> counts_{capacity_};         // [M]
 };
 
 // ================================================================================================
@@ -4159,11 +4380,12 @@ struct Batch {
   std::vector<std::int32_t> targets;            // [M] items
   std::vector<std::int32_t> negatives;          // [K] drawn items, for losses that need them
   std::vector<float> log_expected;              // [K] log(K q) of an item drawn with chance q
+  std::vector<std::int32_t> own_negatives;      // [M,R] items drawn for each asked place
 
   std::size_t rows() const { return offsets.size() - 1; }
   void clear() {
     tokens.clear(), positions.clear(), asked.clear(), targets.clear();
-    negatives.clear(), log_expected.clear();
+    negatives.clear(), log_expected.clear(), own_negatives.clear();
     offsets.assign(1, 0);
   }
   void reserve(std::size_t rows, std::size_t max_length) {
@@ -4177,6 +4399,8 @@ struct Batch {
     }
     offsets.push_back(tokens.size());
   }
+  // R of own_negatives[M,R].
+  std::size_t ratio() const { return asked.empty() ? 0 : own_negatives.size() / asked.size(); }
   // A place whose item is to be named; the model sees `shown` there.
   void ask(std::int32_t target, std::int32_t shown = mask_token) {
     asked.push_back(tokens.size());
@@ -4218,8 +4442,12 @@ inline void check_batch(const Batch& batch, const ModelConfig& config) {
   }
   require(batch.log_expected.size() == batch.negatives.size(), "a batch with ",
           batch.negatives.size(), " negatives and ", batch.log_expected.size(), " log_expected");
-  for (const std::int32_t item : batch.negatives) {
-    require(below(item, config.num_items), "negative ", item, " of a batch is no item");
+  require(batch.own_negatives.size() == batch.asked.size() * batch.ratio(), "a batch with ",
+          batch.asked.size(), " asked places and ", batch.own_negatives.size(), " own negatives");
+  for (const std::vector<std::int32_t>* drawn : {&batch.negatives, &batch.own_negatives}) {
+    for (const std::int32_t item : *drawn) {
+      require(below(item, config.num_items), "negative ", item, " of a batch is no item");
+    }
   }
 }
 
@@ -4250,13 +4478,14 @@ class Groups {
         }
         rows_[r + 1 - row] = first_asked + M;
       }
-      const std::size_t offsets = end_row - row + 1;
+      const std::size_t offsets = end_row - row + 1, R = batch.ratio();
       const RowGroup group{std::span(batch.tokens).subspan(begin, N),
                            std::span(batch.positions).subspan(begin, N),
                            {asked_.data(), M},
                            std::span(batch.targets).subspan(first_asked, M),
                            batch.negatives,
                            batch.log_expected,
+                           std::span(batch.own_negatives).subspan(first_asked * R, M * R),
                            {std::span(batch.offsets).subspan(row, offsets)},
                            {{rows_.data(), offsets}}};
       if (M > 0) body(group);
@@ -4744,8 +4973,10 @@ class CpuEngine : public Engine {
 
 #if defined(BERT4REC_EXTERN)
 extern template class CpuEngine<float>;
+extern template class CpuEngine<float, MatchingHead>;
 #elif defined(BERT4REC_INSTANTIATE)
 template class CpuEngine<float>;
+template class CpuEngine<float, MatchingHead>;
 #endif
 
 // Makes the engine that training, evaluation and recommendation are to use.
@@ -4754,6 +4985,9 @@ using EngineMaker =
 
 inline std::unique_ptr<Engine> make_cpu_engine(const ModelConfig& model, const TrainConfig& train,
                                                Start start) {
+  if (model.task == TaskKind::matching) {
+    return std::make_unique<CpuEngine<float, MatchingHead>>(model, train, start);
+  }
   return std::make_unique<CpuEngine<float>>(model, train, start);
 }
 
@@ -4805,6 +5039,22 @@ inline RankMetrics rank_metrics(std::span<const std::size_t> ranks) {
   }
   metrics.mrr /= count;
   return metrics;
+}
+
+// Area under the ROC curve: the share of pairs of a positive and a negative in which the positive
+// scores higher, ties half. NaN if there is no pair.
+inline double roc_auc(std::vector<float> positives, std::vector<float> negatives) {
+  std::sort(positives.begin(), positives.end());
+  std::sort(negatives.begin(), negatives.end());
+  std::size_t below = 0, not_above = 0;  // of the negatives, for the positive at hand
+  std::uint64_t halves = 0;
+  for (const float score : positives) {
+    while (below < negatives.size() && negatives[below] < score) ++below;
+    while (not_above < negatives.size() && negatives[not_above] <= score) ++not_above;
+    halves += below + not_above;
+  }
+  const auto pairs = static_cast<double>(positives.size()) * static_cast<double>(negatives.size());
+  return static_cast<double>(halves) / (2 * pairs);
 }
 
 struct RankIntervals {
@@ -5162,6 +5412,12 @@ namespace detail {
 inline constexpr std::string_view mappings_file = "models/item_mappings.json";
 }
 
+// What a task found on held-out data.
+struct Validation {
+  Tally tally;
+  std::vector<double> measures;  // of Task::measures()
+};
+
 class Task {
  public:
   virtual ~Task() = default;
@@ -5175,10 +5431,11 @@ class Task {
   virtual void add_example(Batch& batch, std::size_t example, std::size_t epoch) const = 0;
 
   // What belongs to all examples of a batch together, a function of the step alone.
-  virtual void finish_batch(Batch& batch, std::uint64_t step) const = 0;
+  virtual void finish_batch(Batch& /*batch*/, std::uint64_t /*step*/) const {}
 
-  // Loss and measures on what is held out.
-  virtual Tally validate(Engine& engine) const = 0;
+  // Loss and measures on what is held out; and the names of those beside loss and Top-K.
+  virtual Validation validate(Engine& engine) const = 0;
+  virtual std::vector<std::string> measures() const { return {}; }
 
   // A text that changes with any of the data: ties a checkpoint to it.
   virtual const std::string& fingerprint() const = 0;
@@ -5276,45 +5533,19 @@ class NegativeSampler {
 
 // ---- Items -------------------------------------------------------------------------------------
 
-// The Cloze task on a data set, which must outlive it; or, with the causal objective, that of
-// SASRec. model.num_items is taken from the catalogue.
-class ItemTask : public Task {
+// What tasks on items and histories have in common. The data must outlive the task, and
+// model.num_items is taken from its catalogue.
+class CatalogueTask : public Task {
  public:
-  ItemTask(const Dataset& data, ModelConfig model, TrainConfig train)
+  CatalogueTask(const Dataset& data, ModelConfig model, TrainConfig train)
       : data_(data),
         train_((bert4rec::validate(train), train)),
         model_(sized_for(model, data)),
         split_(data.histories, train_),
-        fingerprint_(data.fingerprint()) {
-    const bool causal = model_.objective == Objective::causal;
-    if (causal) require_nothing_hidden();
-    for (const std::size_t user : split_.train_users()) {
-      add_windows(windows_, split_.sequence(user).train, model_.max_length + causal,
-                  train_.window_stride);
-    }
-    if (draws_negatives(train_.loss)) prepare_negatives();
-  }
-
-  ItemTask(const Dataset&&, ModelConfig, TrainConfig) = delete;  // data would be gone
+        fingerprint_(data.fingerprint()) {}
 
   const DataSplit& split() const { return split_; }
-
   const ModelConfig& model() const override { return model_; }
-  std::size_t examples() const override { return windows_.size(); }  // windows of histories
-  void add_example(Batch& batch, std::size_t example, std::size_t epoch) const override {
-    if (model_.objective == Objective::causal) {
-      return add_causal_row(batch, windows_[example], model_);
-    }
-    const std::size_t masks = train_.static_masks == 0 ? epoch : epoch % train_.static_masks;
-    const Key key = fold_in(stream_key(train_.seed, Stream::masks), masks);
-    add_training_row(batch, windows_[example], model_, train_, fold_in(key, example));
-  }
-  void finish_batch(Batch& batch, std::uint64_t step) const override {
-    if (!sampler_) return;
-    const Key key = fold_in(stream_key(train_.seed, Stream::sampled_items), step);
-    sampler_->draw(batch, train_.negatives, key);
-  }
-  Tally validate(Engine& engine) const override { return validation_tally(engine, split_, train_); }
   const std::string& fingerprint() const override { return fingerprint_; }
 
   Json facts() const override {
@@ -5331,26 +5562,26 @@ class ItemTask : public Task {
     set.write(detail::mappings_file, sealed(mappings_text()));
   }
 
- private:
-  // Options of the Cloze task, of which a causal run would make nothing.
-  void require_nothing_hidden() const {
+ protected:
+  bool causal() const { return model_.objective == Objective::causal; }
+
+  // Options of the Cloze task, of which another would make nothing.
+  void require_no_choice_of_masks(std::string_view why) const {
     for (const auto& [name, value] :
          {std::pair("mask_last", train_.mask_last), std::pair("random_share", train_.random_share),
           std::pair("keep_share", train_.keep_share),
           std::pair("reversed_share", train_.reversed_share)}) {
-      require(value == 0, name, " is ", value, ", but the causal objective hides nothing");
+      require(value == 0, name, " is ", value, ", but ", why);
     }
-    require(train_.static_masks == 0, "static_masks is ", train_.static_masks,
-            ", but the causal objective hides nothing");
+    require(train_.static_masks == 0, "static_masks is ", train_.static_masks, ", but ", why);
   }
 
-  void prepare_negatives() {
-    require(train_.negatives < model_.num_items, "negatives is ", train_.negatives,
-            ", but beside a target there are only ", model_.num_items - 1, " items");
-    const std::vector<ItemSpan> known = known_histories(split_, HeldOut::validation);
-    sampler_.emplace(item_counts(known, model_.num_items), train_.negative_power);
-  }
+  const Dataset& data_;
+  TrainConfig train_;
+  ModelConfig model_;
+  DataSplit split_;
 
+ private:
   static ModelConfig sized_for(ModelConfig model, const Dataset& data) {
     model.num_items = data.catalogue.size();
     bert4rec::validate(model);
@@ -5372,14 +5603,343 @@ class ItemTask : public Task {
     return text + "\n]}\n";
   }
 
-  const Dataset& data_;
-  TrainConfig train_;
-  ModelConfig model_;
-  DataSplit split_;
-  std::vector<ItemSpan> windows_;  // an epoch shows each once
-  std::optional<NegativeSampler> sampler_;
   std::string fingerprint_;
 };
+
+// The Cloze task; or, with the causal objective, that of SASRec.
+class ItemTask : public CatalogueTask {
+ public:
+  ItemTask(const Dataset& data, const ModelConfig& model, const TrainConfig& train)
+      : CatalogueTask(data, model, train) {
+    require(model.task == TaskKind::items, "task is ", enum_name(model.task), ", expected items");
+    if (causal()) require_no_choice_of_masks("the causal objective hides nothing");
+    for (const std::size_t user : split_.train_users()) {
+      add_windows(windows_, split_.sequence(user).train, model_.max_length + causal(),
+                  train_.window_stride);
+    }
+    if (draws_negatives(train_.loss)) prepare_negatives();
+  }
+
+  ItemTask(const Dataset&&, ModelConfig, TrainConfig) = delete;  // data would be gone
+
+  std::size_t examples() const override { return windows_.size(); }  // windows of histories
+  void add_example(Batch& batch, std::size_t example, std::size_t epoch) const override {
+    if (causal()) return add_causal_row(batch, windows_[example], model_);
+    const std::size_t masks = train_.static_masks == 0 ? epoch : epoch % train_.static_masks;
+    const Key key = fold_in(stream_key(train_.seed, Stream::masks), masks);
+    add_training_row(batch, windows_[example], model_, train_, fold_in(key, example));
+  }
+  void finish_batch(Batch& batch, std::uint64_t step) const override {
+    if (!sampler_) return;
+    const Key key = fold_in(stream_key(train_.seed, Stream::sampled_items), step);
+    sampler_->draw(batch, train_.negatives, key);
+  }
+  Validation validate(Engine& engine) const override {
+    return {validation_tally(engine, split_, train_), {}};
+  }
+
+ private:
+  void prepare_negatives() {
+    require(train_.negatives < model_.num_items, "negatives is ", train_.negatives,
+            ", but beside a target there are only ", model_.num_items - 1, " items");
+    const std::vector<ItemSpan> known = known_histories(split_, HeldOut::validation);
+    sampler_.emplace(item_counts(known, model_.num_items), train_.negative_power);
+  }
+
+  std::vector<ItemSpan> windows_;  // an epoch shows each once
+  std::optional<NegativeSampler> sampler_;
+};
+
+// ---- Matching ----------------------------------------------------------------------------------
+
+// Every interaction is asked for once an epoch and is a positive there, with neg_ratio negatives of
+// its own: items that are in no place of what is known of the user. A window is cut so that its
+// places are hidden in 1 / mask_probability parts, a part in a row; with the causal objective one
+// row asks for all of a window (but the first item of a history, before which there is nothing).
+// Windows of a long history follow each other unless window_stride says otherwise, and a place that
+// is in two is asked for in the newer.
+class MatchingTask : public CatalogueTask {
+ public:
+  MatchingTask(const Dataset& data, const ModelConfig& model, const TrainConfig& train)
+      : CatalogueTask(data, model, train) {
+    require(model.task == TaskKind::matching, "task is ", enum_name(model.task),
+            ", expected matching");
+    require(train_.loss == Loss::softmax, "loss is ", enum_name(train_.loss),
+            ", but matching has a loss of its own");
+    require_no_choice_of_masks("matching hides each item of a window once");
+    for (const std::size_t user : split_.train_users()) {
+      add_asked_windows(train_windows_, user, split_.sequence(user).train);
+    }
+    for (std::size_t window = 0; window < train_windows_.size(); ++window) {
+      for (std::size_t part = 0; part < train_windows_[window].parts; ++part) {
+        examples_.push_back({window, part});
+      }
+    }
+    prepare_validation();
+  }
+
+  MatchingTask(const Dataset&&, ModelConfig, TrainConfig) = delete;  // data would be gone
+
+  std::size_t examples() const override { return examples_.size(); }
+  void add_example(Batch& batch, std::size_t example, std::size_t epoch) const override {
+    const auto [window, part] = examples_[example];
+    const Key masks = fold_in(stream_key(train_.seed, Stream::masks), epoch);
+    const Key draws = fold_in(stream_key(train_.seed, Stream::own_negatives), epoch);
+    add_part(batch, train_windows_[window], part, fold_in(masks, window));
+    draw_negatives(batch, train_windows_[window].user, train_.neg_ratio, fold_in(draws, example));
+  }
+
+  // Interactions that an epoch asks for. Each is one sample, and each of its negatives another.
+  std::size_t positives() const {
+    std::size_t count = 0;
+    for (const Window& window : train_windows_) count += window.end - window.begin;
+    return count;
+  }
+
+  std::vector<std::string> measures() const override {
+    return {"auc",
+            "ndcg@10",
+            "mse",
+            "rmse",
+            "mae",
+            "similarity_mse",
+            "similarity_rmse",
+            "similarity_mae",
+            "scale",
+            "item_cosine",
+            "item_spread"};
+  }
+
+  // The loss is that of training; its masks and negatives depend on the seed alone. Top-K counts
+  // ranks among the items the user does not know. Beside them:
+  //   auc, ndcg@10                   of the positives among the drawn negatives; by those ranks
+  //   mse, rmse, mae                 of the probability 1 / (1 + exp -s) against the label 1 or 0
+  //   similarity_mse, _rmse, _mae    of the score of positives against 1
+  //   scale                          of the similarity
+  //   item_cosine, item_spread       mean cosine c of two items, sqrt(1 - c): 1 and 0 if collapsed
+  Validation validate(Engine& engine) const override {
+    Found found;
+    Batch batch;
+    std::vector<std::size_t> users;  // of the asked places
+    const auto measure = [&] {
+      if (users.empty()) return;
+      add_scores(engine, batch, users, found);
+      batch.clear(), users.clear();
+    };
+    const Key masks = stream_key(train_.seed, Stream::validation_masks);
+    const Key draws = fold_in(stream_key(train_.seed, Stream::own_negatives), ~std::uint64_t{0});
+    for (std::size_t window = 0; window < validation_windows_.size(); ++window) {
+      const Window& shown = validation_windows_[window];
+      for (std::size_t part = 0; part < shown.parts; ++part) {
+        add_part(batch, shown, part, fold_in(masks, window));
+        draw_negatives(batch, shown.user, drawn(), fold_in(fold_in(draws, window), part));
+        users.resize(batch.asked.size(), shown.user);
+        if (users.size() * model_.num_items >= std::size_t{1} << 22) measure();
+      }
+    }
+    measure();
+    return {tally_of(found), measures_of(found, engine)};
+  }
+
+ private:
+  struct Window {
+    ItemSpan items;
+    std::size_t user;
+    std::size_t begin, end;  // the places that are asked
+    std::size_t parts;       // rows in which they are
+  };
+  struct Example {
+    std::size_t window, part;
+  };
+  // Scores of held-out positives and of negatives drawn for them, and ranks.
+  struct Found {
+    std::vector<float> positives, negatives;
+    std::vector<std::size_t> ranks;
+  };
+
+  void add_asked_windows(std::vector<Window>& windows, std::size_t user, ItemSpan history) const {
+    const std::size_t L = model_.max_length;
+    std::vector<ItemSpan> spans;
+    add_windows(spans, history, L + causal(), train_.window_stride > 0 ? train_.window_stride : L);
+    std::size_t asked_from = history.size();  // by newer windows
+    for (const ItemSpan span : spans) {
+      const auto first = static_cast<std::size_t>(span.data() - history.data());
+      const std::size_t end = std::min(asked_from - first, span.size());
+      const std::size_t begin = causal() && span.size() > 1 ? 1 : 0;
+      const double wanted = std::min(1 / train_.mask_probability, static_cast<double>(end));
+      const auto parts = std::max<std::size_t>(1, static_cast<std::size_t>(wanted + 0.5));
+      windows.push_back({span, user, begin, end, causal() ? 1 : parts});
+      asked_from = first + begin;
+    }
+  }
+
+  void prepare_validation() {
+    known_.resize(data_.histories.size());
+    for (std::size_t user = 0; user < known_.size(); ++user) set_known(user);
+    const std::vector<std::size_t>& all = split_.validation_users();
+    const std::size_t limit = train_.validation_limit == 0 ? all.size() : train_.validation_limit;
+    const std::size_t count = std::min(limit, all.size());
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::size_t user = all[i * all.size() / count];
+      const Sequence s = split_.sequence(user);
+      if (split_.kind() == Split::users) {
+        add_asked_windows(validation_windows_, user, split_.history(user));
+      } else {
+        const std::size_t n = s.before_validation.size();
+        validation_windows_.push_back({split_.history(user).first(n + 1), user, n, n + 1, 1});
+      }
+    }
+  }
+
+  // Sorted: the user's training items; all of a user who is held out whole.
+  void set_known(std::size_t user) {
+    const ItemSpan train = split_.sequence(user).train;
+    const ItemSpan items = train.empty() ? split_.history(user) : train;
+    std::vector<std::int32_t>& known = known_[user];
+    known.assign(items.begin(), items.end());
+    std::sort(known.begin(), known.end());
+    known.erase(std::unique(known.begin(), known.end()), known.end());
+    const std::size_t target = split_.sequence(user).validation >= 0;  // may not be drawn either
+    require(known.size() + target + drawn() <= model_.num_items, "neg_ratio is ", drawn(),
+            ", but user \"", shown(data_.histories.user(user)), "\" knows ", known.size(),
+            " of the ", model_.num_items, " items");
+  }
+
+  // Negatives a held-out positive has: one at least, so that there is something to measure.
+  std::size_t drawn() const { return std::max<std::size_t>(1, train_.neg_ratio); }
+
+  // The row that asks for a part of a window. `masks` decides what is in which part.
+  void add_part(Batch& batch, const Window& window, std::size_t part, Key masks) const {
+    const std::size_t n = window.items.size();
+    if (window.begin + 1 == n) {
+      return add_next_item_row(batch, window.items.first(n - 1), model_, window.items[n - 1]);
+    }
+    if (causal()) {
+      for (std::size_t i = 0; i + 1 < n; ++i) {
+        const std::int32_t shown = token_of(window.items[i]);
+        if (i + 1 < window.end)
+          batch.ask(window.items[i + 1], shown);
+        else
+          batch.tokens.push_back(shown);
+      }
+      return batch.end_row();
+    }
+    std::vector<std::size_t> part_of(window.end);
+    for (std::size_t i = 0; i < window.end; ++i) part_of[i] = i % window.parts;
+    shuffle(part_of, masks);
+    for (std::size_t i = 0; i < n; ++i) {
+      if (i < window.end && part_of[i] == part)
+        batch.ask(window.items[i]);
+      else
+        batch.tokens.push_back(token_of(window.items[i]));
+    }
+    batch.end_row();
+  }
+
+  // `ratio` items for each place that is asked and has none yet.
+  void draw_negatives(Batch& batch, std::size_t user, std::size_t ratio, Key key) const {
+    const std::vector<std::int32_t>& known = known_[user];
+    std::uint64_t counter = 0;
+    while (batch.own_negatives.size() < batch.asked.size() * ratio) {
+      const std::int32_t target = batch.targets[batch.own_negatives.size() / ratio];
+      const auto item = static_cast<std::int32_t>(below(key, counter++, model_.num_items));
+      if (item == target || std::binary_search(known.begin(), known.end(), item)) continue;
+      batch.own_negatives.push_back(item);
+    }
+  }
+
+  void add_scores(Engine& engine, const Batch& batch, std::span<const std::size_t> users,
+                  Found& found) const {
+    const std::size_t I = model_.num_items;
+    std::vector<float> scores(users.size() * I);
+    engine.score(batch, scores);
+    for (std::size_t i = 0; i < users.size(); ++i) {
+      const std::span<float> row(scores.data() + i * I, I);
+      found.positives.push_back(row[static_cast<std::size_t>(batch.targets[i])]);
+      for (std::size_t j = i * drawn(); j < (i + 1) * drawn(); ++j) {
+        found.negatives.push_back(row[static_cast<std::size_t>(batch.own_negatives[j])]);
+      }
+      found.ranks.push_back(rank_unseen(row, {known_[users[i]], batch.targets[i], users[i]}));
+    }
+  }
+
+  // The errors |p - label| of all samples, where p = 1 / (1 + exp -s), and the loss of each added.
+  std::pair<double, std::vector<float>> errors_of(const Found& found) const {
+    std::vector<float> errors;
+    for (const float score : found.positives) errors.push_back(-score);
+    if (train_.neg_ratio > 0) {
+      errors.insert(errors.end(), found.negatives.begin(), found.negatives.end());
+    }
+    const double loss = detail::kernels<float>().logistic(errors.data(), errors.size());
+    return {loss, std::move(errors)};
+  }
+
+  Tally tally_of(const Found& found) const {
+    Tally tally;
+    tally.count = found.positives.size();
+    tally.loss_sum = errors_of(found).first / static_cast<double>(1 + train_.neg_ratio);
+    for (const std::size_t rank : found.ranks) {
+      for (std::size_t k = 0; k < top_k.size(); ++k) tally.hits[k] += rank <= top_k[k];
+    }
+    return tally;
+  }
+
+  std::vector<double> measures_of(const Found& found, Engine& engine) const {
+    std::vector<double> values{roc_auc(found.positives, found.negatives),
+                               rank_metrics(found.ranks).ndcg[2]};
+    const auto add_errors = [&](const std::vector<float>& errors) {
+      double squares = 0, sum = 0;
+      for (const float error : errors) {
+        squares += detail::rounded(double{error} * double{error});
+        sum += std::abs(double{error});
+      }
+      const auto n = static_cast<double>(errors.size());
+      values.insert(values.end(), {squares / n, std::sqrt(squares / n), sum / n});
+    };
+    add_errors(errors_of(found).second);
+    std::vector<float> differences = found.positives;
+    for (float& score : differences) score -= 1;
+    add_errors(differences);
+    add_spread(engine, values);
+    return values;
+  }
+
+  // The mean unit vector of the items has the squared length c: the mean cosine of all pairs.
+  void add_spread(Engine& engine, std::vector<double>& values) const {
+    std::vector<float> parameters(engine.table().size());
+    engine.read(State::parameters, parameters);
+    float scale = static_cast<float>(model_.fixed_scale);
+    if (model_.fixed_scale == 0) {
+      scale = std::min(parameters[engine.table().at("log_scale").offset],
+                       static_cast<float>(largest_log_scale));
+      detail::kernels<float>().exp(&scale, &scale, 1);
+    }
+    const std::size_t H = model_.hidden_size, I = model_.num_items;
+    const float* item = parameters.data() + engine.table().at("item_embedding.weight").offset;
+    std::vector<double> mean(H);
+    for (std::size_t i = 0; i < I; ++i) {
+      const float* row = item + (special_rows + i) * H;
+      const double length = std::sqrt(double{detail::kernels<float>().sum_of_squares(row, H)});
+      for (std::size_t c = 0; c < H; ++c) {
+        mean[c] += double{row[c]} / std::max(length, 1e-8) / static_cast<double>(I);
+      }
+    }
+    double cosine = 0;
+    for (const double value : mean) cosine += detail::rounded(value * value);
+    values.insert(values.end(), {double{scale}, cosine, std::sqrt(std::max(0.0, 1 - cosine))});
+  }
+
+  std::vector<Window> train_windows_, validation_windows_;
+  std::vector<Example> examples_;
+  std::vector<std::vector<std::int32_t>> known_;  // of each user, sorted
+};
+
+// The task that a model is for, on a data set that must outlive it.
+inline std::unique_ptr<CatalogueTask> make_task(const Dataset& data, const ModelConfig& model,
+                                                const TrainConfig& train) {
+  if (model.task == TaskKind::matching) return std::make_unique<MatchingTask>(data, model, train);
+  return std::make_unique<ItemTask>(data, model, train);
+}
 
 // ================================================================================================
 // 19  Training
@@ -5431,6 +5991,7 @@ inline bool holds_run(const Path& output) {
 struct TrainingMetrics {
   std::vector<double> train_losses, val_losses, learning_rates, epoch_seconds;
   std::array<std::vector<double>, top_k.size()> train_accuracies, val_accuracies;
+  std::vector<std::pair<std::string, std::vector<double>>> val_measures;  // of Task::measures()
   std::size_t best_epoch = 0;  // counts from 1; 0: none yet
 
   std::size_t epochs() const { return train_losses.size(); }
@@ -5452,6 +6013,11 @@ struct TrainingMetrics {
     json.set("val_losses", val_losses);
     json.set("train_accuracies", by_k(train_accuracies));
     json.set("val_accuracies", by_k(val_accuracies));
+    if (!val_measures.empty()) {
+      Json measures;
+      for (const auto& [name, values] : val_measures) measures.set(name, values);
+      json.set("val_measures", std::move(measures));
+    }
     json.set("learning_rates", learning_rates);
     json.set("epoch_seconds", epoch_seconds);
     json.set("best_epoch", best_epoch);
@@ -5473,6 +6039,11 @@ struct TrainingMetrics {
       metrics.train_accuracies[i] = curve(json.at("train_accuracies").at(join(top_k[i])));
       metrics.val_accuracies[i] = curve(json.at("val_accuracies").at(join(top_k[i])));
     }
+    if (const Json* measures = json.find("val_measures")) {
+      for (const auto& [name, values] : measures->object()) {
+        metrics.val_measures.emplace_back(name, curve(values));
+      }
+    }
     metrics.best_epoch = static_cast<std::size_t>(json.at("best_epoch").integer());
     bool same = true;
     const auto compare = [&](const std::vector<double>& values) {
@@ -5481,6 +6052,7 @@ struct TrainingMetrics {
     compare(metrics.val_losses), compare(metrics.learning_rates), compare(metrics.epoch_seconds);
     for (const auto& accuracy : metrics.train_accuracies) compare(accuracy);
     for (const auto& accuracy : metrics.val_accuracies) compare(accuracy);
+    for (const auto& [name, values] : metrics.val_measures) compare(values);
     require(same, "curves of different lengths");
     const Json known = metrics.to_json();
     for (const auto& member : json.object()) {
@@ -5584,7 +6156,8 @@ struct BatchReport {
 
 struct EpochReport {
   std::size_t epoch, epochs;
-  Tally train, validation;
+  Tally train;
+  Validation validation;
   double learning_rate, seconds;
   bool improved;
 };
@@ -5612,14 +6185,15 @@ class Trainer {
       remove_stale_temporaries(output_ / folder);
       AtomicFile probe(output_ / folder / "probe");  // never committed, so it leaves nothing
     }
+    for (const std::string& name : task_->measures()) metrics_.val_measures.push_back({name, {}});
     engine_ = make(task_->model(), train_, Start::random);
     batch_.reserve(train_.batch_size, task_->model().max_length);
   }
 
-  // The short way in: an ItemTask on `data`, which must outlive the trainer.
+  // The short way in: the task on `data`, which must outlive the trainer.
   Trainer(const Dataset& data, const ModelConfig& model, const TrainConfig& train, Path output,
           const EngineMaker& make = make_cpu_engine)
-      : Trainer(std::make_unique<ItemTask>(data, model, train), train, std::move(output), make) {}
+      : Trainer(make_task(data, model, train), train, std::move(output), make) {}
   Trainer(const Dataset&&, ModelConfig, TrainConfig, Path) = delete;  // data would be gone
 
   const Task& task() const { return *task_; }
@@ -5645,6 +6219,10 @@ class Trainer {
       require(batches_done_ <= batches_per_epoch(), "progress: batch ", batches_done_, " of ",
               batches_per_epoch());
       metrics_ = TrainingMetrics::from_json(stored_json(file, "training_metrics"));
+      std::vector<std::string> measures;
+      for (const auto& [name, values] : metrics_.val_measures) measures.push_back(name);
+      require(measures == task_->measures(), "training_metrics: val_measures are not those of ",
+              enum_name(task_->model().task));
       const std::size_t done = metrics_.epochs();
       require(train_.epochs > done || (train_.epochs == done && batches_done_ == 0), "has seen ",
               done, batches_done_ > 0 ? " epochs and a part" : " epochs", ", more than epochs ",
@@ -5728,15 +6306,18 @@ class Trainer {
   }
 
   void finish_epoch(const TrainerCallbacks& callbacks) {
-    const Tally validation = task_->validate(*engine_);
+    const Validation validation = task_->validate(*engine_);
     const double rate = learning_rate((metrics_.epochs() + 1) * batches_per_epoch() - 1);
     metrics_.train_losses.push_back(epoch_metrics_.loss());
-    metrics_.val_losses.push_back(validation.loss());
+    metrics_.val_losses.push_back(validation.tally.loss());
     metrics_.learning_rates.push_back(rate);
     metrics_.epoch_seconds.push_back(epoch_seconds_);
     for (std::size_t i = 0; i < top_k.size(); ++i) {
       metrics_.train_accuracies[i].push_back(epoch_metrics_.accuracy(i));
-      metrics_.val_accuracies[i].push_back(validation.accuracy(i));
+      metrics_.val_accuracies[i].push_back(validation.tally.accuracy(i));
+    }
+    for (std::size_t i = 0; i < validation.measures.size(); ++i) {
+      metrics_.val_measures[i].second.push_back(validation.measures[i]);
     }
     const std::size_t epoch = metrics_.epochs(), best = metrics_.best_epoch;
     const double highest = best == 0 ? std::nan("") : metrics_.quality(train_.best_by, best);
@@ -5912,9 +6493,12 @@ class Trainer {
 
   void log_epoch(const EpochReport& report) const {
     std::string line = join("epoch ", report.epoch, "/", report.epochs, " train_loss ",
-                            report.train.loss(), " val_loss ", report.validation.loss());
+                            report.train.loss(), " val_loss ", report.validation.tally.loss());
     for (std::size_t i = 0; i < top_k.size(); ++i) {
-      line += join(" val_top", top_k[i], " ", report.validation.accuracy(i));
+      line += join(" val_top", top_k[i], " ", report.validation.tally.accuracy(i));
+    }
+    for (const auto& [name, values] : metrics_.val_measures) {
+      line += join(" val_", name, " ", values.back());
     }
     append_log(join(line, " learning_rate ", report.learning_rate, " seconds ", report.seconds,
                     report.improved ? " best" : ""));

@@ -293,6 +293,27 @@ void test_bootstrap() {
   check_throws([&] { bootstrap_intervals(ranks, 1, 0); }, {"0 resamples"});
 }
 
+// Counted pair by pair.
+void test_roc_auc() {
+  const Key key = make_key(8);
+  const auto draw = [&](std::size_t count, std::uint64_t from) {
+    std::vector<float> scores;
+    for (std::size_t i = 0; i < count; ++i) {
+      scores.push_back(static_cast<float>(below(key, from + i, 12)) - 4);
+    }
+    return scores;
+  };
+  const std::vector<float> positives = draw(37, 0), negatives = draw(53, 1000);
+  double sum = 0;
+  for (const float p : positives) {
+    for (const float n : negatives) sum += p > n ? 1 : p == n ? 0.5 : 0;
+  }
+  check(std::abs(roc_auc(positives, negatives) - sum / (37 * 53)) < 1e-15, join("auc ", sum));
+  check_equal(roc_auc({1, 2}, {-1, 0}), 1.0);
+  check_equal(roc_auc({1, 2}, {3}), 0.0);
+  check(std::isnan(roc_auc({1, 2}, {})), "no pair");
+}
+
 }  // namespace
 
 int main() {
@@ -305,6 +326,7 @@ int main() {
   test("Markov chain", test_markov);
   test("shuffled histories", test_shuffled);
   test("ranks of a model", test_model_scorer);
+  test("area under the ROC curve", test_roc_auc);
   test("bootstrap intervals", test_bootstrap);
   return finish();
 }

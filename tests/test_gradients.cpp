@@ -1,5 +1,5 @@
 // Every tensor's gradient against central differences in double, for both architectures, both
-// objectives and all losses, with dropout on, rows of every length from 1 to the longest, and rows
+// objectives, all losses and the matching head, with dropout on, rows of every length from 1 to the longest, and rows
 // that ask for nothing; and losses over drawn items against that over all.
 
 #include "bert4rec.hpp"
@@ -57,6 +57,9 @@ Batch ragged_batch(const ModelConfig& model) {
   // Drawn twice, and targets of some rows among them, or they would not test that.
   batch.negatives = {3, 8, 3, batch.targets[0], batch.targets[4]};
   batch.log_expected = {0.1f, -1.2f, 0.1f, 0.5f, -0.7f};
+  for (std::size_t i = 0; i < 2 * batch.asked.size(); ++i) {
+    batch.own_negatives.push_back(static_cast<std::int32_t>(below(key, i, model.num_items)));
+  }
   return batch;
 }
 
@@ -69,11 +72,12 @@ void spread_parameters(Engine& engine) {
 }
 
 // The largest relative error over all tensors; each is checked unless `tolerance` is infinite.
+template <template <class> class Head = ItemHead>
 double worst_error(const ModelConfig& model, Loss loss, const detail::Kernels<double>& kernels,
                    double tolerance) {
   TrainConfig train;
   train.threads = 1, train.loss = loss;
-  CpuEngine<double> engine(model, train, kernels);
+  CpuEngine<double, Head> engine(model, train, kernels);
   spread_parameters(engine);
   const Batch batch = ragged_batch(model);
   const DropoutPlan dropout(model.encoder(), make_key(77));
@@ -125,6 +129,66 @@ double dot_of_one_less(const double* x, const double* y, std::size_t n) {
 
 void add_scaled_twice(double factor, const double* x, double* y, std::size_t n) {
   detail::plain::add_scaled(2 * factor, x, y, n);
+}
+
+ModelConfig matching_model(Objective objective, double fixed_scale) {
+  ModelConfig model = small_model(Architecture::torch, objective);
+  model.task = TaskKind::matching, model.fixed_scale = fixed_scale;
+  return model;
+}
+
+// The scores against their formula; and the scale beyond its bound, from where it may only fall.
+void check_matching() {
+  const ModelConfig model = matching_model(Objective::cloze, 0);
+  CpuEngine<double, MatchingHead> engine(model, TrainConfig{.threads = 1});
+  spread_parameters(engine);
+  const Batch batch = ragged_batch(model);
+  const std::size_t M = batch.asked.size(), R = 2;
+  std::vector<float> scores(M * model.num_items);
+  double& log_scale = engine.parameters()[engine.table().at("log_scale").offset];
+  const double& d_log_scale = engine.gradients()[engine.table().at("log_scale").offset];
+  check(std::abs(log_scale - std::log(1 / 0.07)) < 0.7, "the scale starts at 1 / 0.07");
+  const auto expected_loss = [&] {
+    engine.score(batch, scores);
+    double sum = 0;
+    for (std::size_t i = 0; i < M; ++i) {
+      const auto loss = [&](std::int32_t item, double sign) {
+        const float s = scores[i * model.num_items + static_cast<std::size_t>(item)];
+        return std::log1p(std::exp(sign * static_cast<double>(s)));
+      };
+      sum += loss(batch.targets[i], -1);
+      for (std::size_t j = 0; j < R; ++j) sum += loss(batch.own_negatives[i * R + j], 1);
+    }
+    return sum / static_cast<double>(M * (1 + R));
+  };
+  for (const double value : {std::log(1 / 0.07), std::log(99.0), std::log(1000.0), std::log(2e4)}) {
+    log_scale = value;
+    const Tally tally = engine.loss_and_gradient(batch, DropoutPlan());
+    check(std::abs(tally.loss() / expected_loss() - 1) < 1e-5, join("loss ", tally.loss()));
+    check(*std::max_element(scores.begin(), scores.end()) <= 100, "within the bound");
+    check(d_log_scale > 0, "a scale that is too large may fall");
+  }
+  // Where every target is right and every negative wrong a larger scale would be better.
+  Batch right;
+  right.ask(0), right.end_row();
+  right.own_negatives = {1};
+  CpuEngine<double, MatchingHead> sure(model, TrainConfig{.threads = 1});
+  const auto tensor = [&](CpuEngine<double, MatchingHead>& of, std::string_view name) {
+    return of.parameters().data() + of.table().at(name).offset;
+  };
+  const std::size_t H = model.hidden_size, last = model.num_layers - 1;
+  // The norm of the last layer gives +-1 everywhere, and the items are along that and against it.
+  double* gain = tensor(sure, join(layer_prefix(last), "norm2.weight"));
+  double* bias = tensor(sure, join(layer_prefix(last), "norm2.bias"));
+  double* item = tensor(sure, "item_embedding.weight") + special_rows * H;
+  for (std::size_t c = 0; c < H; ++c) gain[c] = 0, bias[c] = 1, item[c] = 1, item[H + c] = -1;
+  const std::size_t at = sure.table().at("log_scale").offset;
+  for (const double value : {0.0, std::log(1000.0)}) {
+    sure.parameters()[at] = value;
+    const Tally tally = sure.loss_and_gradient(right, DropoutPlan());
+    check(tally.hits[0] == 1, "the target ranks first");
+    check(value > 0 ? sure.gradients()[at] >= 0 : sure.gradients()[at] < 0, "the scale may grow");
+  }
 }
 
 // What comes later in a row changes nothing of what causal attention says earlier, bit by bit.
@@ -205,6 +269,16 @@ int main() {
     model.max_length = 70, model.hidden_size = 4, model.num_heads = 2;
     worst_error(model, Loss::softmax, plain, 1e-6);
   });
+  for (const Objective objective : {Objective::cloze, Objective::causal}) {
+    for (const double fixed_scale : {0.0, 5.0}) {
+      test(join("gradients: matching, ", enum_name(objective), ", scale ", fixed_scale), [&] {
+        const ModelConfig model = matching_model(objective, fixed_scale);
+        std::cout << "largest relative error "
+                  << worst_error<MatchingHead>(model, Loss::softmax, plain, 1e-6) << "\n";
+      });
+    }
+  }
+  test("matching", check_matching);
   test("causal", check_causal);
   for (const Objective objective : {Objective::cloze, Objective::causal}) {
     test(join("all items drawn: ", enum_name(objective)), [&] { check_all_drawn(objective); });
@@ -221,6 +295,16 @@ int main() {
     caught(Loss::gbce, [](auto& k) { k.logistic = broken_logistic; });
     caught(Loss::sampled_softmax, [](auto& k) { k.dot = dot_of_one_less; });
     caught(Loss::sampled_softmax, [](auto& k) { k.add_scaled = add_scaled_twice; });
+    const ModelConfig matching = matching_model(Objective::cloze, 0);
+    const auto caught_matching = [&](auto&& break_it) {
+      detail::Kernels<double> broken = plain;
+      break_it(broken);
+      check(worst_error<MatchingHead>(matching, Loss::softmax, broken, INFINITY) > 1e-4,
+            "error above 1e-4");
+    };
+    caught_matching([](auto& k) { k.logistic = broken_logistic; });
+    caught_matching([](auto& k) { k.dot = dot_of_one_less; });
+    caught_matching([](auto& k) { k.add_scaled = add_scaled_twice; });
   });
   return finish();
 }

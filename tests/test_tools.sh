@@ -114,6 +114,24 @@ expect 1 "no user \"nobody\"" "$bin/recommend" --model run/models --data good --
 expect 1 "no item has the id 99" "$bin/recommend" --model run/models --items 10,99
 expect 2 "one of --user, --items and --anilist" "$bin/recommend" --model run/models
 
+# ---- matching -----------------------------------------------------------------------------------
+expect 0 "72 interactions, with negatives 144 samples an epoch" \
+  train good match --split=last --task matching
+grep -q "auc 0\..*  scale 1[0-9]\..*  item_cosine" out && ok || bad "measures of matching"
+expect 0 "continuing after epoch 2" "$bin/train_model" --output match --resume --epochs 3
+grep -q '"val_measures"' match/plots/training_metrics.json && ok || bad "measures in the file"
+expect 0 "Matching" evaluate --model match/models
+expect 0 "Title" "$bin/recommend" --model match/models --data good --user u3 --count 2
+expect 2 "--allow-collapse" train good o --task matching --neg-ratio 0
+expect 0 "they will collapse" train good o --task matching --neg-ratio 0 --allow-collapse
+expect 1 "neg_ratio is 4, but user \"u0\" knows 6 of the 9 items" \
+  train good o --task matching --neg-ratio 4 --overwrite
+expect 1 "fixed_scale is 1000, expected 0 ... 100" \
+  train good o --task matching --fixed-scale 1000 --overwrite
+expect 1 "loss is bce, but matching has a loss of its own" \
+  train good o --task matching --loss bce --overwrite
+rm -rf o
+
 # ---- bad data: nothing of the run before is touched --------------------------------------------
 cp -r run before
 broken d1 histories.jsonl 3 '{"user": "x", "entries": [}'

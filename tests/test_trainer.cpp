@@ -8,6 +8,7 @@
 #include <csignal>
 #endif
 
+#include <map>
 #include <set>
 
 #include "bert4rec.hpp"
@@ -147,6 +148,163 @@ void test_choices() {
       train.loss = Loss::gbce, train.negatives = 8, train.gbce_t = 0.3;
     });
   }
+}
+
+ModelConfig matching_model(Objective objective) {
+  ModelConfig model = small_model();
+  model.task = TaskKind::matching, model.objective = objective;
+  return model;
+}
+
+// Histories that leave a third of the items unknown.
+Dataset part_of_ring(std::size_t items, std::size_t users) {
+  Dataset data = ring_data(items, users);
+  const Histories whole = std::exchange(data.histories, Histories());
+  for (std::size_t user = 0; user < users; ++user) {
+    const ItemSpan row = whole.row(user);
+    data.histories.add(whole.user(user), row.first(std::min(row.size(), 2 * items / 3)));
+  }
+  return data;
+}
+
+// Every choice of matching reaches the training, which gives the same bits when interrupted.
+void test_matching_choices() {
+  const Dataset data = part_of_ring(30, 40);
+  const TemporaryFolder folder;
+  std::set<std::string> models;
+  const auto differs = [&](const std::string& name, const ModelConfig& model, auto&& choose) {
+    TrainConfig train = small_train();
+    choose(train);
+    const std::string once = trained(data, model, train, folder / name);
+    check(models.insert(once).second, join(name, " changes nothing"));
+    train.threads = 3;
+    check(trained_in_pieces(data, model, train, folder / join(name, "_pieces"), 3) == once,
+          join(name, ": interrupted every 3 steps"));
+  };
+  for (const Objective objective : {Objective::cloze, Objective::causal}) {
+    ModelConfig model = matching_model(objective);
+    const std::string of = join(enum_name(objective), "_");
+    differs(of + "usual", model, [](TrainConfig&) {});
+    differs(of + "ratio", model, [](TrainConfig& train) { train.neg_ratio = 3; });
+    differs(of + "none", model, [](TrainConfig& train) { train.neg_ratio = 0; });
+    differs(of + "last", model, [](TrainConfig& train) { train.split = Split::last; });
+    differs(of + "stride", model, [](TrainConfig& train) { train.window_stride = 4; });
+    model.fixed_scale = 7;
+    differs(of + "fixed", model, [](TrainConfig&) {});
+  }
+  differs("masks", matching_model(Objective::cloze),
+          [](TrainConfig& t) { t.mask_probability = 1; });
+}
+
+// An epoch asks for every interaction once (with the causal objective, all but the first of each
+// history), and no negative is in the history.
+void test_matching_examples() {
+  Dataset data = part_of_ring(60, 40);
+  data.histories.add("one item", std::vector<std::int32_t>{7});
+  for (const Objective objective : {Objective::cloze, Objective::causal}) {
+    for (const std::size_t stride : std::vector<std::size_t>{0, 5, 12}) {
+      TrainConfig train = small_train();
+      train.neg_ratio = 3, train.window_stride = stride, train.mask_probability = 0.3;
+      const MatchingTask task(data, matching_model(objective), train);
+      std::size_t expected = 0;
+      for (const std::size_t user : task.split().train_users()) {
+        const std::size_t n = data.histories.row(user).size();
+        expected += objective == Objective::causal && n > 1 ? n - 1 : n;
+      }
+      check_equal(task.positives(), expected);
+      std::map<std::int32_t, std::size_t> asked[2], known;
+      for (const std::size_t user : task.split().train_users()) {
+        const ItemSpan row = data.histories.row(user);
+        const std::size_t skipped = objective == Objective::causal && row.size() > 1;
+        for (const std::int32_t item : row.subspan(skipped)) ++known[item];
+      }
+      std::vector<std::int32_t> tokens[2];
+      for (const std::size_t epoch : std::vector<std::size_t>{0, 1}) {
+        Batch batch;
+        for (std::size_t i = 0; i < task.examples(); ++i) task.add_example(batch, i, epoch);
+        check_batch(batch, task.model());
+        for (const std::int32_t target : batch.targets) ++asked[epoch][target];
+        check(asked[epoch] == known, "each interaction is asked for once");
+        check_equal(batch.own_negatives.size(), 3 * expected);
+        tokens[epoch] = batch.tokens;
+      }
+      check((tokens[0] == tokens[1]) == (objective == Objective::causal), "new masks every epoch");
+    }
+  }
+  // Of a user who knows all but 4 items, the negatives are those 4.
+  data = part_of_ring(20, 10);
+  std::vector<std::int32_t> most(16);
+  std::iota(most.begin(), most.end(), 0);
+  data.histories.add("knows most", most);
+  TrainConfig train = small_train();
+  train.neg_ratio = 3;
+  const MatchingTask task(data, matching_model(Objective::causal), train);
+  std::set<std::int32_t> drawn;
+  for (std::size_t i = 0; i < task.examples(); ++i) {
+    Batch batch;
+    task.add_example(batch, i, 0);
+    if (batch.targets.back() != 15 || batch.tokens.size() < 12) continue;
+    drawn.insert(batch.own_negatives.begin(), batch.own_negatives.end());
+  }
+  check(drawn == std::set<std::int32_t>{16, 17, 18, 19}, "negatives are unknown items");
+  train.neg_ratio = 5;
+  check_throws([&] { MatchingTask(data, matching_model(Objective::cloze), train); },
+               {"neg_ratio is 5", "user \"knows most\" knows 16 of the 20"});
+  train.neg_ratio = 1, train.mask_last = 0.5;
+  check_throws([&] { MatchingTask(data, matching_model(Objective::cloze), train); },
+               {"mask_last is 0.5", "matching hides each"});
+  train.mask_last = 0, train.loss = Loss::gbce;
+  check_throws([&] { MatchingTask(data, matching_model(Objective::cloze), train); },
+               {"loss is gbce", "matching has a loss of its own"});
+  check_throws([&] { ItemTask(data, matching_model(Objective::cloze), small_train()); },
+               {"task is matching", "expected items"});
+}
+
+double measure(const TrainingMetrics& metrics, std::string_view name) {
+  for (const auto& [measure, values] : metrics.val_measures) {
+    if (measure == name) return values.back();
+  }
+  fail("no measure is called ", name);
+}
+
+// Positives and negatives come apart, and the next item of a ring ranks high.
+void test_matching_learns(Objective objective) {
+  const Dataset data = part_of_ring(20, 60);
+  TrainConfig train = small_train();
+  train.epochs = 100, train.learning_rate = 3e-3, train.neg_ratio = 3;
+  train.mask_probability = 0.3;
+  const TemporaryFolder folder;
+  Trainer trainer(data, matching_model(objective), train, folder.path());
+  trainer.run();
+  const TrainingMetrics& metrics = trainer.metrics();
+  check(metrics.train_losses.back() < 0.6 * metrics.train_losses.front(), "the loss falls");
+  check(measure(metrics, "auc") > 0.9, join("auc ", measure(metrics, "auc")));
+  check(metrics.val_accuracies[2].back() > 0.9, "HR@10");
+  const double root = measure(metrics, "rmse"), square = measure(metrics, "mse");
+  check(std::abs(root * root - square) < 1e-12 && measure(metrics, "mae") <= root, "errors");
+  const auto read = TrainingMetrics::from_json(read_sealed_json(folder / detail::metrics_file));
+  check(read.val_measures == metrics.val_measures, "measures survive their file");
+  const auto picks =
+      Recommender(folder / "models").recommend(std::vector<std::int32_t>{3, 4, 5, 6}, 3);
+  check(picks[0].item == 7 || picks[1].item == 7 || picks[2].item == 7, "7 comes after 6");
+}
+
+// Without negatives and with a scale of 1, all vectors become one, and the loss log(1 + exp -1).
+void test_collapse() {
+  const Dataset data = part_of_ring(20, 60);
+  ModelConfig model = matching_model(Objective::cloze);
+  model.fixed_scale = 1;
+  TrainConfig train = small_train();
+  train.epochs = 60, train.learning_rate = 3e-3, train.neg_ratio = 0;
+  const TemporaryFolder folder;
+  Trainer trainer(data, model, train, folder.path());
+  trainer.run();
+  const TrainingMetrics& metrics = trainer.metrics();
+  check(std::abs(metrics.val_losses.back() - std::log1p(std::exp(-1.0))) < 1e-3,
+        join("loss ", metrics.val_losses.back()));
+  check(measure(metrics, "item_cosine") > 0.9, join("cosine ", measure(metrics, "item_cosine")));
+  check(measure(metrics, "item_spread") < 0.3, "spread");
+  check(measure(metrics, "similarity_mae") < 0.05, "every similarity is 1");
 }
 
 // Items are drawn as often as their counts, to the power, say; log_expected is what was expected.
@@ -487,6 +645,13 @@ int main() {
   test("drawn negatives", test_drawn_negatives);
   test("choices that are refused", test_refused_choices);
   test("each choice of training matters, and resumes", test_choices);
+  test("each choice of matching matters, and resumes", test_matching_choices);
+  test("matching asks for every interaction once", test_matching_examples);
+  for (const Objective objective : {Objective::cloze, Objective::causal}) {
+    test(join("matching learns a ring: ", enum_name(objective)),
+         [&] { test_matching_learns(objective); });
+  }
+  test("without negatives matching collapses", test_collapse);
   test("static masks are learnt by heart", test_static_masks);
   test("early stopping, by the metric that was chosen", test_early_stopping);
   test("validation on a part of the users", test_validation_limit);

@@ -13,6 +13,7 @@ struct Options {
   TrainConfig train;
   Path data = "data/demo", output = "output", preset;
   bool resume = false, overwrite = false, gpu = false, fp16 = false, every_fold = false;
+  bool allow_collapse = false;
 };
 
 // The flags that are not called like their fields.
@@ -90,13 +91,17 @@ void add_flags(cli::CommandLine& line, Options& options) {
   line.flag("resume", options.resume,
             "continue the run in the output folder, with the options it was begun with");
   line.flag("overwrite", options.overwrite, "replace the run in the output folder");
+  line.flag("allow-collapse", options.allow_collapse,
+            "matching without negatives (--neg-ratio 0), to see what comes of it");
   line.flag("gpu", options.gpu, "train on a CUDA device (not in this version)");
   line.flag("fp16", options.fp16, "half precision on a CUDA device (not in this version)");
 }
 
 Options parse(int argc, char** argv) {
   Options options;
-  cli::CommandLine line("train_model", "trains BERT4Rec, or with --objective causal SASRec",
+  cli::CommandLine line("train_model",
+                        "trains BERT4Rec, or with --objective causal SASRec,\n"
+                        "or with --task matching two vectors to compare",
                         "train_model --data data/demo --output output --epochs 50 --seed 1\n"
                         "  train_model --output output --resume");
   add_flags(line, options);
@@ -119,6 +124,13 @@ Options parse(int argc, char** argv) {
     if (options.every_fold) options.train.fold = stored.train.fold;
     require_unchanged(stored.model, options.model, options.train);
     require_unchanged(stored.train, options.train, options.train);
+  }
+  const bool positives_alone =
+      options.model.task == TaskKind::matching && options.train.neg_ratio == 0;
+  if (positives_alone && !options.allow_collapse && !options.resume) {
+    throw cli::UsageError(
+        "--neg-ratio 0: without negatives all vectors become one (collapse); "
+        "--allow-collapse to see it happen");
   }
   require(!options.gpu && !options.fp16, options.gpu ? "--gpu" : "--fp16", ": version ",
           BERT4REC_VERSION_STRING, " has no CUDA engine; leave the flag out to train on the CPU");
@@ -158,12 +170,33 @@ std::string top_text(const Tally& metrics) {
   return text + "%";
 }
 
-void print_epoch(const EpochReport& report) {
+std::string measures_text(const TrainingMetrics& metrics) {
+  std::string text;
+  for (const auto& [name, values] : metrics.val_measures) {
+    if (!name.starts_with("similarity_"))
+      text += join("  ", name, " ", cli::fixed(values.back(), 4));
+  }
+  return text;
+}
+
+void print_epoch(const EpochReport& report, const TrainingMetrics& metrics) {
+  const Tally& validation = report.validation.tally;
+  // Ranks among the few candidates that matching draws say little.
+  const bool ranked = report.validation.measures.empty();
   std::cout << "epoch " << report.epoch << "/" << report.epochs << "  train loss "
-            << cli::fixed(report.train.loss(), 4) << " " << top_text(report.train)
-            << "  validation loss " << cli::fixed(report.validation.loss(), 4) << " "
-            << top_text(report.validation) << "  " << cli::fixed(report.seconds, 1) << " s"
-            << (report.improved ? "  best" : "") << std::endl;
+            << cli::fixed(report.train.loss(), 4) << (ranked ? " " + top_text(report.train) : "")
+            << "  validation loss " << cli::fixed(validation.loss(), 4) << " "
+            << top_text(validation) << measures_text(metrics) << "  "
+            << cli::fixed(report.seconds, 1) << " s" << (report.improved ? "  best" : "")
+            << std::endl;
+}
+
+// Whether all items have become one vector.
+bool collapsed(const TrainingMetrics& metrics) {
+  for (const auto& [name, values] : metrics.val_measures) {
+    if (name == "item_cosine") return values.back() > 0.9;
+  }
+  return false;
 }
 
 void draw_batch(cli::ProgressBar& bar, const BatchReport& report) {
@@ -191,23 +224,34 @@ void resume(Trainer& trainer) {
 
 // Trains in options.output; nothing if a signal stopped it.
 std::optional<TrainingMetrics> train(const Options& options, const Dataset& data) {
-  auto made = std::make_unique<ItemTask>(data, options.model, options.train);
-  const ItemTask& task = *made;
+  auto made = make_task(data, options.model, options.train);
+  const CatalogueTask& task = *made;
   Trainer trainer(std::move(made), options.train, options.output);
   std::cout << cli::grouped(trainer.engine().table().size()) << " parameters, "
             << cli::grouped(task.split().train_users().size()) << " users to train on";
-  if (options.train.window_stride > 0) {
+  if (const auto* matching = dynamic_cast<const MatchingTask*>(&task)) {
+    const std::size_t positives = matching->positives(), ratio = options.train.neg_ratio;
+    std::cout << " (" << cli::grouped(positives) << " interactions, with negatives "
+              << cli::grouped(positives * (1 + ratio)) << " samples an epoch)";
+  } else if (options.train.window_stride > 0) {
     std::cout << " (" << cli::grouped(task.examples()) << " windows)";
   }
   std::cout << ", " << cli::grouped(task.split().validation_users().size()) << " to validate"
             << std::endl;
   if (options.resume) resume(trainer);
+  if (options.model.task == TaskKind::matching && options.train.neg_ratio == 0) {
+    std::cout << "warning: without negatives nothing keeps vectors apart: they will collapse\n";
+  }
   cli::ProgressBar bar;
+  bool told = false;
   TrainerCallbacks callbacks;
   callbacks.on_batch = [&](const BatchReport& report) { draw_batch(bar, report); };
   callbacks.on_epoch = [&](const EpochReport& report) {
     bar.clear();
-    print_epoch(report);
+    print_epoch(report, trainer.metrics());
+    if (told || !collapsed(trainer.metrics())) return;
+    told = true;
+    std::cout << "collapsed: the mean cosine of two items is above 0.9" << std::endl;
   };
   callbacks.should_stop = [] { return cli::received_signal != 0; };
   if (options.overwrite) trainer.overwrite();
