@@ -3415,7 +3415,7 @@ double logistic_loss(const detail::Kernels<Real>& kernels, Real* s, std::size_t 
 // and, if its scores are inner products, the vectors of items and of users (places that are asked)
 // whose products they are, which a search index takes:
 //   std::size_t vector_size()
-//   void item_vectors(first, n, out)
+//   void item_vectors(compute, first, n, out)
 //   void user_vectors(compute, M, x, out)
 //
 // ---- Items -------------------------------------------------------------------------------------
@@ -3559,22 +3559,22 @@ class ItemHead {
   std::size_t vector_size() const { return config_.hidden_size + 1; }
 
   // Of items first ... first + n - 1: [n,H+1].
-  void item_vectors(std::size_t first, std::size_t n, Real* out) const {
+  void item_vectors(Compute<Real>& compute, std::size_t first, std::size_t n, Real* out) const {
     const std::size_t H = config_.hidden_size;
-    for (std::size_t j = first; j < first + n; ++j) {
-      out = std::copy_n(w_.weight + j * H, H, out);
-      *out++ = w_.bias[j];
-    }
+    compute.for_rows(n, [&](std::size_t j) {
+      Real* end = std::copy_n(w_.weight + (first + j) * H, H, out + j * (H + 1));
+      *end = w_.bias[first + j];
+    });
   }
 
   // Of the asked places, from their vectors x[M,H]: [M,H+1].
   void user_vectors(Compute<Real>& compute, std::size_t M, const Real* x, Real* out) {
     const std::size_t H = config_.hidden_size;
     const Real* vectors = transform_forward(compute, M, x);
-    for (std::size_t i = 0; i < M; ++i) {
-      out = std::copy_n(vectors + i * H, H, out);
-      *out++ = Real(1);
-    }
+    compute.for_rows(M, [&](std::size_t i) {
+      Real* end = std::copy_n(vectors + i * H, H, out + i * (H + 1));
+      *end = Real(1);
+    });
   }
 
  private:
@@ -3805,6 +3805,30 @@ class MatchingHead {
                               {nullptr, 0}, {scores, I});
     compute.for_rows(M, [&](std::size_t i) {
       for (std::size_t j = 0; j < I; ++j) scores[i * I + j] *= lengths_[j];
+    });
+  }
+
+  // s_ij is the product of a u_i / |u_i| and e_j / |e_j|
+  std::size_t vector_size() const { return config_.hidden_size; }
+
+  // Of items first ... first + n - 1: [n,H].
+  void item_vectors(Compute<Real>& compute, std::size_t first, std::size_t n, Real* out) const {
+    const std::size_t H = config_.hidden_size;
+    compute.for_rows(n, [&](std::size_t j) {
+      const Real* e = item_ + (first + j) * H;
+      std::copy_n(e, H, out + j * H);
+      compute.kernels.scale(out + j * H, Real(1) / length(compute.kernels, e), H);
+    });
+  }
+
+  // Of the asked places, from their vectors x[M,H]: [M,H].
+  void user_vectors(Compute<Real>& compute, std::size_t M, const Real* x, Real* out) {
+    const std::size_t H = config_.hidden_size;
+    const Real a = scale(compute.kernels);
+    prepare_users(compute, M, x);
+    compute.for_rows(M, [&](std::size_t i) {
+      std::copy_n(unit(i), H, out + i * H);
+      compute.kernels.scale(out + i * H, a, H);
     });
   }
 
@@ -4786,7 +4810,7 @@ class Engine {
   virtual std::size_t vector_size() const { return 0; }
 
   // ... those [n,vector_size()] of n items from `first` on ...
-  virtual void item_vectors(std::size_t /*first*/, std::span<float> /*out*/) const {
+  virtual void item_vectors(std::size_t /*first*/, std::span<float> /*out*/) {
     fail_without_vectors();
   }
 
@@ -4881,13 +4905,13 @@ class CpuEngine : public Engine {
     return 0;
   }
 
-  void item_vectors(std::size_t first, std::span<float> out) const override {
+  void item_vectors(std::size_t first, std::span<float> out) override {
     if constexpr (HasVectors<Head<Real>>) {
       const std::size_t I = config_.num_items, n = out.size() / vector_size();
       require(n * vector_size() == out.size() && first <= I && n <= I - first,
               "item_vectors: ", out.size(), " numbers from item ", first,
               " on, expected vectors of ", vector_size(), " of ", I, " items");
-      write_floats(out, [&](Real* to) { head_.item_vectors(first, n, to); });
+      write_floats(out, [&](Real* to) { head_.item_vectors(compute_, first, n, to); });
     } else {
       Engine::item_vectors(first, out);
     }

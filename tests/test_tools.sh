@@ -40,7 +40,7 @@ $4" good/"$2" >"$1/$2"
 
 # ---- usage --------------------------------------------------------------------------------------
 for tool in train_model recommend evaluate_model import_interactions make_demo_data \
-  audit_dataset benchmark make_report_lists reproduce_report; do
+  audit_dataset export_vectors benchmark make_report_lists reproduce_report; do
   expect 0 "Example" "$bin/$tool" --help
   expect 2 "unknown option --nonsense" "$bin/$tool" --nonsense
   expect 2 "unexpected word" "$bin/$tool" nonsense
@@ -131,6 +131,24 @@ expect 1 "fixed_scale is 1000, expected 0 ... 100" \
 expect 1 "loss is bce, but matching has a loss of its own" \
   train good o --task matching --loss bce --overwrite
 rm -rf o
+
+# ---- vectors ------------------------------------------------------------------------------------
+expect 0 "exported: 9 items and 12 users, vectors of 9 numbers" \
+  "$bin/export_vectors" --model run/models --data good --output exported
+ls exported >out
+[ "$(tr '\n' ' ' <out)" = "item_ids.json item_vectors.npy user_names.json user_vectors.npy " ] && ok ||
+  bad "the files of an export"
+[ "$(wc -c <exported/user_vectors.npy)" = $((128 + 12 * 9 * 4)) ] && ok || bad "the size of a .npy file"
+expect 0 "exported: 9 items, vectors" \
+  "$bin/export_vectors" --model run/models --output exported --format safetensors
+ls exported >out
+[ "$(tr '\n' ' ' <out)" = "item_ids.json item_vectors.safetensors " ] && ok ||
+  bad "vectors of users of another export stayed"
+expect 1 "npy|safetensors" "$bin/export_vectors" --model run/models --format txt
+cp -r exported kept_vectors
+expect 1 "nowhere/histories.jsonl" \
+  "$bin/export_vectors" --model run/models --data nowhere --output exported
+diff -r exported kept_vectors >out && ok || bad "a refused export changed the files"
 
 # ---- bad data: nothing of the run before is touched --------------------------------------------
 cp -r run before

@@ -54,23 +54,29 @@ std::vector<double> products(std::span<const float> users, std::span<const float
   return out;
 }
 
-struct Case {
-  Architecture architecture;
-  Objective objective;
-};
-constexpr Case cases[] = {{Architecture::torch, Objective::cloze},
-                          {Architecture::paper, Objective::cloze},
-                          {Architecture::torch, Objective::causal},
-                          {Architecture::paper, Objective::causal}};
+// Of each architecture and objective, and of the matching head: its scale learned, and fixed.
+std::vector<ModelConfig> all_models() {
+  std::vector<ModelConfig> models;
+  for (const Architecture architecture : {Architecture::torch, Architecture::paper}) {
+    for (const Objective objective : {Objective::cloze, Objective::causal}) {
+      models.push_back(model_of(architecture, objective));
+    }
+  }
+  ModelConfig matching = model_of(Architecture::torch, Objective::cloze);
+  matching.task = TaskKind::matching;
+  models.push_back(matching);
+  matching.fixed_scale = 3;
+  models.push_back(matching);
+  return models;
+}
 
 void test_products() {
   const Dataset data = ring_data(num_items, num_users);
-  for (const Case& c : cases) {
-    const ModelConfig model = model_of(c.architecture, c.objective);
+  for (const ModelConfig& model : all_models()) {
     const auto engine = random_engine(model);
     const Batch batch = question_of(data.histories, model);
     const std::size_t D = engine->vector_size();
-    check_equal(D, model.hidden_size + 1);
+    check_equal(D, model.hidden_size + (model.task == TaskKind::items));
     std::vector<float> scores(num_users * num_items), users(num_users * D), items(num_items * D);
     engine->score(batch, scores);
     engine->user_vectors(batch, users);
@@ -88,10 +94,7 @@ void test_items_are_rows() {
   engine->read(State::parameters, values);
   engine->item_vectors(9, vector);
   const auto at = [&](std::string_view name) {
-    for (const TensorSpec& spec : engine->table()) {
-      if (spec.name == name) return values.begin() + static_cast<std::ptrdiff_t>(spec.offset);
-    }
-    fail("no tensor ", name);
+    return values.begin() + static_cast<std::ptrdiff_t>(engine->table().at(name).offset);
   };
   const auto row = at("item_embedding.weight") + token_of(9) * 16;
   check(std::equal(row, row + 16, vector.begin()), "the row of the item table");

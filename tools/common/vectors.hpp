@@ -65,8 +65,7 @@ void write_list(FileSet& set, const std::string& file, std::size_t count, Text&&
 }
 
 // item_vectors [num_items,D], and item_ids.json: of each row, its id.
-inline void write_items(FileSet& set, Format format, const Engine& engine,
-                        const Catalogue& catalogue) {
+inline void write_items(FileSet& set, Format format, Engine& engine, const Catalogue& catalogue) {
   write_array(set, format, "item_vectors", catalogue.size(), engine.vector_size(),
               [&](std::size_t first, std::span<float> out) { engine.item_vectors(first, out); });
   write_list(set, "item_ids.json", catalogue.size(), [&](std::size_t i) {
