@@ -6551,7 +6551,42 @@ class Trainer {
 
 struct Recommendation {
   std::int32_t item;
-  double score;  // probability among all items
+  double score;  // probability among all items; from similar(): the cosine
+};
+
+// The best `count` of the items that are added, in the order of their numbers.
+class BestItems {
+ public:
+  explicit BestItems(std::size_t count) : count_(count) {}
+
+  // Whether a further item would be among the best so far. A lower item has won a tie already.
+  bool takes(double score) const {
+    return best_.size() < count_ || (count_ > 0 && score > best_.front().score);
+  }
+
+  // An item that takes() has let in.
+  void add(std::int32_t item, double score) {
+    if (best_.size() == count_) {
+      std::pop_heap(best_.begin(), best_.end(), better);
+      best_.pop_back();
+    }
+    best_.push_back({item, score});
+    std::push_heap(best_.begin(), best_.end(), better);
+  }
+
+  // The best first; the object is spent then.
+  std::vector<Recommendation> sorted() {
+    std::sort_heap(best_.begin(), best_.end(), better);
+    return std::move(best_);
+  }
+
+ private:
+  static bool better(const Recommendation& a, const Recommendation& b) {
+    return a.score != b.score ? a.score > b.score : a.item < b.item;
+  }
+
+  std::size_t count_;
+  std::vector<Recommendation> best_;  // a heap whose top is the worst of them
 };
 
 inline std::vector<Recommendation> top_unseen(std::span<const float> scores, ItemSpan seen,
@@ -6560,22 +6595,12 @@ inline std::vector<Recommendation> top_unseen(std::span<const float> scores, Ite
   if (scores.empty()) return {};
   std::vector<bool> hidden(scores.size(), false);
   for (const std::int32_t item : seen) hidden[static_cast<std::size_t>(item)] = true;
-  // The best so far in a heap whose top is the worst of them; a lower item wins a tie.
-  std::vector<Recommendation> best;
-  const auto better = [](const Recommendation& a, const Recommendation& b) {
-    return a.score != b.score ? a.score > b.score : a.item < b.item;
-  };
-  for (std::size_t i = 0; i < scores.size() && count > 0; ++i) {
-    if (best.size() == count && !(scores[i] > best.front().score)) continue;
-    if (hidden[i]) continue;
-    if (best.size() == count) {
-      std::pop_heap(best.begin(), best.end(), better);
-      best.pop_back();
-    }
-    best.push_back({static_cast<std::int32_t>(i), static_cast<double>(scores[i])});
-    std::push_heap(best.begin(), best.end(), better);
+  BestItems items(count);
+  for (std::size_t i = 0; i < scores.size(); ++i) {
+    const auto score = static_cast<double>(scores[i]);
+    if (items.takes(score) && !hidden[i]) items.add(static_cast<std::int32_t>(i), score);
   }
-  std::sort_heap(best.begin(), best.end(), better);
+  std::vector<Recommendation> best = items.sorted();
   std::vector<float> probabilities(scores.begin(), scores.end());
   const auto all =
       detail::kernels<float>().softmax(probabilities.data(), 1.0f, probabilities.size());
@@ -6618,6 +6643,31 @@ class Recommender {
     std::vector<float> scores(catalogue_.size());
     engine_->score(batch, scores);
     return top_unseen(scores, history, count);
+  }
+
+  // The `count` items whose vectors have the largest cosines with that of an item, itself left out.
+  std::vector<Recommendation> similar(std::int32_t item, std::size_t count) {
+    detail::require_items({&item, 1}, catalogue_.size());
+    constexpr std::size_t block = 1024;  // items
+    const std::size_t D = engine_->vector_size();
+    const auto& kernels = detail::kernels<float>();
+    std::vector<float> vector(D), others;
+    engine_->item_vectors(static_cast<std::size_t>(item), vector);
+    const auto square = [&](const float* of) { return kernels.sum_of_squares(of, D); };
+    BestItems best(count);
+    for (std::size_t begin = 0; begin < catalogue_.size(); begin += block) {
+      others.resize(std::min(block, catalogue_.size() - begin) * D);
+      engine_->item_vectors(begin, others);
+      for (std::size_t at = 0; at < others.size(); at += D) {
+        const auto other = static_cast<std::int32_t>(begin + at / D);
+        const float* const of_other = others.data() + at;
+        const double squares = double(square(vector.data())) * double(square(of_other));
+        const double cosine = double(kernels.dot(vector.data(), of_other, D)) /
+                              std::max(std::sqrt(squares), DBL_MIN);  // a vector of zeros: 0
+        if (other != item && best.takes(cosine)) best.add(other, cosine);
+      }
+    }
+    return best.sorted();
   }
 
  private:

@@ -112,7 +112,21 @@ expect 0 '"recommendations"' "$bin/recommend" --model run/models --items 10,11 -
 [ "$(grep -c '"score"' out)" = 7 ] && ok || bad "7 items are unseen"
 expect 1 "no user \"nobody\"" "$bin/recommend" --model run/models --data good --user nobody
 expect 1 "no item has the id 99" "$bin/recommend" --model run/models --items 10,99
-expect 2 "one of --user, --items and --anilist" "$bin/recommend" --model run/models
+expect 2 "one of --user, --items, --similar-to and --anilist" "$bin/recommend" --model run/models
+similar() { "$bin/recommend" --model run/models --similar-to "$@"; }
+expect 0 "most like it, by cosine" similar "title 3"
+[ "$(grep -c "Title 3" out)" = 1 ] && [ "$(grep -c "  Title" out)" = 9 ] && ok ||
+  bad "the eight other items are compared with Title 3"
+cp out by_title
+expect 0 "" similar 13
+cmp -s out by_title && ok || bad "an id and its title mean the same item"
+expect 0 "Title 8" similar "E 8"
+expect 0 '"similar_to": {' similar 13 --json --count 3
+[ "$(grep -c '"score"' out)" = 3 ] && ok || bad "three similar items"
+expect 1 'no item has the id or title "Title 9"' similar "Title 9"
+expect 1 'may be 9 items: Title 0 (10), Title 1 (11), Title 2 (12), Title 3 (13), Title 4 (14), ...; give' \
+  similar title
+expect 2 "one of --user" similar 13 --user u3
 
 # ---- matching -----------------------------------------------------------------------------------
 expect 0 "72 interactions, with negatives 144 samples an epoch" \

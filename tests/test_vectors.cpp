@@ -222,6 +222,37 @@ void test_files() {
   check_equal(names(), ".lock item_ids.json item_vectors.npy ");
 }
 
+void test_similar() {
+  constexpr std::size_t items = 1100, asked = 1050, count = 20;  // more than one block
+  const TemporaryFolder folder;
+  const Dataset data = ring_data(items, 20);
+  TrainConfig train = small_train();
+  train.epochs = 1;
+  Trainer(data, small_model(), train, folder.path()).run();
+  Recommender recommender(folder / "models");
+  Engine& engine = recommender.engine();
+  const std::size_t D = engine.vector_size();
+  std::vector<float> vectors(items * D);
+  engine.item_vectors(0, vectors);
+  const std::vector<double> all = products(vectors, vectors, D);
+  std::vector<std::pair<double, std::size_t>> expected;  // by falling cosine
+  for (std::size_t i = 0; i < items; ++i) {
+    if (i == asked) continue;
+    const double lengths = std::sqrt(all[i * items + i] * all[asked * items + asked]);
+    expected.emplace_back(-all[asked * items + i] / lengths, i);
+  }
+  std::sort(expected.begin(), expected.end());
+  const auto found = recommender.similar(asked, count);
+  check_equal(found.size(), count);
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    check_equal(static_cast<std::size_t>(found[i].item), expected[i].second);
+    check(std::abs(found[i].score + expected[i].first) < 1e-6, "the cosine");
+  }
+  check_equal(recommender.similar(3, 5000).size(), items - 1);
+  check(recommender.similar(3, 0).empty(), "none were asked for");
+  check_throws([&] { recommender.similar(1100, 1); }, {"item 1100", "among the 1100"});
+}
+
 }  // namespace
 
 int main() {
@@ -231,5 +262,6 @@ int main() {
   test("wrong sizes", test_wrong_sizes);
   test("a model without vectors", test_no_vectors);
   test("files", test_files);
+  test("similar items", test_similar);
   return finish();
 }
