@@ -131,8 +131,8 @@ void test_wrong_sizes() {
 template <class Real>
 class PlainHead : private ItemHead<Real> {
  public:
-  using ItemHead<Real>::ItemHead, ItemHead<Real>::tensors, ItemHead<Real>::loss,
-      ItemHead<Real>::evaluate, ItemHead<Real>::score;
+  using ItemHead<Real>::ItemHead, ItemHead<Real>::tensors, ItemHead<Real>::draws,
+      ItemHead<Real>::loss, ItemHead<Real>::evaluate, ItemHead<Real>::score;
 };
 
 void test_no_vectors() {
