@@ -1,4 +1,4 @@
-// bert4rec.hpp: BERT4Rec in one C++20 header. Version 0.4.0.
+// bert4rec.hpp: BERT4Rec in one C++20 header. Version 0.5.0.
 // Copyright (c) 2026 The bert4rec.hpp authors. SPDX-License-Identifier: MIT (text at the end).
 //
 // BERT4Rec (Sun et al., "BERT4Rec: Sequential Recommendation with Bidirectional Encoder
@@ -74,10 +74,10 @@
 // ================================================================================================
 
 #define BERT4REC_VERSION_MAJOR 0
-#define BERT4REC_VERSION_MINOR 4
+#define BERT4REC_VERSION_MINOR 5
 #define BERT4REC_VERSION_PATCH 0
-#define BERT4REC_VERSION 400  // MAJOR * 10000 + MINOR * 100 + PATCH
-#define BERT4REC_VERSION_STRING "0.4.0"
+#define BERT4REC_VERSION 500  // MAJOR * 10000 + MINOR * 100 + PATCH
+#define BERT4REC_VERSION_STRING "0.5.0"
 
 #if defined(min) || defined(max)
 #error "bert4rec.hpp needs std::min and std::max: define NOMINMAX before windows.h is included"
@@ -1487,6 +1487,9 @@ using Metadata = std::map<std::string, std::string, std::less<>>;
 
 // Adds "checksum" to the metadata: of the rest of it, and of the numbers.
 void write_safetensors(const Path& path, std::span<const NamedTensor> tensors, Metadata metadata);
+
+// What stands in such a file before the numbers, for who writes them piece by piece.
+std::string safetensors_head(std::span<const NamedTensor> tensors, const Metadata& metadata);
 
 // A safetensors file, of which only the header is held in memory. Refuses anything that the header
 // does not account for: holes, overlaps, sizes that disagree with shapes, bytes left over; and, as
@@ -3440,12 +3443,22 @@ double logistic_loss(const detail::Kernels<Real>& kernels, Real* s, std::size_t 
 //   Tally loss(compute, x, group, loss_scale, d_x)               of training
 //   Tally evaluate(compute, x, group)
 //   void score(compute, M, x, scores)
+// and, if its scores are inner products, the vectors of items and of users (places that are asked)
+// whose products they are, which a search index takes:
+//   std::size_t vector_size()
+//   void item_vectors(compute, first, n, out)
+//   void user_vectors(compute, M, x, out)
 //
 // ---- Items -------------------------------------------------------------------------------------
 // ItemHead scores all items. Only items compete: PAD, MASK and UNK are never predicted.
 //   torch:  s = W x + b                                        W: output.weight [V,H]
 //   paper:  s = E LayerNorm(gelu(W_d x + b_d)) + b  (eq. 7)    E: item_embedding.weight [V,H]
 // (Equation 7 has no LayerNorm; the authors' code does.)
+
+template <class Head>
+concept HasVectors = requires(const Head& head) {
+  head.vector_size();
+};
 
 template <class Real>
 struct ItemTensors {
@@ -3572,6 +3585,28 @@ class ItemHead {
     const Real* vectors = transform_forward(compute, M, x);
     linear_forward(compute, M, config_.num_items, config_.hidden_size, vectors, w_.weight, w_.bias,
                    scores);
+  }
+
+  // s = (w_j, b_j) (x', 1), with x' what the items are compared with
+  std::size_t vector_size() const { return config_.hidden_size + 1; }
+
+  // Of items first ... first + n - 1: [n,H+1].
+  void item_vectors(Compute<Real>& compute, std::size_t first, std::size_t n, Real* out) const {
+    const std::size_t H = config_.hidden_size;
+    compute.for_rows(n, [&](std::size_t j) {
+      Real* end = std::copy_n(w_.weight + (first + j) * H, H, out + j * (H + 1));
+      *end = w_.bias[first + j];
+    });
+  }
+
+  // Of the asked places, from their vectors x[M,H]: [M,H+1].
+  void user_vectors(Compute<Real>& compute, std::size_t M, const Real* x, Real* out) {
+    const std::size_t H = config_.hidden_size;
+    const Real* vectors = transform_forward(compute, M, x);
+    compute.for_rows(M, [&](std::size_t i) {
+      Real* end = std::copy_n(vectors + i * H, H, out + i * (H + 1));
+      *end = Real(1);
+    });
   }
 
  private:
@@ -3803,6 +3838,30 @@ class MatchingHead {
                               {nullptr, 0}, {scores, I});
     compute.for_rows(M, [&](std::size_t i) {
       for (std::size_t j = 0; j < I; ++j) scores[i * I + j] *= lengths_[j];
+    });
+  }
+
+  // s_ij is the product of a u_i / |u_i| and e_j / |e_j|
+  std::size_t vector_size() const { return config_.hidden_size; }
+
+  // Of items first ... first + n - 1: [n,H].
+  void item_vectors(Compute<Real>& compute, std::size_t first, std::size_t n, Real* out) const {
+    const std::size_t H = config_.hidden_size;
+    compute.for_rows(n, [&](std::size_t j) {
+      const Real* e = item_ + (first + j) * H;
+      std::copy_n(e, H, out + j * H);
+      compute.kernels.scale(out + j * H, Real(1) / length(compute.kernels, e), H);
+    });
+  }
+
+  // Of the asked places, from their vectors x[M,H]: [M,H].
+  void user_vectors(Compute<Real>& compute, std::size_t M, const Real* x, Real* out) {
+    const std::size_t H = config_.hidden_size;
+    const Real a = scale(compute.kernels);
+    prepare_users(compute, M, x);
+    compute.for_rows(M, [&](std::size_t i) {
+      std::copy_n(unit(i), H, out + i * H);
+      compute.kernels.scale(out + i * H, a, H);
     });
   }
 
@@ -4952,8 +5011,25 @@ class Engine {
   // Scores [M,num_items] (logits) at the asked places, without dropout.
   virtual void score(const Batch& batch, std::span<float> scores) = 0;
 
+  // Vectors of items and of users (asked places) whose inner products are the scores, for search
+  // indexes: how many numbers a vector has, or 0 where scores are no such products ...
+  virtual std::size_t vector_size() const { return 0; }
+
+  // ... those [n,vector_size()] of n items from `first` on ...
+  virtual void item_vectors(std::size_t /*first*/, std::span<float> /*out*/) {
+    fail_without_vectors();
+  }
+
+  // ... and those [M,vector_size()] of the asked places, without dropout.
+  virtual void user_vectors(const Batch&, std::span<float> /*out*/) { fail_without_vectors(); }
+
   virtual void read(State state, std::span<float> out) = 0;
   virtual void write(State state, std::span<const float> in) = 0;
+
+ private:
+  [[noreturn]] static void fail_without_vectors() {
+    fail("this model has no vectors of items and users: its scores are no inner products");
+  }
 };
 
 // What the parameters of a new engine are: random, to train, or zeros, to be written over.
@@ -5022,22 +5098,36 @@ class CpuEngine : public Engine {
   }
 
   void score(const Batch& batch, std::span<float> scores) override {
-    const std::size_t I = config_.num_items;
-    require(scores.size() == batch.asked.size() * I, "score: the output has room for ",
-            scores.size(), " numbers, expected ", batch.asked.size() * I);
-    for_each_group(batch, [&](const RowGroup& group) {
-      const Real* x = encoder_.forward(compute_, group, DropoutPlan());
-      const std::size_t M = group.asked.size();
-      float* out = scores.data() + group.asked_rows.first() * I;
-      if constexpr (std::is_same_v<Real, float>) {
-        head_.score(compute_, M, x, out);
-      } else {
-        Buffer<Real> wide(M * I);
-        head_.score(compute_, M, x, wide.data());
-        std::transform(wide.data(), wide.data() + M * I, out,
-                       [](Real value) { return static_cast<float>(value); });
-      }
-    });
+    write_places(batch, config_.num_items, scores, "score",
+                 [&](std::size_t M, auto* x, auto* out) { head_.score(compute_, M, x, out); });
+  }
+
+  std::size_t vector_size() const override {
+    if constexpr (HasVectors<Head<Real>>) return head_.vector_size();
+    return 0;
+  }
+
+  void item_vectors(std::size_t first, std::span<float> out) override {
+    if constexpr (HasVectors<Head<Real>>) {
+      const std::size_t I = config_.num_items, n = out.size() / vector_size();
+      require(n * vector_size() == out.size() && first <= I && n <= I - first,
+              "item_vectors: ", out.size(), " numbers from item ", first,
+              " on, expected vectors of ", vector_size(), " of ", I, " items");
+      optimizer_.catch_up();
+      write_floats(out, [&](Real* to) { head_.item_vectors(compute_, first, n, to); });
+    } else {
+      Engine::item_vectors(first, out);
+    }
+  }
+
+  void user_vectors(const Batch& batch, std::span<float> out) override {
+    if constexpr (HasVectors<Head<Real>>) {
+      write_places(
+          batch, vector_size(), out, "user_vectors",
+          [&](std::size_t M, auto* x, auto* to) { head_.user_vectors(compute_, M, x, to); });
+    } else {
+      Engine::user_vectors(batch, out);
+    }
   }
 
   void read(State state, std::span<float> out) override {
@@ -5060,6 +5150,33 @@ class CpuEngine : public Engine {
     check_batch(batch, config_);
     optimizer_.catch_up();
     groups_.for_each(batch, body);
+  }
+
+  // write(M, x, out) for each group: from the vectors x[M,H] of its asked places out[M,width].
+  template <class Write>
+  void write_places(const Batch& batch, std::size_t width, std::span<float> out,
+                    std::string_view what, Write&& write) {
+    require(out.size() == batch.asked.size() * width, what, ": the output has room for ",
+            out.size(), " numbers, expected ", batch.asked.size() * width);
+    for_each_group(batch, [&](const RowGroup& group) {
+      const Real* x = encoder_.forward(compute_, group, DropoutPlan());
+      const std::size_t M = group.asked.size();
+      write_floats(out.subspan(group.asked_rows.first() * width, M * width),
+                   [&](Real* to) { write(M, x, to); });
+    });
+  }
+
+  // write(to) fills to[out.size()], which becomes float.
+  template <class Write>
+  static void write_floats(std::span<float> out, Write&& write) {
+    if constexpr (std::is_same_v<Real, float>) {
+      write(out.data());
+    } else {
+      Buffer<Real> wide(out.size());
+      write(wide.data());
+      std::transform(wide.data(), wide.data() + out.size(), out.data(),
+                     [](Real value) { return static_cast<float>(value); });
+    }
   }
 
   Buffer<Real>& buffer(State state) {
@@ -6636,7 +6753,42 @@ class Trainer {
 
 struct Recommendation {
   std::int32_t item;
-  double score;  // probability among all items
+  double score;  // probability among all items; from similar(): the cosine
+};
+
+// The best `count` of the items that are added, in the order of their numbers.
+class BestItems {
+ public:
+  explicit BestItems(std::size_t count) : count_(count) {}
+
+  // Whether a further item would be among the best so far. A lower item has won a tie already.
+  bool takes(double score) const {
+    return best_.size() < count_ || (count_ > 0 && score > best_.front().score);
+  }
+
+  // An item that takes() has let in.
+  void add(std::int32_t item, double score) {
+    if (best_.size() == count_) {
+      std::pop_heap(best_.begin(), best_.end(), better);
+      best_.pop_back();
+    }
+    best_.push_back({item, score});
+    std::push_heap(best_.begin(), best_.end(), better);
+  }
+
+  // The best first; the object is spent then.
+  std::vector<Recommendation> sorted() {
+    std::sort_heap(best_.begin(), best_.end(), better);
+    return std::move(best_);
+  }
+
+ private:
+  static bool better(const Recommendation& a, const Recommendation& b) {
+    return a.score != b.score ? a.score > b.score : a.item < b.item;
+  }
+
+  std::size_t count_;
+  std::vector<Recommendation> best_;  // a heap whose top is the worst of them
 };
 
 inline std::vector<Recommendation> top_unseen(std::span<const float> scores, ItemSpan seen,
@@ -6645,22 +6797,12 @@ inline std::vector<Recommendation> top_unseen(std::span<const float> scores, Ite
   if (scores.empty()) return {};
   std::vector<bool> hidden(scores.size(), false);
   for (const std::int32_t item : seen) hidden[static_cast<std::size_t>(item)] = true;
-  // The best so far in a heap whose top is the worst of them; a lower item wins a tie.
-  std::vector<Recommendation> best;
-  const auto better = [](const Recommendation& a, const Recommendation& b) {
-    return a.score != b.score ? a.score > b.score : a.item < b.item;
-  };
-  for (std::size_t i = 0; i < scores.size() && count > 0; ++i) {
-    if (best.size() == count && !(scores[i] > best.front().score)) continue;
-    if (hidden[i]) continue;
-    if (best.size() == count) {
-      std::pop_heap(best.begin(), best.end(), better);
-      best.pop_back();
-    }
-    best.push_back({static_cast<std::int32_t>(i), static_cast<double>(scores[i])});
-    std::push_heap(best.begin(), best.end(), better);
+  BestItems items(count);
+  for (std::size_t i = 0; i < scores.size(); ++i) {
+    const auto score = static_cast<double>(scores[i]);
+    if (items.takes(score) && !hidden[i]) items.add(static_cast<std::int32_t>(i), score);
   }
-  std::sort_heap(best.begin(), best.end(), better);
+  std::vector<Recommendation> best = items.sorted();
   std::vector<float> probabilities(scores.begin(), scores.end());
   const auto all =
       detail::kernels<float>().softmax(probabilities.data(), 1.0f, probabilities.size());
@@ -6703,6 +6845,31 @@ class Recommender {
     std::vector<float> scores(catalogue_.size());
     engine_->score(batch, scores);
     return top_unseen(scores, history, count);
+  }
+
+  // The `count` items whose vectors have the largest cosines with that of an item, itself left out.
+  std::vector<Recommendation> similar(std::int32_t item, std::size_t count) {
+    detail::require_items({&item, 1}, catalogue_.size());
+    constexpr std::size_t block = 1024;  // items
+    const std::size_t D = engine_->vector_size();
+    const auto& kernels = detail::kernels<float>();
+    std::vector<float> vector(D), others;
+    engine_->item_vectors(static_cast<std::size_t>(item), vector);
+    const auto square = [&](const float* of) { return kernels.sum_of_squares(of, D); };
+    BestItems best(count);
+    for (std::size_t begin = 0; begin < catalogue_.size(); begin += block) {
+      others.resize(std::min(block, catalogue_.size() - begin) * D);
+      engine_->item_vectors(begin, others);
+      for (std::size_t at = 0; at < others.size(); at += D) {
+        const auto other = static_cast<std::int32_t>(begin + at / D);
+        const float* const of_other = others.data() + at;
+        const double squares = double(square(vector.data())) * double(square(of_other));
+        const double cosine = double(kernels.dot(vector.data(), of_other, D)) /
+                              std::max(std::sqrt(squares), DBL_MIN);  // a vector of zeros: 0
+        if (other != item && best.takes(cosine)) best.add(other, cosine);
+      }
+    }
+    return best.sorted();
   }
 
  private:
@@ -7338,29 +7505,33 @@ inline std::string_view bytes_of(const NamedTensor& tensor) {
 
 }  // namespace detail
 
-inline void write_safetensors(const Path& path, std::span<const NamedTensor> tensors,
-                              Metadata metadata) {
-  Json::Object header{{"__metadata__", Json()}};
+inline std::string safetensors_head(std::span<const NamedTensor> tensors,
+                                    const Metadata& metadata) {
+  Json::Object header{{"__metadata__", Json::Object()}};
+  for (const auto& [name, text] : metadata) header[0].second.set(name, text);
   std::size_t end = 0;
-  std::uint64_t sum = checksum(metadata);
   for (const NamedTensor& tensor : tensors) {
-    const std::string_view bytes = detail::bytes_of(tensor);
-    sum = checksum(bytes, sum);
+    const std::size_t begin = end;
+    end += checked_product(tensor.shape, tensor.name) * sizeof(float);
     Json entry;
     entry.set("dtype", "F32");
     entry.set("shape", tensor.shape);
-    entry.set("data_offsets", std::vector<std::size_t>{end, end + bytes.size()});
+    entry.set("data_offsets", std::vector<std::size_t>{begin, end});
     header.emplace_back(tensor.name, std::move(entry));
-    end += bytes.size();
   }
+  std::string text = Json(std::move(header)).text();
+  text.resize((text.size() + 7) / 8 * 8, ' ');  // so that the numbers are aligned
+  const std::uint64_t size = text.size();
+  return std::string(reinterpret_cast<const char*>(&size), sizeof size) + text;
+}
+
+inline void write_safetensors(const Path& path, std::span<const NamedTensor> tensors,
+                              Metadata metadata) {
+  std::uint64_t sum = checksum(metadata);
+  for (const NamedTensor& tensor : tensors) sum = checksum(detail::bytes_of(tensor), sum);
   metadata["checksum"] = detail::hexadecimal(sum);
-  for (const auto& [name, text] : metadata) header[0].second.set(name, text);
-  std::string head = Json(std::move(header)).text();
-  head.resize((head.size() + 7) / 8 * 8, ' ');  // so that the numbers are aligned
-  const std::uint64_t size = head.size();
   AtomicFile file(path);
-  file.write({reinterpret_cast<const char*>(&size), sizeof size});
-  file.write(head);
+  file.write(safetensors_head(tensors, metadata));
   for (const NamedTensor& tensor : tensors) file.write(detail::bytes_of(tensor));
   file.commit();
 }

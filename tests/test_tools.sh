@@ -40,7 +40,7 @@ $4" good/"$2" >"$1/$2"
 
 # ---- usage --------------------------------------------------------------------------------------
 for tool in train_model recommend evaluate_model import_interactions make_demo_data \
-  audit_dataset benchmark make_report_lists reproduce_report; do
+  audit_dataset export_vectors benchmark make_report_lists reproduce_report; do
   expect 0 "Example" "$bin/$tool" --help
   expect 2 "unknown option --nonsense" "$bin/$tool" --nonsense
   expect 2 "unexpected word" "$bin/$tool" nonsense
@@ -112,7 +112,57 @@ expect 0 '"recommendations"' "$bin/recommend" --model run/models --items 10,11 -
 [ "$(grep -c '"score"' out)" = 7 ] && ok || bad "7 items are unseen"
 expect 1 "no user \"nobody\"" "$bin/recommend" --model run/models --data good --user nobody
 expect 1 "no item has the id 99" "$bin/recommend" --model run/models --items 10,99
-expect 2 "one of --user, --items and --anilist" "$bin/recommend" --model run/models
+expect 2 "one of --user, --items, --similar-to and --anilist" "$bin/recommend" --model run/models
+similar() { "$bin/recommend" --model run/models --similar-to "$@"; }
+expect 0 "most like it, by cosine" similar "title 3"
+[ "$(grep -c "Title 3" out)" = 1 ] && [ "$(grep -c "  Title" out)" = 9 ] && ok ||
+  bad "the eight other items are compared with Title 3"
+cp out by_title
+expect 0 "" similar 13
+cmp -s out by_title && ok || bad "an id and its title mean the same item"
+expect 0 "Title 8" similar "E 8"
+expect 0 '"similar_to": {' similar 13 --json --count 3
+[ "$(grep -c '"score"' out)" = 3 ] && ok || bad "three similar items"
+expect 1 'no item has the id or title "Title 9"' similar "Title 9"
+expect 1 'may be 9 items: Title 0 (10), Title 1 (11), Title 2 (12), Title 3 (13), Title 4 (14), ...; give' \
+  similar title
+expect 2 "one of --user" similar 13 --user u3
+
+# ---- matching -----------------------------------------------------------------------------------
+expect 0 "48 interactions, with negatives 96 samples an epoch" \
+  train good match --split=last --task matching
+grep -q "auc 0\..*  scale 1[0-9]\..*  item_cosine" out && ok || bad "measures of matching"
+expect 0 "continuing after epoch 2" "$bin/train_model" --output match --resume --epochs 3
+grep -q '"val_measures"' match/plots/training_metrics.json && ok || bad "measures in the file"
+expect 0 "Matching" evaluate --model match/models
+expect 0 "Title" "$bin/recommend" --model match/models --data good --user u3 --count 2
+expect 2 "--allow-collapse" train good o --task matching --neg-ratio 0
+expect 0 "they will collapse" train good o --task matching --neg-ratio 0 --allow-collapse
+expect 1 "neg_ratio is 4, but user \"u0\" knows 6 of the 9 items" \
+  train good o --task matching --neg-ratio 4 --overwrite
+expect 1 "fixed_scale is 1000, expected 0 ... 100" \
+  train good o --task matching --fixed-scale 1000 --overwrite
+expect 1 "loss is bce, but matching has a loss of its own" \
+  train good o --task matching --loss bce --overwrite
+rm -rf o
+
+# ---- vectors ------------------------------------------------------------------------------------
+expect 0 "exported: 9 items and 12 users, vectors of 9 numbers" \
+  "$bin/export_vectors" --model run/models --data good --output exported
+ls exported >out
+[ "$(tr '\n' ' ' <out)" = "item_ids.json item_vectors.npy user_names.json user_vectors.npy " ] && ok ||
+  bad "the files of an export"
+[ "$(wc -c <exported/user_vectors.npy)" = $((128 + 12 * 9 * 4)) ] && ok || bad "the size of a .npy file"
+expect 0 "exported: 9 items, vectors" \
+  "$bin/export_vectors" --model run/models --output exported --format safetensors
+ls exported >out
+[ "$(tr '\n' ' ' <out)" = "item_ids.json item_vectors.safetensors " ] && ok ||
+  bad "vectors of users of another export stayed"
+expect 1 "npy|safetensors" "$bin/export_vectors" --model run/models --format txt
+cp -r exported kept_vectors
+expect 1 "nowhere/histories.jsonl" \
+  "$bin/export_vectors" --model run/models --data nowhere --output exported
+diff -r exported kept_vectors >out && ok || bad "a refused export changed the files"
 
 # ---- bad data: nothing of the run before is touched --------------------------------------------
 cp -r run before

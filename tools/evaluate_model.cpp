@@ -347,8 +347,27 @@ Model load(const Options& options, const Dataset& data) {
   return model;
 }
 
-void print_json(const Options& options, const Model& model, const std::optional<Tally>& validation,
-                const std::vector<Table>& tables) {
+// What the training reported of this model, found again: the task's own loss and measures.
+struct Validated {
+  Validation found;
+  std::vector<std::string> measures;
+};
+
+Validated validate(const Dataset& data, Engine& engine, const TrainConfig& train) {
+  const auto task = make_task(data, engine.config(), train);
+  return {task->validate(engine), task->measures()};
+}
+
+Json json_of(const Validated& validated) {
+  Json json = json_of(validated.found.tally);
+  for (std::size_t i = 0; i < validated.measures.size(); ++i) {
+    json.set(validated.measures[i], validated.found.measures[i]);
+  }
+  return json;
+}
+
+void print_json(const Options& options, const Model& model,
+                const std::optional<Validated>& validation, const std::vector<Table>& tables) {
   Json json;
   json.set("model", model.engine ? Json(path_text(model.path)) : Json());
   json.set("split", enum_name(model.train.split));
@@ -369,14 +388,18 @@ void print_json(const Options& options, const Model& model, const std::optional<
 }
 
 void print_heading(const Options& options, const Model& model,
-                   const std::optional<Tally>& validation) {
+                   const std::optional<Validated>& validation) {
   std::printf("%s (split by %s)\n", path_text(model.engine ? model.path : options.data).c_str(),
               model.train.split == Split::users ? "users" : "last item");
   if (!validation) return;
-  std::printf("validation, %s places asked: loss %.4f, top-1/5/10/20 %.2f/%.2f/%.2f/%.2f%%\n",
-              cli::grouped(validation->count).c_str(), validation->loss(),
-              100 * validation->accuracy(0), 100 * validation->accuracy(1),
-              100 * validation->accuracy(2), 100 * validation->accuracy(3));
+  const Tally& tally = validation->found.tally;
+  std::printf("validation, %s places asked: loss %.4f, top-1/5/10/20 %.2f/%.2f/%.2f/%.2f%%",
+              cli::grouped(tally.count).c_str(), tally.loss(), 100 * tally.accuracy(0),
+              100 * tally.accuracy(1), 100 * tally.accuracy(2), 100 * tally.accuracy(3));
+  for (std::size_t i = 0; i < validation->measures.size(); ++i) {
+    std::printf(", %s %.4f", validation->measures[i].c_str(), validation->found.measures[i]);
+  }
+  std::printf("\n");
 }
 
 int evaluate(int argc, char** argv) {
@@ -391,8 +414,8 @@ int evaluate(int argc, char** argv) {
   const RankingTask task(next_item_cases(split, options.held_out),
                          item_counts(all_histories(data.histories), data.catalogue.size()),
                          options.seed);
-  std::optional<Tally> validation;
-  if (model.engine) validation = validation_tally(*model.engine, split, model.train);
+  std::optional<Validated> validation;
+  if (model.engine) validation = validate(data, *model.engine, model.train);
   const auto competitors = rank_all_competitors(options, data, split, task, model.engine.get());
   std::vector<Table> tables;
   for (const Protocol protocol : chosen) {

@@ -1,4 +1,5 @@
-// Recommends unseen items for a user of the data, a list of ids, or somebody's list on AniList.
+// Recommends unseen items for a user of the data, a list of ids, or somebody's list on AniList; or
+// finds the items that are most like one.
 
 #ifndef BERT4REC_WITHOUT_CURL
 #include "anilist/anilist.hpp"
@@ -30,7 +31,7 @@ using namespace bert4rec;
 
 struct Options {
   Path model = "output/models", data = "data/demo";
-  std::string name = "best_model", user, items, anilist_name, language = "english";
+  std::string name = "best_model", user, items, similar_to, anilist_name, language = "english";
   anilist::Options anilist;
   std::size_t count = 10, threads = 0;
   bool json = false;
@@ -41,22 +42,27 @@ Options parse(int argc, char** argv) {
   cli::CommandLine line("recommend", "the items a trained model expects next, without those seen",
                         "recommend --user demo_0001 --count 5\n"
                         "  recommend --items 101,205,33 --json\n"
-                        "  recommend --anilist NAME --titles romaji");
+                        "  recommend --anilist NAME --titles romaji\n"
+                        "  recommend --similar-to \"The Thunder Dragon\"");
   line.option("model", options.model, "models folder that train_model wrote");
   line.option("name", options.name, "which model in it: best_model or final_model");
   line.option("user", options.user, "a user of the data");
   line.option("data", options.data, "folder with histories.jsonl, for --user");
   line.option("items", options.items, "ids watched, oldest first, separated by commas");
   line.option("anilist", options.anilist_name, "a user of AniList, whose list is fetched");
+  line.option("similar-to", options.similar_to,
+              "an id, a title or a part of one: the items most like it instead, by cosine");
   line.option("titles", options.language, "english, romaji or native, where there is one");
   line.option("count", options.count, "how many to recommend");
   line.option("threads", options.threads, "threads; 0: one a core");
   line.flag("json", options.json, "print JSON");
   anilist::add_options(line, options.anilist);
   line.parse(argc, argv);
-  const int sources =
-      !options.user.empty() + !options.items.empty() + !options.anilist_name.empty();
-  if (sources != 1) throw cli::UsageError("give one of --user, --items and --anilist");
+  const int sources = !options.user.empty() + !options.items.empty() + !options.similar_to.empty() +
+                      !options.anilist_name.empty();
+  if (sources != 1) {
+    throw cli::UsageError("give one of --user, --items, --similar-to and --anilist");
+  }
   if (options.language != "english" && options.language != "romaji" &&
       options.language != "native") {
     throw cli::UsageError(join("--titles ", options.language, ": english, romaji or native"));
@@ -118,6 +124,44 @@ std::string title_of(const Options& options, const Catalogue& catalogue, std::in
   return wanted.empty() ? catalogue.title(item) : wanted;
 }
 
+// For comparing: without capital letters, as far as ASCII has them.
+std::string folded(std::string text) {
+  for (char& c : text) {
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
+  }
+  return text;
+}
+
+// The item that a person means by --similar-to: the one of this id; or of this title, in any
+// language; or the only one with this in a title.
+std::int32_t named_item(const Options& options, const Catalogue& catalogue) {
+  std::int32_t item = catalogue.find_typed(options.similar_to);
+  if (item >= 0) return item;
+  const std::string wanted = folded(options.similar_to);
+  std::vector<std::int32_t> whole, part;
+  for (const Item& candidate : catalogue) {
+    ++item;
+    bool is_whole = false, is_part = false;
+    for (const std::string* title : {&candidate.english, &candidate.romaji, &candidate.native}) {
+      is_whole = is_whole || folded(*title) == wanted;
+      is_part = is_part || folded(*title).find(wanted) != std::string::npos;
+    }
+    if (is_whole) whole.push_back(item);
+    if (is_part) part.push_back(item);
+  }
+  const std::vector<std::int32_t>& found = whole.empty() ? part : whole;
+  const std::string name = shown(options.similar_to);
+  require(!found.empty(), "--similar-to: no item has the id or title \"", name, "\"");
+  std::string choices;
+  for (const std::int32_t one : ItemSpan(found).first(std::min<std::size_t>(5, found.size()))) {
+    choices += join(choices.empty() ? "" : ", ", shown(title_of(options, catalogue, one)), " (",
+                    shown(id_text(catalogue[one].id)), ")");
+  }
+  require(found.size() == 1, "--similar-to: \"", name, "\" may be ", found.size(),
+          " items: ", choices, found.size() > 5 ? ", ..." : "", "; give the id in brackets");
+  return found[0];
+}
+
 Json item_json(const Options& options, const Catalogue& catalogue, std::int32_t item) {
   Json json;
   json.set("id", to_json(catalogue[item]).at("id"));
@@ -125,10 +169,11 @@ Json item_json(const Options& options, const Catalogue& catalogue, std::int32_t 
   return json;
 }
 
-void print_json(const Options& options, const Catalogue& catalogue, ItemSpan history,
+// `about`: the items that were asked with.
+void print_json(const Options& options, const Catalogue& catalogue, ItemSpan about,
                 const std::vector<Recommendation>& picks) {
-  Json::Array seen, list;
-  for (const std::int32_t item : history) seen.push_back(item_json(options, catalogue, item));
+  Json::Array asked, list;
+  for (const std::int32_t item : about) asked.push_back(item_json(options, catalogue, item));
   for (const Recommendation& pick : picks) {
     Json entry = item_json(options, catalogue, pick.item);
     entry.set("score", pick.score);
@@ -138,22 +183,26 @@ void print_json(const Options& options, const Catalogue& catalogue, ItemSpan his
     list.push_back(std::move(entry));
   }
   Json json;
-  json.set("history", std::move(seen));
+  if (options.similar_to.empty())
+    json.set("history", std::move(asked));
+  else
+    json.set("similar_to", std::move(asked.front()));
   json.set("recommendations", std::move(list));
   std::cout << json.text(2) << "\n";
 }
 
-void print_text(const Options& options, const Catalogue& catalogue, ItemSpan history,
+void print_text(const Options& options, const Catalogue& catalogue, ItemSpan about,
                 const std::vector<Recommendation>& picks) {
-  std::cout << "after " << history.size() << " items, the newest:\n";
-  for (const std::int32_t item : newest(history, 5)) {
+  const bool is_history = options.similar_to.empty();
+  if (is_history) std::cout << "after " << about.size() << " items, the newest:\n";
+  for (const std::int32_t item : newest(about, 5)) {
     std::cout << "          " << shown(title_of(options, catalogue, item)) << "\n";
   }
-  std::cout << "expected next, with probability:\n";
+  std::cout << (is_history ? "expected next, with probability:\n" : "most like it, by cosine:\n");
   for (const Recommendation& pick : picks) {
-    std::string share = cli::percent(pick.score);
-    share.insert(0, 8 - std::min<std::size_t>(8, share.size()), ' ');
-    std::cout << share << "  " << shown(title_of(options, catalogue, pick.item));
+    std::string score = is_history ? cli::percent(pick.score) : cli::fixed(pick.score, 4);
+    score.insert(0, 8 - std::min<std::size_t>(8, score.size()), ' ');
+    std::cout << score << "  " << shown(title_of(options, catalogue, pick.item));
     const std::vector<std::string>& genres = catalogue[pick.item].genres;
     for (std::size_t i = 0; i < genres.size(); ++i)
       std::cout << (i == 0 ? "  (" : ", ") << shown(genres[i]);
@@ -165,15 +214,18 @@ int recommend(int argc, char** argv) {
   const Options options = parse(argc, argv);
   Recommender recommender(options.model, options.name, options.threads);
   const Catalogue& catalogue = recommender.catalogue();
-  const std::vector<std::int32_t> history =
-      !options.user.empty()    ? items_of_user(options, catalogue)
+  const bool is_similar = !options.similar_to.empty();
+  const std::vector<std::int32_t> about =
+      is_similar               ? std::vector{named_item(options, catalogue)}
+      : !options.user.empty()  ? items_of_user(options, catalogue)
       : !options.items.empty() ? typed_items(options, catalogue)
                                : items_on_anilist(options, catalogue);
-  const auto picks = recommender.recommend(history, options.count);
+  const auto picks = is_similar ? recommender.similar(about[0], options.count)
+                                : recommender.recommend(about, options.count);
   if (options.json)
-    print_json(options, catalogue, history, picks);
+    print_json(options, catalogue, about, picks);
   else
-    print_text(options, catalogue, history, picks);
+    print_text(options, catalogue, about, picks);
   return 0;
 }
 

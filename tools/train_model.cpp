@@ -181,8 +181,10 @@ std::string measures_text(const TrainingMetrics& metrics) {
 
 void print_epoch(const EpochReport& report, const TrainingMetrics& metrics) {
   const Tally& validation = report.validation.tally;
+  // Ranks among the few candidates that matching draws say little.
+  const bool ranked = report.validation.measures.empty();
   std::cout << "epoch " << report.epoch << "/" << report.epochs << "  train loss "
-            << cli::fixed(report.train.loss(), 4) << " " << top_text(report.train)
+            << cli::fixed(report.train.loss(), 4) << (ranked ? " " + top_text(report.train) : "")
             << "  validation loss " << cli::fixed(validation.loss(), 4) << " "
             << top_text(validation) << measures_text(metrics) << "  "
             << cli::fixed(report.seconds, 1) << " s" << (report.improved ? "  best" : "")

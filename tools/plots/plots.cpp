@@ -345,6 +345,19 @@ std::vector<Curve> top_curves(const TopCurves& accuracies) {
   return curves;
 }
 
+// Measures of a task that are shares, as curves: those of matching.
+std::vector<Curve> measure_curves(const TrainingMetrics& metrics) {
+  std::vector<Curve> curves;
+  for (const auto& [name, label] : {std::pair("auc", "AUC"), std::pair("ndcg@10", "NDCG@10"),
+                                    std::pair("rmse", "RMSE"), std::pair("mae", "MAE")}) {
+    for (const auto& [measure, values] : metrics.val_measures) {
+      if (measure != name) continue;
+      curves.push_back({label, values, top_colors.at(curves.size())});
+    }
+  }
+  return curves;
+}
+
 // From 0 to a little above the highest value.
 Range share_range(const std::vector<Curve>& curves) {
   const double high = range_of(curves).high;
@@ -352,11 +365,20 @@ Range share_range(const std::vector<Curve>& curves) {
 }
 
 // Both accuracies have the same scale, so that they can be compared, unless one would be flattened
-// to less than a third of its panel.
+// to less than a third of its panel. Where a task has measures of its own, they stand in place of
+// the accuracy in training.
 void draw_accuracies(Canvas& canvas, const TrainingMetrics& metrics, const Box& left,
                      const Box& right, double title_size) {
-  const std::vector<Curve> train = top_curves(metrics.train_accuracies);
   const std::vector<Curve> validation = top_curves(metrics.val_accuracies);
+  if (const std::vector<Curve> measures = measure_curves(metrics); !measures.empty()) {
+    const Panel shares{left, "Measures in validation", "Epoch", "Value", measures, title_size};
+    draw_panel(canvas, shares, share_range(measures));
+    const Panel ranks{right,     "Accuracy in validation", "Epoch", "Accuracy (%)", validation,
+                      title_size};
+    draw_panel(canvas, ranks, share_range(validation));
+    return;
+  }
+  const std::vector<Curve> train = top_curves(metrics.train_accuracies);
   Range a = share_range(train), b = share_range(validation);
   const double high = std::max(a.high, b.high);
   if (std::min(a.high, b.high) > high / 3) a = b = {0, high};
@@ -365,27 +387,33 @@ void draw_accuracies(Canvas& canvas, const TrainingMetrics& metrics, const Box& 
              {right, "Accuracy in validation", "Epoch", "Accuracy (%)", validation, title_size}, b);
 }
 
-// The Top-K of the last epoch as pairs of bars, with their values.
+// The Top-K of the last epoch as bars with their values: pairs, or those of validation alone.
 void draw_bars(Canvas& canvas, const TrainingMetrics& metrics, const Box& outer,
                double title_size) {
-  std::vector<Curve> pair{{"train", {}, train_color, 16}, {"validation", {}, validation_color, 16}};
+  std::vector<Curve> sides{{"validation", {}, validation_color, 16}};
+  std::vector<const TopCurves*> tops{&metrics.val_accuracies};
+  if (measure_curves(metrics).empty()) {
+    sides.insert(sides.begin(), {"train", {}, train_color, 16});
+    tops.insert(tops.begin(), &metrics.train_accuracies);
+  }
   Ticks names;
   for (std::size_t i = 0; i < top_k.size(); ++i) {
     names.emplace_back(static_cast<double>(i), join("Top-", top_k[i]));
-    pair[0].values.push_back(100 * metrics.train_accuracies[i].back());
-    pair[1].values.push_back(100 * metrics.val_accuracies[i].back());
+    for (std::size_t side = 0; side < sides.size(); ++side) {
+      sides[side].values.push_back(100 * (*tops[side])[i].back());
+    }
   }
-  const Range y{0, 1.06 * share_range(pair).high};
+  const Range y{0, 1.06 * share_range(sides).high};
   const std::string after = join("After epoch ", metrics.epochs());
-  const Panel panel{outer, "Accuracy at the end", after, "Accuracy (%)", pair, title_size};
+  const Panel panel{outer, "Accuracy at the end", after, "Accuracy (%)", sides, title_size};
   const Frame frame = draw_frame(canvas, panel, {-0.5, 3.5}, y, names);
-  for (std::size_t side = 0; side < 2; ++side) {
+  for (std::size_t side = 0; side < sides.size(); ++side) {
     for (std::size_t i = 0; i < top_k.size(); ++i) {
-      const double value = pair[side].values[i];
-      const double left = static_cast<double>(i) - 0.38 + 0.39 * static_cast<double>(side);
+      const double value = sides[side].values[i], first = sides.size() == 2 ? -0.38 : -0.185;
+      const double left = static_cast<double>(i) + first + 0.39 * static_cast<double>(side);
       const Point foot = frame.at(left, 0);
       const Point head = frame.at(left + 0.37, drawable(value) ? value : 0);
-      canvas.fill({foot.x, head.y, head.x, foot.y - 1}, pair[side].color);
+      canvas.fill({foot.x, head.y, head.x, foot.y - 1}, sides[side].color);
       canvas.text({(foot.x + head.x) / 2, head.y - 10},
                   drawable(value) ? formatted("%.*f", 2, value) : "none",
                   {.size = 21, .align = 0.5});
