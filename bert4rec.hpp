@@ -4767,13 +4767,13 @@ class DataSplit {
 // Biases and LayerNorms do not decay. With clip_norm c, g is first scaled by min(1, c / |g|).
 //
 // A loss over drawn items has gradients for a few rows of the item table (and of what else has a
-// row for each token). AdamW moves the others, too, as long as m and the decay last, and with a
-// million items would spend nearly all of a step on that. Those steps are put off: when a row is
-// next needed it takes all that it missed, at once, in registers, with the very operations that
-// they would have been (adamw_replay). So it does not matter when that is, and no file, measure
-// or interruption can tell. Clearing, norm and update walk the other tensors and the rows touched.
-// The result has the bits of doing every step on every row, with one exception, which lets a row
-// forget: in a step without gradient m becomes 0 where it would move w no further than 2^-17 lr
+// row for each token). AdamW moves the others, too, by m and decay, and with a million items would
+// spend most of a step on that. Those steps are put off: when a row is next needed it takes all
+// that it missed, at once, in registers, with the very operations that they would have been
+// (adamw_replay). Each depends on the numbers of the row alone, so it does not matter when that is,
+// and no file, measure or interruption can tell. Clearing, norm and update walk the other tensors
+// and the rows touched. The result has the bits of doing every step on every row, with one
+// exception, which lets a row forget: in a step without gradient m becomes 0 where it would move w no further than 2^-17 lr
 // in all the steps to come. Each such step multiplies m by b1 and sqrt(v) by sqrt(b2), so they sum
 // up (leaving out the corrections of bias, near 1 after the first steps) to
 //   lr (|m| / sqrt(v)) / (1 - b1 / sqrt(b2)),   and m is 0 where
@@ -4798,6 +4798,7 @@ inline double learning_rate_at(const TrainConfig& config, std::uint64_t step, st
   return config.learning_rate;
 }
 
+// The optimizer of a model, with its moments. A step is begin(), gradients, gradient_norm(), step().
 template <class Real>
 class AdamW {
  public:
@@ -4829,7 +4830,7 @@ class AdamW {
   Buffer<Real>& first_moment() { return first_; }
   Buffer<Real>& second_moment() { return second_; }
 
-  // Before a step on a batch: its rows are up to date, and all gradients 0.
+  // Before a step on a batch: brings its rows up to date, and sets all gradients to 0.
   void begin(const Batch& batch) {
     for (const auto& [first, last] : whole_) fill_zeros(first, last);
     for_touched([&](const Tensor& tensor, std::size_t row, std::size_t) {
@@ -4883,7 +4884,7 @@ class AdamW {
     std::size_t offset, width;  // of its first row, and of each
     bool decay;
   };
-  static constexpr std::size_t most_late = 8192;  // steps put off; bounds memory
+  static constexpr std::size_t most_late = 1024;  // steps put off: they stay near the processor
 
   // body(tensor, row, i): row i of those touched begins at `row` of the flat arrays.
   template <class Body>
@@ -8496,17 +8497,19 @@ BERT4REC_INLINE void replay(float* p, float* m, float* v,
     BERT4REC_UNROLL
     for (size_t k = 0; k < vectors; ++k) {
       const V moved = fused(0.0f - mean[k], all(c.rate1), mean[k]), rest = moved * c.rest_factor;
-      square[k] = fused(-square[k], all(c.rate2), square[k]);
+      square[k] = fused(square[k], all(-c.rate2), square[k]);
       mean[k] = rest * rest <= square[k] ? V{} : moved;
       const V root = fused(sqrt(square[k]), all(c.root_correction), all(c.epsilon));
       value[k] = fused(value[k], all(c.decay_factor), -(mean[k] * c.step_size / root));
     }
   }
+  const V minus_rate = all(-steps[0].rate2);
   for (; step < steps.size(); ++step) {  // as above, with m = 0
+    const V decay = all(steps[step].decay_factor);
     BERT4REC_UNROLL
     for (size_t k = 0; k < vectors; ++k) {
-      square[k] = fused(-square[k], all(steps[step].rate2), square[k]);
-      value[k] = value[k] * steps[step].decay_factor;
+      square[k] = fused(square[k], minus_rate, square[k]);
+      value[k] = value[k] * decay;
     }
   }
   BERT4REC_UNROLL
