@@ -32,7 +32,7 @@
 //   N  tokens of all rows together        A  attention heads, each D = H / A wide
 //   M  asked places of all rows           L  longest window (number of position vectors)
 //   V  vocabulary rows: 0 PAD, 1 MASK, 2 UNK, and item i at row i + 3
-//   I  items, V - 3                       K  items drawn as negatives
+//   I  items, V - 3                       K  items drawn as negatives, R for each asked place
 // A batch is ragged: rows stand one behind the other in tokens[N] without padding, row r being
 // tokens[offsets[r]] ... tokens[offsets[r + 1] - 1]. So no attention mask exists, and no padding
 // bug.
