@@ -4775,7 +4775,7 @@ class DataSplit {
 // and the rows touched. The result has the bits of doing every step on every row, with one
 // exception, which lets a row forget: in a step without gradient m becomes 0 where it would move w
 // no further than 2^-17 lr in all the steps to come. Each such step multiplies m by b1 and sqrt(v)
-// by sqrt(b2), so they sum up (leaving out the corrections of bias, near 1 after the first steps) to
+// by sqrt(b2), so they sum up (but for the corrections of bias, near 1 after the first steps) to
 //   lr (|m| / sqrt(v)) / (1 - b1 / sqrt(b2)),   and m is 0 where
 //   |m| rest_factor <= sqrt(v),   rest_factor = 2^17 / (1 - b1 / sqrt(b2)):
 // with the usual b1 and b2 some 140 steps after a gradient. (If b1 >= sqrt(b2), never.)
@@ -4798,7 +4798,7 @@ inline double learning_rate_at(const TrainConfig& config, std::uint64_t step, st
   return config.learning_rate;
 }
 
-// The optimizer of a model, with its moments. A step is begin(), gradients, gradient_norm(), step().
+// The optimizer of a model, with its moments. A step: begin(), gradients, gradient_norm(), step().
 template <class Real>
 class AdamW {
  public:
