@@ -3518,6 +3518,16 @@ void grow(Buffer<Real>& buffer, std::size_t size) {
   if (buffer.size() < size) buffer = Buffer<Real>(size);
 }
 
+// The loss of softmax at a place, and how many candidates are above the target, from the scores
+// s[n], which become the gradient.
+template <class Real>
+void softmax_place(const Kernels<Real>& kernels, Real* s, std::size_t n, std::size_t target,
+                   double& loss, RankCounts& counts) {
+  counts = kernels.count_above(s, s[target], n);
+  counts.ties -= 1;  // the target itself (none, and so wrapped, if it is NaN)
+  loss = softmax_loss(kernels, s, n, target);
+}
+
 // The sums over places 0 ... M - 1, of which losses and counts tell.
 inline Tally tally_of(std::size_t M, const Buffer<double>& losses,
                       const Buffer<RankCounts>& counts) {
@@ -3655,10 +3665,9 @@ class ItemHead {
     linear_forward(compute, M, I, H, vectors, w_.weight, w_.bias, scores_.data());
     compute.for_rows(M, [&](std::size_t i) {
       Real* s = scores_.data() + i * I;
-      const auto target = static_cast<std::size_t>(group.targets[begin + i]);
-      counts_[begin + i] = compute.kernels.count_above(s, s[target], I);
-      counts_[begin + i].ties -= 1;  // the target itself (none, and so wrapped, if it is NaN)
-      losses_[begin + i] = softmax_loss(compute.kernels, s, I, target);
+      detail::softmax_place(compute.kernels, s, I,
+                            static_cast<std::size_t>(group.targets[begin + i]), losses_[begin + i],
+                            counts_[begin + i]);
       if (d_vectors != nullptr) compute.kernels.scale(s, loss_scale, I);
     });
     if (d_vectors == nullptr) return;
@@ -3815,11 +3824,9 @@ class MatchingHead {
       const std::size_t rows = std::min(slab, M - begin);
       score(compute, rows, x + begin * H, scores_.data());
       compute.for_rows(rows, [&](std::size_t i) {
-        Real* s = scores_.data() + i * I;
-        const auto target = static_cast<std::size_t>(group.targets[begin + i]);
-        counts_[begin + i] = compute.kernels.count_above(s, s[target], I);
-        counts_[begin + i].ties -= 1;  // the target itself (none, and so wrapped, if it is NaN)
-        losses_[begin + i] = softmax_loss(compute.kernels, s, I, target);
+        detail::softmax_place(compute.kernels, scores_.data() + i * I, I,
+                              static_cast<std::size_t>(group.targets[begin + i]),
+                              losses_[begin + i], counts_[begin + i]);
       });
     }
     return detail::tally_of(M, losses_, counts_);
