@@ -5590,7 +5590,8 @@ class RankingTask {
   // The ranks under every protocol, from one pass of the scorer over the cases.
   Ranks ranks(const Scorer& scorer) const {
     const std::size_t I = num_items_;
-    const std::size_t rows = std::clamp<std::size_t>((std::size_t{1} << 22) / I, 1, 256);
+    // Of so many numbers; but 16 at least, since each group of rows reads the whole item table.
+    const std::size_t rows = std::clamp<std::size_t>((std::size_t{1} << 22) / I, 16, 256);
     Ranks ranks;
     std::vector<float> scores;
     for (std::size_t begin = 0; begin < cases_.size(); begin += rows) {
@@ -6768,14 +6769,17 @@ class BestItems {
  public:
   explicit BestItems(std::size_t count) : count_(count) {}
 
-  // Whether a further item would be among the best so far. A lower item has won a tie already.
-  bool takes(double score) const {
-    return best_.size() < count_ || (count_ > 0 && score > best_.front().score);
+  bool is_full() const { return best_.size() == count_; }
+
+  // What the score of a further item must exceed if is_full(). A lower item has won a tie already.
+  double least() const {
+    return count_ > 0 ? best_.front().score : std::numeric_limits<double>::infinity();
   }
+  bool takes(double score) const { return !is_full() || score > least(); }
 
   // An item that takes() has let in.
   void add(std::int32_t item, double score) {
-    if (best_.size() == count_) {
+    if (is_full()) {
       std::pop_heap(best_.begin(), best_.end(), better);
       best_.pop_back();
     }
@@ -6798,31 +6802,130 @@ class BestItems {
   std::vector<Recommendation> best_;  // a heap whose top is the worst of them
 };
 
+// Finds the best items that are not among those seen, from scores that come in any number of parts,
+// and their probabilities.
+class UnseenSearch {
+ public:
+  UnseenSearch(ItemSpan seen, std::size_t count) : seen_(seen.begin(), seen.end()), best_(count) {
+    std::sort(seen_.begin(), seen_.end());
+  }
+
+  // Scores of items `first` on, which follow those of the part before.
+  void add(std::size_t first, std::span<const float> scores) {
+    constexpr std::size_t block = 4096;
+    for (std::size_t begin = 0; begin < scores.size(); begin += block) {
+      const auto some = scores.subspan(begin, std::min(block, scores.size() - begin));
+      add_best(first + begin, some);
+      add_sum<block>(first + begin, some);
+    }
+  }
+
+  // p = exp(s - largest) / sum; call it once.
+  std::vector<Recommendation> result() {
+    require(sum_ > 0, "all scores are -inf: there is nothing to choose");
+    std::vector<Recommendation> best = best_.sorted();
+    const float factor = 1.0f / static_cast<float>(sum_);
+    for (Recommendation& pick : best) {
+      pick.score = static_cast<double>(exp_of(static_cast<float>(pick.score) - largest_) * factor);
+    }
+    return best;
+  }
+
+ private:
+  void add_best(std::size_t first, std::span<const float> scores) {
+    constexpr std::size_t chunk = 256;  // most have no item that is better than the best so far
+    for (std::size_t begin = 0; begin < scores.size(); begin += chunk) {
+      const auto some = scores.subspan(begin, std::min(chunk, scores.size() - begin));
+      const auto least = static_cast<float>(best_.is_full() ? best_.least() : 0.0);
+      if (best_.is_full() && kernels_.count_above(some.data(), least, some.size()).better == 0) {
+        continue;
+      }
+      for (std::size_t i = 0; i < some.size(); ++i) {
+        const auto item = static_cast<std::int32_t>(first + begin + i);
+        const auto score = static_cast<double>(some[i]);
+        if (!best_.takes(score)) continue;
+        if (!std::binary_search(seen_.begin(), seen_.end(), item)) best_.add(item, score);
+      }
+    }
+  }
+
+  template <std::size_t block>
+  void add_sum(std::size_t first, std::span<const float> scores) {
+    std::array<float, block> copy;
+    std::copy(scores.begin(), scores.end(), copy.begin());
+    const auto part = kernels_.softmax(copy.data(), 1.0f, scores.size());
+    if (std::isnan(part.sum)) {
+      const auto bad =
+          std::find_if(scores.begin(), scores.end(), [](float s) { return !(s < INFINITY); });
+      if (bad == scores.end()) return;  // all are -inf
+      fail("the score of item ", first + static_cast<std::size_t>(bad - scores.begin()), " is ",
+           *bad, ", expected a finite number");
+    }
+    const float largest = std::max(largest_, part.largest);
+    sum_ = sum_ * static_cast<double>(exp_of(largest_ - largest)) +
+           static_cast<double>(part.sum) * static_cast<double>(exp_of(part.largest - largest));
+    largest_ = largest;
+  }
+
+  float exp_of(float x) const {
+    kernels_.exp(&x, &x, 1);
+    return x;
+  }
+
+  const detail::Kernels<float>& kernels_ = detail::kernels<float>();
+  std::vector<std::int32_t> seen_;  // sorted
+  BestItems best_;
+  float largest_ = -std::numeric_limits<float>::infinity();
+  double sum_ = 0;  // of exp(s - largest_)
+};
+
 inline std::vector<Recommendation> top_unseen(std::span<const float> scores, ItemSpan seen,
                                               std::size_t count) {
   detail::require_items(seen, scores.size());
   if (scores.empty()) return {};
-  std::vector<bool> hidden(scores.size(), false);
-  for (const std::int32_t item : seen) hidden[static_cast<std::size_t>(item)] = true;
-  BestItems items(count);
-  for (std::size_t i = 0; i < scores.size(); ++i) {
-    const auto score = static_cast<double>(scores[i]);
-    if (items.takes(score) && !hidden[i]) items.add(static_cast<std::int32_t>(i), score);
+  UnseenSearch search(seen, count);
+  search.add(0, scores);
+  return search.result();
+}
+
+// For each history the best `count` items that are not in it, as top_unseen() finds them. Items are
+// gone through in blocks, by their vectors, so that the table is read once for many users and of
+// the scores [users,items] a block is held at a time. (Rounding differs from that of
+// Engine::score() in the last digits.)
+inline std::vector<std::vector<Recommendation>> recommend_all(Engine& engine,
+                                                              std::span<const ItemSpan> histories,
+                                                              std::size_t count,
+                                                              std::size_t threads = 0) {
+  constexpr std::size_t most_users = 512, most_items = 4096;  // in a block
+  const std::size_t I = engine.config().num_items, D = engine.vector_size();
+  std::vector<std::vector<Recommendation>> all;
+  Compute<float> compute(threads, 0, 0, detail::kernels<float>());
+  std::vector<float> users, items, scores(std::min(most_users, histories.size()) * most_items);
+  for (std::size_t begin = 0; begin < histories.size(); begin += most_users) {
+    const auto some = histories.subspan(begin, std::min(most_users, histories.size() - begin));
+    Batch batch;
+    std::vector<UnseenSearch> searches;
+    for (const ItemSpan history : some) {
+      detail::require_items(history, I);
+      add_next_item_row(batch, history, engine.config());
+      searches.emplace_back(history, count);
+    }
+    users.resize(some.size() * D);
+    engine.user_vectors(batch, users);
+    for (std::size_t first = 0; first < I; first += most_items) {
+      const std::size_t n = std::min(most_items, I - first);
+      items.resize(n * D);
+      engine.item_vectors(first, items);
+      compute.parallel_multiply(some.size(), n, D, {users.data(), D},
+                                View<const float>{items.data(), D}.T(), {nullptr, 0},
+                                {scores.data(), n});
+      compute.for_rows(some.size(), [&](std::size_t user) {
+        searches[user].add(first, std::span(scores).subspan(user * n, n));
+      });
+    }
+    for (UnseenSearch& search : searches) all.push_back(search.result());
   }
-  std::vector<Recommendation> best = items.sorted();
-  std::vector<float> probabilities(scores.begin(), scores.end());
-  const auto all =
-      detail::kernels<float>().softmax(probabilities.data(), 1.0f, probabilities.size());
-  if (std::isnan(all.sum)) {
-    const auto bad =
-        std::find_if(scores.begin(), scores.end(), [](float s) { return !(s < INFINITY); });
-    require(bad != scores.end(), "all scores are -inf: there is nothing to choose");
-    fail("the score of item ", bad - scores.begin(), " is ", *bad, ", expected a finite number");
-  }
-  for (Recommendation& pick : best) {
-    pick.score = static_cast<double>(probabilities[static_cast<std::size_t>(pick.item)]);
-  }
-  return best;
+  return all;
 }
 
 // A trained model with the catalogue it was trained on: all that is needed to serve. Not for two
@@ -6837,6 +6940,7 @@ class Recommender {
     require(data == file.metadata("data"), models,
             ": item_mappings.json and the model are of different runs");
     engine_ = load_model(file, threads, make);
+    threads_ = threads;
     require(catalogue_.size() == engine_->config().num_items, models, ": item_mappings.json has ",
             catalogue_.size(), " items, the model ", engine_->config().num_items);
   }
@@ -6852,6 +6956,12 @@ class Recommender {
     std::vector<float> scores(catalogue_.size());
     engine_->score(batch, scores);
     return top_unseen(scores, history, count);
+  }
+
+  // The same for many histories at once, in less time where there are many items.
+  std::vector<std::vector<Recommendation>> recommend(std::span<const ItemSpan> histories,
+                                                     std::size_t count) {
+    return recommend_all(*engine_, histories, count, threads_);
   }
 
   // The `count` items whose vectors have the largest cosines with that of an item, itself left out.
@@ -6923,6 +7033,7 @@ class Recommender {
   }
 
   std::unique_ptr<Engine> engine_;
+  std::size_t threads_ = 0;
   Catalogue catalogue_;
 };
 

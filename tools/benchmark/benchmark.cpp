@@ -308,6 +308,7 @@ Json inference(const Options& options) {
 
 // The top ten of a million items (the paper's tied table, [1e6,64]), the product of one user's
 // vector and the table in it, and the least these could take: reading the table from memory once.
+// And, once, the top ten of 1,000 users together.
 Json million(const Options& options) {
   return measure::in_child([&] {
     ModelConfig model = sized(1'000'000, 64, 2, 2);
@@ -338,7 +339,13 @@ Json million(const Options& options) {
       select.push_back(measure::seconds_of([&] { top_unseen(scores, rows[0], 10); }));
       total.push_back(score.back() + select.back());
     }
+    const Rows users =
+        random_rows(std::vector<std::size_t>(1000, model.max_length), model.num_items);
+    const std::vector<ItemSpan> histories(users.begin(), users.end());
+    const double many =
+        measure::seconds_of([&] { recommend_all(engine, histories, 10, options.threads); });
     Json json;
+    json.set("seconds_1000_users", many);
     json.set("milliseconds", measure::spread(total));
     json.set("milliseconds_scores", measure::spread(score));
     json.set("milliseconds_top_unseen", measure::spread(select));
@@ -629,6 +636,7 @@ void print_million(const Json& json) {
   print_line("reading", times_text(json.at("milliseconds_reading")) + ": the table, once");
   print_line("", join(number(json, "times_reading", 2), " times the reading, the product ",
                       number(json, "times_reading_product", 2)));
+  print_line("1,000 users", number(json, "seconds_1000_users", 2) + " s: the top ten of each");
   print_line("peak memory", memory_text(json.at("peak_memory_mib")));
 }
 
