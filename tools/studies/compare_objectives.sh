@@ -16,7 +16,7 @@ esac
 input=$1
 data=$(basename "$input" .txt)
 output=${2:-output/objectives}/$data
-[ $# -lt 2 ] && shift 1 || shift 2
+if [ $# -lt 2 ]; then shift 1; else shift 2; fi
 presets=$(cd "$(dirname "$0")/presets" && pwd)
 bin=${BERT4REC_BUILD:-$presets/../../../build}
 if [ ! -x "$bin/train_model" ]; then
@@ -28,7 +28,11 @@ if [ ! -s "$published" ]; then
   echo "$0: $input: no published rows about $data, expected ml-1m.txt or beauty.txt" >&2
   exit 1
 fi
-[ $# -gt 0 ] || set -- $(cd "$presets" && ls "$data".json "$data"-*.json 2>/dev/null | sed 's/\.json$//')
+if [ $# -eq 0 ]; then
+  for preset in "$presets/$data.json" "$presets/$data"-*.json; do
+    set -- "$@" "$(basename "$preset" .json)"
+  done
+fi
 
 # evaluate RUN HELD_OUT OPTION...: the table of a trained model, made once.
 evaluate() {
@@ -64,7 +68,9 @@ row() {
     FILENAME ~ /[.]md$/ && $2 ~ /^(BERT4Rec|SASRec)$/ && !seen[FILENAME]++ {
       hit[++n] = $5; ndcg[n] = $8
     }
-    END { printf "| %s | %s | %s | %s | %s | %.0f |\n", name, hit[1], ndcg[1], hit[2], ndcg[2], minutes }
+    END {
+      printf "| %s | %s | %s | %s | %s | %.0f |\n", name, hit[1], ndcg[1], hit[2], ndcg[2], minutes
+    }
   ' "$run/logs/training.log" "$run/validation.md" "$run/test.md"
 }
 
