@@ -6959,9 +6959,9 @@ class Recommender {
   }
 
   // The same for many histories at once, in less time where there are many items.
-  std::vector<std::vector<Recommendation>> recommend(std::span<const ItemSpan> histories,
-                                                     std::size_t count) {
-    return recommend_all(*engine_, histories, count, threads_);
+  std::vector<std::vector<Recommendation>> recommend_all(std::span<const ItemSpan> histories,
+                                                         std::size_t count) {
+    return bert4rec::recommend_all(*engine_, histories, count, threads_);
   }
 
   // The `count` items whose vectors have the largest cosines with that of an item, itself left out.
