@@ -158,7 +158,7 @@ expect 0 "exported: 9 items, vectors" \
 ls exported >out
 [ "$(tr '\n' ' ' <out)" = "item_ids.json item_vectors.safetensors " ] && ok ||
   bad "vectors of users of another export stayed"
-expect 1 "npy|safetensors" "$bin/export_vectors" --model run/models --format txt
+expect 2 "npy|safetensors" "$bin/export_vectors" --model run/models --format txt
 cp -r exported kept_vectors
 expect 1 "nowhere/histories.jsonl" \
   "$bin/export_vectors" --model run/models --data nowhere --output exported
