@@ -197,6 +197,8 @@ void test_unusual_memories() {
   }
 }
 
+}  // namespace
+
 // Heads whose engine does every step on every row.
 template <class Real>
 struct EveryItem : ItemHead<Real> {
@@ -208,6 +210,8 @@ struct EveryMatch : MatchingHead<Real> {
   using MatchingHead<Real>::MatchingHead;
   static bool draws(const TrainConfig&) { return false; }
 };
+
+namespace {
 
 ModelConfig many_items(Architecture architecture, TaskKind task = TaskKind::items) {
   return {.num_items = 300,

@@ -127,6 +127,8 @@ void test_wrong_sizes() {
   check_throws([&] { engine.item_vectors(~std::size_t{0}, out); }, {"300 items"});
 }
 
+}  // namespace
+
 // A head whose scores are no products of vectors.
 template <class Real>
 class PlainHead : private ItemHead<Real> {
@@ -134,6 +136,8 @@ class PlainHead : private ItemHead<Real> {
   using ItemHead<Real>::ItemHead, ItemHead<Real>::tensors, ItemHead<Real>::draws,
       ItemHead<Real>::loss, ItemHead<Real>::evaluate, ItemHead<Real>::score;
 };
+
+namespace {
 
 void test_no_vectors() {
   const Dataset data = ring_data(num_items, 3);
