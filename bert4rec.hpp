@@ -3448,17 +3448,13 @@ double logistic_loss(const detail::Kernels<Real>& kernels, Real* s, std::size_t 
 //   std::size_t vector_size()
 //   void item_vectors(compute, first, n, out)
 //   void user_vectors(compute, M, x, out)
-//
-// ---- Items -------------------------------------------------------------------------------------
-// ItemHead scores all items. Only items compete: PAD, MASK and UNK are never predicted.
-//   torch:  s = W x + b                                        W: output.weight [V,H]
-//   paper:  s = E LayerNorm(gelu(W_d x + b_d)) + b  (eq. 7)    E: item_embedding.weight [V,H]
-// (Equation 7 has no LayerNorm; the authors' code does.)
 
 template <class Head>
 concept HasVectors = requires(const Head& head) {
   head.vector_size();
 };
+
+// ---- Their tensors -----------------------------------------------------------------------------
 
 template <class Real>
 struct ItemTensors {
@@ -3504,6 +3500,8 @@ inline TensorTable bert4rec_tensors(const ModelConfig& config) {
   return table;
 }
 
+// ---- What they share ---------------------------------------------------------------------------
+
 namespace detail {
 
 // Rows of scores that are held at a time: of so many numbers, but 64 rows at least, since each slab
@@ -3542,6 +3540,12 @@ inline Tally tally_of(std::size_t M, const Buffer<double>& losses,
 }
 
 }  // namespace detail
+
+// ---- Items -------------------------------------------------------------------------------------
+// ItemHead scores all items. Only items compete: PAD, MASK and UNK are never predicted.
+//   torch:  s = W x + b                                        W: output.weight [V,H]
+//   paper:  s = E LayerNorm(gelu(W_d x + b_d)) + b  (eq. 7)    E: item_embedding.weight [V,H]
+// (Equation 7 has no LayerNorm; the authors' code does.)
 
 template <class Real>
 class ItemHead {
@@ -5973,7 +5977,8 @@ class MatchingTask : public CatalogueTask {
       }
     }
     measure();
-    return {tally_of(found), measures_of(found, engine)};
+    const auto [loss, errors] = errors_of(found);
+    return {tally_of(found, loss), measures_of(found, errors, engine)};
   }
 
  private:
@@ -6109,29 +6114,30 @@ class MatchingTask : public CatalogueTask {
     return {loss, std::move(errors)};
   }
 
-  Tally tally_of(const Found& found) const {
+  Tally tally_of(const Found& found, double loss) const {
     Tally tally;
     tally.count = found.positives.size();
-    tally.loss_sum = errors_of(found).first / static_cast<double>(1 + train_.neg_ratio);
+    tally.loss_sum = loss / static_cast<double>(1 + train_.neg_ratio);
     for (const std::size_t rank : found.ranks) {
       for (std::size_t k = 0; k < top_k.size(); ++k) tally.hits[k] += rank <= top_k[k];
     }
     return tally;
   }
 
-  std::vector<double> measures_of(const Found& found, Engine& engine) const {
+  std::vector<double> measures_of(const Found& found, const std::vector<float>& errors,
+                                  Engine& engine) const {
     std::vector<double> values{roc_auc(found.positives, found.negatives),
                                rank_metrics(found.ranks).ndcg[2]};
-    const auto add_errors = [&](const std::vector<float>& errors) {
+    const auto add_errors = [&](const std::vector<float>& some) {
       double squares = 0, sum = 0;
-      for (const float error : errors) {
+      for (const float error : some) {
         squares += detail::rounded(double{error} * double{error});
         sum += std::abs(double{error});
       }
-      const auto n = static_cast<double>(errors.size());
+      const auto n = static_cast<double>(some.size());
       values.insert(values.end(), {squares / n, std::sqrt(squares / n), sum / n});
     };
-    add_errors(errors_of(found).second);
+    add_errors(errors);
     std::vector<float> differences = found.positives;
     for (float& score : differences) score -= 1;
     add_errors(differences);
