@@ -47,6 +47,7 @@
 //    7 Configuration              14 Data
 //    A Bodies of JSON and safetensors (of chapters 4 and 5)
 //    B The kernels on vectors (of chapter 9)
+//    C The characters of Unicode (of chapter 14, "Text"); stands before B
 //
 // In an hour: 7 (what can be chosen), 10 and 11 (the network, forward and backward), 12 and 13
 // (from vectors to a loss), then of 14 "Batches" and of 18 ItemTask (the Cloze task). Chapter 9
@@ -4777,8 +4778,9 @@ class DataSplit {
 //   - parts longer than 100 code points are [UNK];
 //   - private use (category Co) vanishes too;
 //   - a capital sigma at the end of a word becomes the common small one, not the final one.
-// Besides, that library knows other versions of Unicode (appendix C), in which some characters of
-// rare scripts have other categories.
+// Not followed: that library (0.23) knows older versions of Unicode, in which 440 characters of
+// rare scripts are others; does not isolate U+2B820 to U+2B91F; and is given text, in which it finds
+// "[MASK]" where bytes were inside that are not UTF-8.
 enum class WordPieceRules { google, hugging_face };
 
 namespace detail {
@@ -4971,6 +4973,16 @@ class PieceTree {
     return slots_[node].id;
   }
 
+  // The id of a piece, or -1.
+  std::int32_t find(std::uint64_t node, std::string_view piece) const {
+    while (!piece.empty()) {
+      const std::uint64_t edge = edge_of(node, take_code_point(piece));
+      node = slot_of(edge);
+      if (slots_[node].edge != edge) return -1;
+    }
+    return node < slots_.size() ? slots_[node].id : -1;
+  }
+
   // The longest piece that `text` begins with: its id and length; no length if there is none.
   std::pair<std::int32_t, std::size_t> longest(std::uint64_t node, std::u32string_view text) const {
     std::pair<std::int32_t, std::size_t> best{-1, 0};
@@ -5051,8 +5063,9 @@ class WordPiece {
 
   // The id of a token, or -1.
   std::int32_t find(std::string_view token) const {
-    const auto found = std::find(tokens_.begin(), tokens_.end(), token);
-    return found == tokens_.end() ? -1 : static_cast<std::int32_t>(found - tokens_.begin());
+    const auto [root, piece] = place_of(token);
+    const std::int32_t id = tree_.find(root, piece);
+    return id >= 0 && tokens_[static_cast<std::size_t>(id)] == token ? id : -1;
   }
 
   // A text as ids, without [CLS] and [SEP]. Any bytes are a text.
@@ -5091,15 +5104,20 @@ class WordPiece {
   void add(std::string_view token) {
     require(!token.empty(), "an empty line, expected a token");
     for (std::string_view rest = token; !rest.empty();) {
-      require(detail::utf8_length(rest) > 0, "invalid UTF-8 in \"", shown(token), "\"");
+      if (detail::utf8_length(rest) == 0) fail("invalid UTF-8 in \"", shown(token), "\"");
       detail::take_code_point(rest);
     }
-    const bool inside = token.size() > 2 && token.starts_with("##");
-    std::int32_t& id =
-        inside ? tree_.add(tree_.insides(), token.substr(2)) : tree_.add(tree_.words(), token);
-    require(id < 0, "the token \"", shown(token), "\" again, first on line ", id + 1);
+    const auto [root, piece] = place_of(token);
+    std::int32_t& id = tree_.add(root, piece);
+    if (id >= 0) fail("the token \"", shown(token), "\" again, first on line ", id + 1);
     id = static_cast<std::int32_t>(tokens_.size());
     tokens_.emplace_back(token);
+  }
+
+  // The root of a token in the tree, and its piece there.
+  std::pair<std::uint64_t, std::string_view> place_of(std::string_view token) const {
+    const bool inside = token.size() > 2 && token.starts_with("##");
+    return inside ? std::pair{tree_.insides(), token.substr(2)} : std::pair{tree_.words(), token};
   }
 
   // Where the next special token of a text begins, and which it is: only Hugging Face's rules know
