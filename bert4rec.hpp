@@ -4778,9 +4778,9 @@ class DataSplit {
 //   - parts longer than 100 code points are [UNK];
 //   - private use (category Co) vanishes too;
 //   - a capital sigma at the end of a word becomes the common small one, not the final one.
-// Not followed: that library (0.23) knows older versions of Unicode, in which 440 characters of
-// rare scripts are others; does not isolate U+2B820 to U+2B91F; and is given text, in which it finds
-// "[MASK]" where bytes were inside that are not UTF-8.
+// Not followed: that library (0.23) knows an older Unicode, in which 440 characters of rare scripts
+// are others; does not isolate U+2B820 to U+2B91F; and finds "[MASK]" even where bytes that are not
+// UTF-8 were inside.
 enum class WordPieceRules { google, hugging_face };
 
 namespace detail {
@@ -4858,8 +4858,8 @@ class CharacterTable {
   std::vector<std::array<char32_t, 3>> parts_;
 };
 
-// Steps 1 to 4: calls on_part(part) for each part of a text, as code points in a std::u32string_view
-// of at most limit + 1: what is longer is cut there.
+// Steps 1 to 4: calls on_part(part) for each part of a text, as code points in a
+// std::u32string_view of at most limit + 1: what is longer is cut there.
 template <class OnPart>
 class BasicTokenizer {
  public:

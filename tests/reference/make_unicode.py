@@ -135,13 +135,19 @@ def tables():
     }
 
 
+def definition(name, words):
+    begin = f"inline constexpr std::string_view {name} ="
+    short = f'{begin} "{" ".join(words)}";\n'
+    return short if len(short) <= 101 else f"{begin}\n{literal(words)};\n"
+
+
 def literal(words):
     lines, line = [], ""
     for word in words:
         if len(line) + len(word) + 1 > 100 - len('    "";'):
             lines.append(line)
             line = ""
-        line += word if len(words) == 1 else word + " "
+        line += word + " "
     return "\n".join(f'    "{text}"' for text in lines + [line.rstrip()])
 
 
@@ -150,12 +156,11 @@ def main():
     with open(sys.argv[1], encoding="utf-8", newline="") as file:
         header = file.read()
     for name, words in tables().items():
-        begin = f"inline constexpr std::string_view {name} =\n"
-        pattern = re.compile(re.escape(begin) + r'(    "[^"\n]*"\n?)*;\n')
-        text = begin + literal(words) + ";\n"
+        pattern = re.compile(rf'inline constexpr std::string_view {name} =(\s+"[^"\n]*")*;\n')
+        text = definition(name, words)
         header, found = pattern.subn(lambda _: text, header)
         assert found == 1, name
-        print(f"{name}: {len(words)} words, {len(text.splitlines()) - 1} lines")
+        print(f"{name}: {len(words)} words, {len(text.splitlines())} lines")
     with open(sys.argv[1], "w", encoding="utf-8", newline="") as file:
         file.write(header)
 
