@@ -32,7 +32,7 @@
 //   N  tokens of all rows together        A  attention heads, each D = H / A wide
 //   M  asked places of all rows           L  longest window (number of position vectors)
 //   V  vocabulary rows: 0 PAD, 1 MASK, 2 UNK, and item i at row i + 3
-//   I  items, V - 3                       K  items drawn as negatives
+//   I  items, V - 3                       K  items drawn as negatives, R for each asked place
 // A batch is ragged: rows stand one behind the other in tokens[N] without padding, row r being
 // tokens[offsets[r]] ... tokens[offsets[r + 1] - 1]. So no attention mask exists, and no padding
 // bug.
@@ -3519,6 +3519,16 @@ void grow(Buffer<Real>& buffer, std::size_t size) {
   if (buffer.size() < size) buffer = Buffer<Real>(size);
 }
 
+// The loss of softmax at a place, and how many candidates are above the target, from the scores
+// s[n], which become the gradient.
+template <class Real>
+void softmax_place(const Kernels<Real>& kernels, Real* s, std::size_t n, std::size_t target,
+                   double& loss, RankCounts& counts) {
+  counts = kernels.count_above(s, s[target], n);
+  counts.ties -= 1;  // the target itself (none, and so wrapped, if it is NaN)
+  loss = softmax_loss(kernels, s, n, target);
+}
+
 // The sums over places 0 ... M - 1, of which losses and counts tell.
 inline Tally tally_of(std::size_t M, const Buffer<double>& losses,
                       const Buffer<RankCounts>& counts) {
@@ -3656,10 +3666,9 @@ class ItemHead {
     linear_forward(compute, M, I, H, vectors, w_.weight, w_.bias, scores_.data());
     compute.for_rows(M, [&](std::size_t i) {
       Real* s = scores_.data() + i * I;
-      const auto target = static_cast<std::size_t>(group.targets[begin + i]);
-      counts_[begin + i] = compute.kernels.count_above(s, s[target], I);
-      counts_[begin + i].ties -= 1;  // the target itself (none, and so wrapped, if it is NaN)
-      losses_[begin + i] = softmax_loss(compute.kernels, s, I, target);
+      detail::softmax_place(compute.kernels, s, I,
+                            static_cast<std::size_t>(group.targets[begin + i]), losses_[begin + i],
+                            counts_[begin + i]);
       if (d_vectors != nullptr) compute.kernels.scale(s, loss_scale, I);
     });
     if (d_vectors == nullptr) return;
@@ -3816,11 +3825,9 @@ class MatchingHead {
       const std::size_t rows = std::min(slab, M - begin);
       score(compute, rows, x + begin * H, scores_.data());
       compute.for_rows(rows, [&](std::size_t i) {
-        Real* s = scores_.data() + i * I;
-        const auto target = static_cast<std::size_t>(group.targets[begin + i]);
-        counts_[begin + i] = compute.kernels.count_above(s, s[target], I);
-        counts_[begin + i].ties -= 1;  // the target itself (none, and so wrapped, if it is NaN)
-        losses_[begin + i] = softmax_loss(compute.kernels, s, I, target);
+        detail::softmax_place(compute.kernels, scores_.data() + i * I, I,
+                              static_cast<std::size_t>(group.targets[begin + i]),
+                              losses_[begin + i], counts_[begin + i]);
       });
     }
     return detail::tally_of(M, losses_, counts_);
@@ -5162,15 +5169,15 @@ class WordPiece {
 // Biases and LayerNorms do not decay. With clip_norm c, g is first scaled by min(1, c / |g|).
 //
 // A loss over drawn items has gradients for a few rows of the item table (and of what else has a
-// row for each token). AdamW moves the others, too, as long as m and the decay last, and with a
-// million items would spend nearly all of a step on that. Those steps are put off: when a row is
-// next needed it takes all that it missed, at once, in registers, with the very operations that
-// they would have been (adamw_replay). So it does not matter when that is, and no file, measure
-// or interruption can tell. Clearing, norm and update walk the other tensors and the rows touched.
-// The result has the bits of doing every step on every row, with one exception, which lets a row
-// forget: in a step without gradient m becomes 0 where it would move w no further than 2^-17 lr
-// in all the steps to come. Each such step multiplies m by b1 and sqrt(v) by sqrt(b2), so they sum
-// up (leaving out the corrections of bias, near 1 after the first steps) to
+// row for each token). AdamW moves the others, too, by m and decay, and with a million items would
+// spend most of a step on that. Those steps are put off: when a row is next needed it takes all
+// that it missed, at once, in registers, with the very operations that they would have been
+// (adamw_replay). Each depends on the numbers of the row alone, so it does not matter when that is,
+// and no file, measure or interruption can tell. Clearing, norm and update walk the other tensors
+// and the rows touched. The result has the bits of doing every step on every row, with one
+// exception, which lets a row forget: in a step without gradient m becomes 0 where it would move w
+// no further than 2^-17 lr in all the steps to come. Each such step multiplies m by b1 and sqrt(v)
+// by sqrt(b2), so they sum up (but for the corrections of bias, near 1 after the first steps) to
 //   lr (|m| / sqrt(v)) / (1 - b1 / sqrt(b2)),   and m is 0 where
 //   |m| rest_factor <= sqrt(v),   rest_factor = 2^17 / (1 - b1 / sqrt(b2)):
 // with the usual b1 and b2 some 140 steps after a gradient. (If b1 >= sqrt(b2), never.)
@@ -5193,6 +5200,7 @@ inline double learning_rate_at(const TrainConfig& config, std::uint64_t step, st
   return config.learning_rate;
 }
 
+// The optimizer of a model, with its moments. A step: begin(), gradients, gradient_norm(), step().
 template <class Real>
 class AdamW {
  public:
@@ -5224,7 +5232,7 @@ class AdamW {
   Buffer<Real>& first_moment() { return first_; }
   Buffer<Real>& second_moment() { return second_; }
 
-  // Before a step on a batch: its rows are up to date, and all gradients 0.
+  // Before a step on a batch: brings its rows up to date, and sets all gradients to 0.
   void begin(const Batch& batch) {
     for (const auto& [first, last] : whole_) fill_zeros(first, last);
     for_touched([&](const Tensor& tensor, std::size_t row, std::size_t) {
@@ -5278,7 +5286,7 @@ class AdamW {
     std::size_t offset, width;  // of its first row, and of each
     bool decay;
   };
-  static constexpr std::size_t most_late = 8192;  // steps put off; bounds memory
+  static constexpr std::size_t most_late = 1024;  // steps put off: they stay near the processor
 
   // body(tensor, row, i): row i of those touched begins at `row` of the flat arrays.
   template <class Body>
@@ -5977,7 +5985,8 @@ class RankingTask {
   // The ranks under every protocol, from one pass of the scorer over the cases.
   Ranks ranks(const Scorer& scorer) const {
     const std::size_t I = num_items_;
-    const std::size_t rows = std::clamp<std::size_t>((std::size_t{1} << 22) / I, 1, 256);
+    // Of so many numbers; but 16 at least, since each group of rows reads the whole item table.
+    const std::size_t rows = std::clamp<std::size_t>((std::size_t{1} << 22) / I, 16, 256);
     Ranks ranks;
     std::vector<float> scores;
     for (std::size_t begin = 0; begin < cases_.size(); begin += rows) {
@@ -7155,14 +7164,17 @@ class BestItems {
  public:
   explicit BestItems(std::size_t count) : count_(count) {}
 
-  // Whether a further item would be among the best so far. A lower item has won a tie already.
-  bool takes(double score) const {
-    return best_.size() < count_ || (count_ > 0 && score > best_.front().score);
+  bool is_full() const { return best_.size() == count_; }
+
+  // What the score of a further item must exceed if is_full(). A lower item has won a tie already.
+  double least() const {
+    return count_ > 0 ? best_.front().score : std::numeric_limits<double>::infinity();
   }
+  bool takes(double score) const { return !is_full() || score > least(); }
 
   // An item that takes() has let in.
   void add(std::int32_t item, double score) {
-    if (best_.size() == count_) {
+    if (is_full()) {
       std::pop_heap(best_.begin(), best_.end(), better);
       best_.pop_back();
     }
@@ -7185,31 +7197,130 @@ class BestItems {
   std::vector<Recommendation> best_;  // a heap whose top is the worst of them
 };
 
+// Finds the best items that are not among those seen, from scores that come in any number of parts,
+// and their probabilities.
+class UnseenSearch {
+ public:
+  UnseenSearch(ItemSpan seen, std::size_t count) : seen_(seen.begin(), seen.end()), best_(count) {
+    std::sort(seen_.begin(), seen_.end());
+  }
+
+  // Scores of items `first` on, which follow those of the part before.
+  void add(std::size_t first, std::span<const float> scores) {
+    constexpr std::size_t block = 4096;
+    for (std::size_t begin = 0; begin < scores.size(); begin += block) {
+      const auto some = scores.subspan(begin, std::min(block, scores.size() - begin));
+      add_best(first + begin, some);
+      add_sum<block>(first + begin, some);
+    }
+  }
+
+  // p = exp(s - largest) / sum; call it once.
+  std::vector<Recommendation> result() {
+    require(sum_ > 0, "all scores are -inf: there is nothing to choose");
+    std::vector<Recommendation> best = best_.sorted();
+    const float factor = 1.0f / static_cast<float>(sum_);
+    for (Recommendation& pick : best) {
+      pick.score = static_cast<double>(exp_of(static_cast<float>(pick.score) - largest_) * factor);
+    }
+    return best;
+  }
+
+ private:
+  void add_best(std::size_t first, std::span<const float> scores) {
+    constexpr std::size_t chunk = 256;  // most have no item that is better than the best so far
+    for (std::size_t begin = 0; begin < scores.size(); begin += chunk) {
+      const auto some = scores.subspan(begin, std::min(chunk, scores.size() - begin));
+      const auto least = static_cast<float>(best_.is_full() ? best_.least() : 0.0);
+      if (best_.is_full() && kernels_.count_above(some.data(), least, some.size()).better == 0) {
+        continue;
+      }
+      for (std::size_t i = 0; i < some.size(); ++i) {
+        const auto item = static_cast<std::int32_t>(first + begin + i);
+        const auto score = static_cast<double>(some[i]);
+        if (!best_.takes(score)) continue;
+        if (!std::binary_search(seen_.begin(), seen_.end(), item)) best_.add(item, score);
+      }
+    }
+  }
+
+  template <std::size_t block>
+  void add_sum(std::size_t first, std::span<const float> scores) {
+    std::array<float, block> copy;
+    std::copy(scores.begin(), scores.end(), copy.begin());
+    const auto part = kernels_.softmax(copy.data(), 1.0f, scores.size());
+    if (std::isnan(part.sum)) {
+      const auto bad =
+          std::find_if(scores.begin(), scores.end(), [](float s) { return !(s < INFINITY); });
+      if (bad == scores.end()) return;  // all are -inf
+      fail("the score of item ", first + static_cast<std::size_t>(bad - scores.begin()), " is ",
+           *bad, ", expected a finite number");
+    }
+    const float largest = std::max(largest_, part.largest);
+    sum_ = sum_ * static_cast<double>(exp_of(largest_ - largest)) +
+           static_cast<double>(part.sum) * static_cast<double>(exp_of(part.largest - largest));
+    largest_ = largest;
+  }
+
+  float exp_of(float x) const {
+    kernels_.exp(&x, &x, 1);
+    return x;
+  }
+
+  const detail::Kernels<float>& kernels_ = detail::kernels<float>();
+  std::vector<std::int32_t> seen_;  // sorted
+  BestItems best_;
+  float largest_ = -std::numeric_limits<float>::infinity();
+  double sum_ = 0;  // of exp(s - largest_)
+};
+
 inline std::vector<Recommendation> top_unseen(std::span<const float> scores, ItemSpan seen,
                                               std::size_t count) {
   detail::require_items(seen, scores.size());
   if (scores.empty()) return {};
-  std::vector<bool> hidden(scores.size(), false);
-  for (const std::int32_t item : seen) hidden[static_cast<std::size_t>(item)] = true;
-  BestItems items(count);
-  for (std::size_t i = 0; i < scores.size(); ++i) {
-    const auto score = static_cast<double>(scores[i]);
-    if (items.takes(score) && !hidden[i]) items.add(static_cast<std::int32_t>(i), score);
+  UnseenSearch search(seen, count);
+  search.add(0, scores);
+  return search.result();
+}
+
+// For each history the best `count` items that are not in it, as top_unseen() finds them. Items are
+// gone through in blocks, by their vectors, so that the table is read once for many users and of
+// the scores [users,items] a block is held at a time. (Rounding differs from that of
+// Engine::score() in the last digits.)
+inline std::vector<std::vector<Recommendation>> recommend_all(Engine& engine,
+                                                              std::span<const ItemSpan> histories,
+                                                              std::size_t count,
+                                                              std::size_t threads = 0) {
+  constexpr std::size_t most_users = 512, most_items = 4096;  // in a block
+  const std::size_t I = engine.config().num_items, D = engine.vector_size();
+  std::vector<std::vector<Recommendation>> all;
+  Compute<float> compute(threads, 0, 0, detail::kernels<float>());
+  std::vector<float> users, items, scores(std::min(most_users, histories.size()) * most_items);
+  for (std::size_t begin = 0; begin < histories.size(); begin += most_users) {
+    const auto some = histories.subspan(begin, std::min(most_users, histories.size() - begin));
+    Batch batch;
+    std::vector<UnseenSearch> searches;
+    for (const ItemSpan history : some) {
+      detail::require_items(history, I);
+      add_next_item_row(batch, history, engine.config());
+      searches.emplace_back(history, count);
+    }
+    users.resize(some.size() * D);
+    engine.user_vectors(batch, users);
+    for (std::size_t first = 0; first < I; first += most_items) {
+      const std::size_t n = std::min(most_items, I - first);
+      items.resize(n * D);
+      engine.item_vectors(first, items);
+      compute.parallel_multiply(some.size(), n, D, {users.data(), D},
+                                View<const float>{items.data(), D}.T(), {nullptr, 0},
+                                {scores.data(), n});
+      compute.for_rows(some.size(), [&](std::size_t user) {
+        searches[user].add(first, std::span(scores).subspan(user * n, n));
+      });
+    }
+    for (UnseenSearch& search : searches) all.push_back(search.result());
   }
-  std::vector<Recommendation> best = items.sorted();
-  std::vector<float> probabilities(scores.begin(), scores.end());
-  const auto all =
-      detail::kernels<float>().softmax(probabilities.data(), 1.0f, probabilities.size());
-  if (std::isnan(all.sum)) {
-    const auto bad =
-        std::find_if(scores.begin(), scores.end(), [](float s) { return !(s < INFINITY); });
-    require(bad != scores.end(), "all scores are -inf: there is nothing to choose");
-    fail("the score of item ", bad - scores.begin(), " is ", *bad, ", expected a finite number");
-  }
-  for (Recommendation& pick : best) {
-    pick.score = static_cast<double>(probabilities[static_cast<std::size_t>(pick.item)]);
-  }
-  return best;
+  return all;
 }
 
 // A trained model with the catalogue it was trained on: all that is needed to serve. Not for two
@@ -7224,6 +7335,7 @@ class Recommender {
     require(data == file.metadata("data"), models,
             ": item_mappings.json and the model are of different runs");
     engine_ = load_model(file, threads, make);
+    threads_ = threads;
     require(catalogue_.size() == engine_->config().num_items, models, ": item_mappings.json has ",
             catalogue_.size(), " items, the model ", engine_->config().num_items);
   }
@@ -7239,6 +7351,12 @@ class Recommender {
     std::vector<float> scores(catalogue_.size());
     engine_->score(batch, scores);
     return top_unseen(scores, history, count);
+  }
+
+  // The same for many histories at once, in less time where there are many items.
+  std::vector<std::vector<Recommendation>> recommend(std::span<const ItemSpan> histories,
+                                                     std::size_t count) {
+    return recommend_all(*engine_, histories, count, threads_);
   }
 
   // The `count` items whose vectors have the largest cosines with that of an item, itself left out.
@@ -7310,6 +7428,7 @@ class Recommender {
   }
 
   std::unique_ptr<Engine> engine_;
+  std::size_t threads_ = 0;
   Catalogue catalogue_;
 };
 
@@ -9208,17 +9327,19 @@ BERT4REC_INLINE void replay(float* p, float* m, float* v,
     BERT4REC_UNROLL
     for (size_t k = 0; k < vectors; ++k) {
       const V moved = fused(0.0f - mean[k], all(c.rate1), mean[k]), rest = moved * c.rest_factor;
-      square[k] = fused(-square[k], all(c.rate2), square[k]);
+      square[k] = fused(square[k], all(-c.rate2), square[k]);
       mean[k] = rest * rest <= square[k] ? V{} : moved;
       const V root = fused(sqrt(square[k]), all(c.root_correction), all(c.epsilon));
       value[k] = fused(value[k], all(c.decay_factor), -(mean[k] * c.step_size / root));
     }
   }
+  const V minus_rate = all(-steps[0].rate2);
   for (; step < steps.size(); ++step) {  // as above, with m = 0
+    const V decay = all(steps[step].decay_factor);
     BERT4REC_UNROLL
     for (size_t k = 0; k < vectors; ++k) {
-      square[k] = fused(-square[k], all(steps[step].rate2), square[k]);
-      value[k] = value[k] * steps[step].decay_factor;
+      square[k] = fused(square[k], minus_rate, square[k]);
+      value[k] = value[k] * decay;
     }
   }
   BERT4REC_UNROLL

@@ -294,6 +294,14 @@ void test_top_unseen() {
   const std::vector<float> lost(20, -INFINITY);
   check_throws([&] { top_unseen(lost, {}, 10); }, {"all scores are -inf"});
   check(top_unseen({}, {}, 10).empty(), "of nothing, nothing");
+  std::vector<float> many(9000, -INFINITY);  // several blocks, of which the first holds nothing
+  many[5000] = 0, many[8000] = 1, many[8001] = 2;
+  const auto best = top_unseen(many, std::vector{8001}, 2);
+  check(best.size() == 2 && best[0].item == 8000 && best[1].item == 5000, "in several blocks");
+  check(std::abs(best[1].score - 1 / (1 + std::exp(1.0) + std::exp(2.0))) < 1e-7,
+        "the probability among all blocks");
+  many[8500] = INFINITY;
+  check_throws([&] { top_unseen(many, {}, 2); }, {"item 8500 is inf"});
   for (const std::int32_t item : {-1, 20, 1 << 30}) {
     check_throws([&] { top_unseen(lost, std::vector{item}, 10); }, {join("item ", item)});
   }

@@ -1,6 +1,6 @@
 // Every tensor's gradient against central differences in double, for both architectures, both
-// objectives, all losses and the matching head, with dropout on, rows of every length from 1 to the longest, and rows
-// that ask for nothing; and losses over drawn items against that over all.
+// objectives, all losses and the matching head, with dropout on, rows of every length from 1 to the
+// longest, and rows that ask for nothing; and losses over drawn items against that over all.
 
 #include "bert4rec.hpp"
 #include "check.hpp"

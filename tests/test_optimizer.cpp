@@ -25,7 +25,7 @@ std::vector<Constants<Real>> some_steps(std::size_t count, double rest_factor) {
   return steps;
 }
 
-// Weights and moments: of some elements m is 0, of some v as well, of some m is too small to matter.
+// Weights and moments: of some elements m is 0, of some v as well; of some m is too small to count.
 template <class Real>
 struct Row {
   std::vector<Real> p, m, v;

@@ -1,7 +1,7 @@
 // The whole model against PyTorch: logits, loss, every gradient, and all parameters after ten steps
 // of AdamW, for both architectures, in double and in float with all kernels of this machine. Then
-// the same for the objectives, losses and the matching head. What PyTorch computed stands in tests/reference
-// (make_reference.py, make_objectives.py); no Python is needed to run this.
+// the same for the objectives, losses and the matching head. What PyTorch computed stands in
+// tests/reference (make_reference.py, make_objectives.py); no Python is needed to run this.
 
 #include "bert4rec.hpp"
 #include "check.hpp"

@@ -196,6 +196,31 @@ void test_matching_choices() {
           [](TrainConfig& t) { t.mask_probability = 1; });
 }
 
+// Rows that wait for many steps until an epoch ends: an interruption brings them up to date before,
+// which no bit may tell.
+void test_rows_that_wait() {
+  const Dataset data = ring_data(1500, 3);
+  TrainConfig train = small_train();
+  train.epochs = 2, train.batch_size = 1, train.window_stride = 12, train.negatives = 4;
+  train.validation_ratio = 0.34, train.mask_probability = 0.5, train.clip_norm = 1;
+  train.schedule = Schedule::linear;
+  const TemporaryFolder folder;
+  for (const auto& [architecture, task, loss] :
+       {std::tuple(Architecture::torch, TaskKind::items, Loss::gbce),
+        std::tuple(Architecture::paper, TaskKind::items, Loss::sampled_softmax),
+        std::tuple(Architecture::torch, TaskKind::matching, Loss::softmax)}) {
+    ModelConfig model = small_model();
+    model.architecture = architecture, model.task = task, train.loss = loss, train.threads = 1;
+    const std::string name = join(enum_name(task), "_", enum_name(loss));
+    const std::string once = trained(data, model, train, folder / name);
+    train.threads = 2;
+    for (const std::size_t steps : std::vector<std::size_t>{7, 60}) {
+      check(trained_in_pieces(data, model, train, folder / join(name, steps), steps) == once,
+            join(name, ": interrupted every ", steps, " steps"));
+    }
+  }
+}
+
 // An epoch asks for every interaction once (with the causal objective, all but the first of each
 // history), and no negative is in the history.
 void test_matching_examples() {
@@ -646,6 +671,7 @@ int main() {
   test("choices that are refused", test_refused_choices);
   test("each choice of training matters, and resumes", test_choices);
   test("each choice of matching matters, and resumes", test_matching_choices);
+  test("rows that wait, and interruptions", test_rows_that_wait);
   test("matching asks for every interaction once", test_matching_examples);
   for (const Objective objective : {Objective::cloze, Objective::causal}) {
     test(join("matching learns a ring: ", enum_name(objective)),

@@ -131,8 +131,8 @@ void test_wrong_sizes() {
 template <class Real>
 class PlainHead : private ItemHead<Real> {
  public:
-  using ItemHead<Real>::ItemHead, ItemHead<Real>::tensors, ItemHead<Real>::loss,
-      ItemHead<Real>::evaluate, ItemHead<Real>::score;
+  using ItemHead<Real>::ItemHead, ItemHead<Real>::tensors, ItemHead<Real>::draws,
+      ItemHead<Real>::loss, ItemHead<Real>::evaluate, ItemHead<Real>::score;
 };
 
 void test_no_vectors() {
@@ -253,6 +253,59 @@ void test_similar() {
   check_throws([&] { recommender.similar(1100, 1); }, {"item 1100", "among the 1100"});
 }
 
+// Many users and items at once, more than a block of either, against one at a time.
+void test_recommend_all() {
+  constexpr std::size_t items = 4500, users = 520, count = 10;
+  std::vector<std::vector<std::int32_t>> rows(users);
+  std::vector<ItemSpan> histories;
+  for (std::size_t user = 0; user < users; ++user) {
+    const Key key = fold_in(make_key(9), user);
+    for (std::size_t i = 0; i < user % 30; ++i) {
+      rows[user].push_back(static_cast<std::int32_t>(below(key, i, items)));
+    }
+    histories.push_back(rows[user]);
+  }
+  for (ModelConfig model : all_models()) {
+    model.num_items = items;
+    const auto engine = random_engine(model);
+    // So that leaving out what was seen matters: the best of user 500 are in its history.
+    std::vector<std::vector<Recommendation>> before =
+        recommend_all(*engine, std::span(histories).subspan(500, 1), count);
+    for (const Recommendation& pick : before[0]) rows[500].insert(rows[500].begin(), pick.item);
+    histories[500] = rows[500];
+    const auto all = recommend_all(*engine, histories, count, 2);
+    check_equal(all.size(), users);
+    std::vector<float> scores(items);
+    std::size_t same = 0;
+    for (std::size_t user = 0; user < users; ++user) {
+      Batch batch;
+      add_next_item_row(batch, histories[user], model);
+      engine->score(batch, scores);
+      const auto one = top_unseen(scores, histories[user], count);
+      bool equal = one.size() == all[user].size();
+      for (std::size_t i = 0; equal && i < one.size(); ++i) {
+        // Where two items are as good but for rounding, either may come first.
+        equal = std::abs(one[i].score - all[user][i].score) <= 1e-4 * one[i].score;
+        same += one[i].item == all[user][i].item;
+      }
+      check(equal, join("user ", user, " is recommended the same at the same probabilities"));
+    }
+    check(same + 10 >= users * count, join("items that are the same: ", same, " of 5200"));
+  }
+}
+
+void test_recommend_all_misuse() {
+  const ModelConfig model = model_of(Architecture::torch, Objective::cloze);
+  CpuEngine<float> engine(model, small_train());
+  const std::vector<std::int32_t> row{3, 300};
+  const std::vector<ItemSpan> histories{row};
+  check(recommend_all(engine, {}, 10).empty(), "nobody asks");
+  check_throws([&] { recommend_all(engine, histories, 10); }, {"item 300", "among the 300"});
+  CpuEngine<float, PlainHead> plain(model, small_train());
+  check_throws([&] { recommend_all(plain, std::vector{histories[0].first(1)}, 10); },
+               {"no vectors of items and users"});
+}
+
 }  // namespace
 
 int main() {
@@ -263,5 +316,7 @@ int main() {
   test("a model without vectors", test_no_vectors);
   test("files", test_files);
   test("similar items", test_similar);
+  test("many users at once", test_recommend_all);
+  test("many users at once, misused", test_recommend_all_misuse);
   return finish();
 }

@@ -308,6 +308,7 @@ Json inference(const Options& options) {
 
 // The top ten of a million items (the paper's tied table, [1e6,64]), the product of one user's
 // vector and the table in it, and the least these could take: reading the table from memory once.
+// And, once, the top ten of 1,000 users together.
 Json million(const Options& options) {
   return measure::in_child([&] {
     ModelConfig model = sized(1'000'000, 64, 2, 2);
@@ -338,7 +339,13 @@ Json million(const Options& options) {
       select.push_back(measure::seconds_of([&] { top_unseen(scores, rows[0], 10); }));
       total.push_back(score.back() + select.back());
     }
+    const Rows users =
+        random_rows(std::vector<std::size_t>(1000, model.max_length), model.num_items);
+    const std::vector<ItemSpan> histories(users.begin(), users.end());
+    const double many =
+        measure::seconds_of([&] { recommend_all(engine, histories, 10, options.threads); });
     Json json;
+    json.set("seconds_1000_users", many);
     json.set("milliseconds", measure::spread(total));
     json.set("milliseconds_scores", measure::spread(score));
     json.set("milliseconds_top_unseen", measure::spread(select));
@@ -408,8 +415,6 @@ Json growth(const Options& options) {
   return json;
 }
 
-// ---- Loading -----------------------------------------------------------------------------------
-
 struct TemporaryFolder {
   TemporaryFolder() {
     std::random_device random;
@@ -424,6 +429,92 @@ struct TemporaryFolder {
   TemporaryFolder& operator=(const TemporaryFolder&) = delete;
   Path path;
 };
+
+// ---- Large catalogues --------------------------------------------------------------------------
+
+// Users of 20 items, drawn so that the lower ones are far more popular.
+Dataset made_up_data(std::size_t items, std::size_t users) {
+  Dataset data;
+  for (std::size_t i = 0; i < items; ++i) {
+    Item item;
+    item.id = static_cast<std::int64_t>(i);
+    data.catalogue.add(std::move(item));
+  }
+  std::vector<std::int32_t> history(20);
+  for (std::size_t user = 0; user < users; ++user) {
+    const Key key = fold_in(data_key, user);
+    for (std::size_t i = 0; i < history.size(); ++i) {
+      const double x = uniform(key, i);
+      history[i] = static_cast<std::int32_t>(x * x * x * static_cast<double>(items));
+    }
+    data.histories.add(join(user), history);
+  }
+  return data;
+}
+
+// Milliseconds to save a model, moments included, and to load it.
+void add_files(const Options& options, Engine& engine, Json& json) {
+  const TemporaryFolder folder;
+  const Path path = folder.path / "model.safetensors";
+  json.set("milliseconds_save",
+           1e3 * measure::seconds_of([&] { save_engine(path, engine, true, {}); }));
+  json.set("megabytes", static_cast<double>(std::filesystem::file_size(path)) * 1e-6);
+  json.set("milliseconds_load",
+           1e3 * measure::seconds_of([&] { load_model(Safetensors(path), options.threads); }));
+}
+
+// Steps of 64 users with 256 drawn items, where those users are new in each: batch and all.
+Json drawn_steps(const Options& options, std::size_t items) {
+  return measure::in_child([&] {
+    const Dataset data = made_up_data(items, 200'000);
+    ModelConfig model = of_items(items);
+    model.max_length = 50;
+    TrainConfig train;
+    train.threads = options.threads, train.loss = Loss::sampled_softmax;
+    const ItemTask task(data, model, train);
+    kernels_in_use = chosen_kernels(options);
+    CpuEngine<float> engine(task.model(), train, kernels_in_use);
+    Batch batch;
+    std::size_t step = 0;
+    std::vector<double> times;
+    const auto take_step = [&] {
+      batch.clear();
+      for (std::size_t i = 0; i < train.batch_size; ++i) {
+        task.add_example(batch, (step * train.batch_size + i) % task.examples(), 0);
+      }
+      task.finish_batch(batch, step);
+      engine.train(batch, step++, 1e-3);
+    };
+    measure::repeat(options.seconds / 6, times, take_step);  // until rows begin to come again
+    times.clear();
+    measure::repeat(options.seconds / 3, times, take_step);
+    Json json;
+    json.set("items", items);
+    json.set("milliseconds", measure::spread(times));
+    json.set("steps", step);
+    // What the rows that were not touched have missed, as at the end of an epoch.
+    json.set("milliseconds_catch_up", 1e3 * measure::seconds_of([&] { engine.parameters(); }));
+    json.set("peak_memory_mib", measure::peak_memory());
+    add_files(options, engine, json);
+    return json;
+  });
+}
+
+Json catalogue(const Options& options) {
+  Json::Array lines;
+  for (const std::size_t items : std::vector<std::size_t>{10'000, 100'000, 1'000'000}) {
+    lines.push_back(drawn_steps(options, items));
+  }
+  const auto median = [](const Json& line) {
+    return line.at("milliseconds").at("median").number();
+  };
+  Json json;
+  json.set("times_first", median(lines.back()) / median(lines.front()));
+  json.set("lines", std::move(lines));
+  return json;
+}
+
+// ---- Loading -----------------------------------------------------------------------------------
 
 // A data set of the size of MovieLens-1M as a data folder, and as the table `user::item::rating::
 // time` it could have come from, where a user's lines are not in the order of time.
@@ -545,6 +636,7 @@ void print_million(const Json& json) {
   print_line("reading", times_text(json.at("milliseconds_reading")) + ": the table, once");
   print_line("", join(number(json, "times_reading", 2), " times the reading, the product ",
                       number(json, "times_reading_product", 2)));
+  print_line("1,000 users", number(json, "seconds_1000_users", 2) + " s: the top ten of each");
   print_line("peak memory", memory_text(json.at("peak_memory_mib")));
 }
 
@@ -562,6 +654,20 @@ void print_growth(const Json& json) {
                   first ? "" : number(line, "exponent_of_flops", 2).c_str());
     }
   }
+}
+
+void print_catalogue(const Json& json) {
+  for (const Json& line : json.at("lines").array()) {
+    print_line(
+        grouped(line, "items"),
+        join("a step ", times_text(line.at("milliseconds")), "; after ", grouped(line, "steps"),
+             " steps all rows in ", number(line, "milliseconds_catch_up", 1), " ms"));
+    print_line("", join("peak memory ", memory_text(line.at("peak_memory_mib")), "; saved in ",
+                        number(line, "milliseconds_save", 0), " ms (", number(line, "megabytes", 0),
+                        " MB), loaded in ", number(line, "milliseconds_load", 0), " ms"));
+  }
+  print_line("", join("a step with the most items takes ", number(json, "times_first", 2),
+                      " times that with the fewest"));
 }
 
 void print_parts(const Json& json) {
@@ -584,15 +690,16 @@ struct Shape {
   void (*print)(const Json&);
 };
 
-constexpr std::array<Shape, 9> all_shapes{{{"seed", seed, print_work},
-                                           {"ml-1m", movielens, print_work},
-                                           {"large", large, print_work},
-                                           {"inference", inference, print_parts},
-                                           {"latency", latency, print_work},
-                                           {"throughput", throughput, print_work},
-                                           {"topk", million, print_million},
-                                           {"growth", growth, print_growth},
-                                           {"load", load, print_parts}}};
+constexpr std::array<Shape, 10> all_shapes{{{"seed", seed, print_work},
+                                            {"ml-1m", movielens, print_work},
+                                            {"large", large, print_work},
+                                            {"inference", inference, print_parts},
+                                            {"latency", latency, print_work},
+                                            {"throughput", throughput, print_work},
+                                            {"topk", million, print_million},
+                                            {"growth", growth, print_growth},
+                                            {"catalogue", catalogue, print_catalogue},
+                                            {"load", load, print_parts}}};
 
 std::vector<Shape> chosen_shapes(const std::string& list) {
   std::vector<Shape> chosen;
@@ -619,7 +726,8 @@ Options parse(int argc, char** argv) {
                         "them with the machine's peak\n\n"
                         "Shapes, separated by commas: seed (31 rows of 200), ml-1m, large, "
                         "inference (its two parts alone:\nlatency, throughput), topk (of a million "
-                        "items), growth (time against size), load\n\n"
+                        "items), growth (time against size), load,\ncatalogue (a loss over "
+                        "drawn items, of 10,000 to a million)\n\n"
                         "On Windows without two figures: peak memory, and the import in load",
                         "benchmark --shape seed,inference --threads 1 --seconds 10");
   line.option("shape", options.shapes, "what to measure");
