@@ -47,6 +47,7 @@
 //    7 Configuration              14 Data
 //    A Bodies of JSON and safetensors (of chapters 4 and 5)
 //    B The kernels on vectors (of chapter 9)
+//    C The characters of Unicode (of chapter 14, "Text"); stands before B
 //
 // In an hour: 7 (what can be chosen), 10 and 11 (the network, forward and backward), 12 and 13
 // (from vectors to a loss), then of 14 "Batches" and of 18 ItemTask (the Cloze task). Chapter 9
@@ -4769,6 +4770,400 @@ class DataSplit {
   std::vector<std::size_t> train_users_, validation_users_;
 };
 
+// ---- Text --------------------------------------------------------------------------------------
+// How BERT cuts a text into tokens: BasicTokenizer and WordPiece, as in tokenization.py of
+// google-research/bert, uncased.
+//   1. What is not UTF-8, U+0000, U+FFFD, and control and format characters (categories Cc, Cf)
+//      vanish, and what stood on both sides joins. Tab, line feed, carriage return and category Z
+//      separate words.
+//   2. A CJK ideograph is a word by itself. (Kana, Hangul and full-width letters are not: their
+//      words go from space to space.)
+//   3. A word becomes lower case, then NFD, without its marks (category Mn): "e" for U+00C9.
+//   4. A punctuation character of the word is a part by itself; the rest are parts too.
+//   5. A part is cut from the left into the longest pieces that the vocabulary has, which begin
+//      with "##" inside the part. One that is longer than 200 code points or has a place at which
+//      no piece fits is [UNK] as a whole.
+
+// hugging_face: as BertTokenizer of Transformers and its library `tokenizers` differ:
+//   - [PAD], [UNK], [CLS], [SEP] and [MASK] in a text are these tokens (not "[", "mask", "]");
+//   - parts longer than 100 code points are [UNK];
+//   - private use (category Co) vanishes too;
+//   - a capital sigma at the end of a word becomes the common small one, not the final one.
+// Not followed: that library (0.23) knows an older Unicode, in which 440 characters of rare scripts
+// are others; does not isolate U+2B820 to U+2B91F; and finds "[MASK]" even where bytes that are not
+// UTF-8 were inside.
+enum class WordPieceRules { google, hugging_face };
+
+namespace detail {
+
+template <>
+struct EnumNames<WordPieceRules> {
+  static constexpr std::array<std::string_view, 2> names{"google", "hugging-face"};
+};
+
+// The code point that a text begins with, taken off it; 0 for a byte that is not UTF-8, which so
+// goes the way of U+0000.
+inline char32_t take_code_point(std::string_view& text) {
+  const auto bits = [&](std::size_t i) { return static_cast<unsigned char>(text[i]) & 0x3Fu; };
+  const std::size_t length = utf8_length(text);
+  char32_t code = 0;
+  switch (length) {
+    case 1:
+      code = static_cast<unsigned char>(text[0]);
+      break;
+    case 2:
+      code = (bits(0) & 0x1F) << 6 | bits(1);
+      break;
+    case 3:
+      code = (bits(0) & 0x0F) << 12 | bits(1) << 6 | bits(2);
+      break;
+    case 4:
+      code = (bits(0) & 0x07) << 18 | bits(1) << 12 | bits(2) << 6 | bits(3);
+      break;
+  }
+  text.remove_prefix(std::max<std::size_t>(length, 1));
+  return code;
+}
+
+// What the rules ask of a code point.
+struct Character {
+  enum Kind : std::uint8_t { letter, mark, punctuation, ideograph, space, private_use, dropped };
+  enum Casing : std::uint8_t { uncased, cased, ignorable };
+
+  char32_t folded = 0;  // step 3: what it becomes; 0: itself; beyond U+10FFFF: see folded_parts()
+  Kind kind = letter;
+  Casing casing = uncased;     // for the final sigma
+  std::uint8_t combining = 0;  // the class by which NFD orders what follows a letter; 0: none
+};
+
+// All of them, from the tables of appendix C.
+class CharacterTable {
+ public:
+  static const CharacterTable& instance() {
+    static const CharacterTable table;
+    return table;
+  }
+
+  const Character& operator[](char32_t code) const {
+    return characters_[pages_[code / page_size] + code % page_size];
+  }
+
+  // What becomes two or three: these, filled up with zeros.
+  const std::array<char32_t, 3>& folded_parts(char32_t folded) const {
+    return parts_[folded - code_points];
+  }
+
+ private:
+  static constexpr char32_t page_size = 256, code_points = 0x110000;
+
+  CharacterTable();
+  Character& at(char32_t code);
+  template <class Set>
+  void for_each(std::string_view ranges, Set&& set);
+  void fold();
+  void fold_to_parts(char32_t code, char32_t a, char32_t b, char32_t c);
+  void decompose_hangul();
+
+  std::vector<Character> characters_ = std::vector<Character>(page_size);  // page 0: plain letters
+  std::array<std::uint32_t, code_points / page_size> pages_{};             // where a page begins
+  std::vector<std::array<char32_t, 3>> parts_;
+};
+
+// Steps 1 to 4: calls on_part(part) for each part of a text, as code points in a
+// std::u32string_view of at most limit + 1: what is longer is cut there.
+template <class OnPart>
+class BasicTokenizer {
+ public:
+  BasicTokenizer(WordPieceRules rules, std::size_t limit, OnPart on_part)
+      : google_(rules == WordPieceRules::google), limit_(limit), on_part_(std::move(on_part)) {}
+
+  void read(std::string_view text) {
+    while (!text.empty()) {
+      const char32_t code = take_code_point(text);
+      const Character& c = table_[code];
+      if (vanishes(c)) continue;
+      if (c.kind == Character::space) {
+        end_word();
+      } else if (c.kind == Character::ideograph) {
+        end_word();
+        add(code, c);
+        end_word();
+      } else if (code == capital_sigma && google_ && after_cased_ && ends_word(text)) {
+        add(final_sigma, table_[final_sigma]);
+      } else {
+        add(code, c);
+        if (c.casing != Character::ignorable) after_cased_ = c.casing == Character::cased;
+      }
+    }
+    end_word();
+  }
+
+ private:
+  static constexpr char32_t capital_sigma = 0x3A3, final_sigma = 0x3C2;
+
+  bool vanishes(const Character& c) const {
+    return c.kind == Character::dropped || (c.kind == Character::private_use && !google_);
+  }
+
+  void add(char32_t code, const Character& c) {
+    if (c.kind == Character::mark) {
+      if (c.combining == 0) last_base_ = part_.size();
+    } else if (c.folded > 0x10FFFF) {
+      for (const char32_t part : table_.folded_parts(c.folded)) {
+        if (part != 0) append(part, table_[part].combining);
+      }
+    } else {
+      if (c.kind == Character::punctuation) end_part();
+      append(c.folded == 0 ? code : c.folded, c.combining);
+      if (c.kind == Character::punctuation) end_part();
+    }
+  }
+
+  // NFD keeps what combines with a letter in the order of its classes.
+  void append(char32_t code, std::uint8_t combining) {
+    if (part_.size() > limit_) return;
+    part_.push_back(code);
+    if (combining == 0) {
+      last_base_ = part_.size();
+      return;
+    }
+    for (std::size_t i = part_.size() - 1; i > last_base_; --i) {
+      if (table_[part_[i - 1]].combining <= combining) break;
+      std::swap(part_[i - 1], part_[i]);
+    }
+  }
+
+  void end_part() {
+    if (!part_.empty()) on_part_(std::u32string_view(part_));
+    part_.clear();
+    last_base_ = 0;
+  }
+
+  void end_word() {
+    end_part();
+    after_cased_ = false;
+  }
+
+  // Whether no cased letter follows in the word, but for characters that do not matter here.
+  bool ends_word(std::string_view rest) const {
+    while (!rest.empty()) {
+      const Character& c = table_[take_code_point(rest)];
+      if (c.kind == Character::space || c.kind == Character::ideograph) return true;
+      if (!vanishes(c) && c.casing != Character::ignorable) return c.casing != Character::cased;
+    }
+    return true;
+  }
+
+  const CharacterTable& table_ = CharacterTable::instance();
+  const bool google_;
+  const std::size_t limit_;
+  OnPart on_part_;
+  std::u32string part_;
+  std::size_t last_base_ = 0;  // of the part: behind its last character of class 0
+  bool after_cased_ = false;   // whether a capital sigma here has a cased letter before it
+};
+
+// The pieces of a vocabulary as a tree, in which an edge is a code point. All edges stand in one
+// hash table with linear probing; a node is the slot of the edge that leads to it.
+class PieceTree {
+ public:
+  // Room for so many code points of all pieces together.
+  explicit PieceTree(std::size_t size)
+      : slots_(std::bit_ceil(2 * size + 1)), shift_(64 - std::countr_zero(slots_.size())) {}
+
+  std::uint64_t words() const { return slots_.size(); }  // the root of pieces that begin a part
+  std::uint64_t insides() const { return slots_.size() + 1; }  // and of those that stand inside
+
+  // The id that belongs to a piece, to be set; -1 where it is new.
+  std::int32_t& add(std::uint64_t node, std::string_view piece) {
+    while (!piece.empty()) {
+      const std::uint64_t edge = edge_of(node, take_code_point(piece));
+      node = slot_of(edge);
+      slots_[node].edge = edge;
+    }
+    return slots_[node].id;
+  }
+
+  // The id of a piece, or -1.
+  std::int32_t find(std::uint64_t node, std::string_view piece) const {
+    while (!piece.empty()) {
+      const std::uint64_t edge = edge_of(node, take_code_point(piece));
+      node = slot_of(edge);
+      if (slots_[node].edge != edge) return -1;
+    }
+    return node < slots_.size() ? slots_[node].id : -1;
+  }
+
+  // The longest piece that `text` begins with: its id and length; no length if there is none.
+  std::pair<std::int32_t, std::size_t> longest(std::uint64_t node, std::u32string_view text) const {
+    std::pair<std::int32_t, std::size_t> best{-1, 0};
+    for (std::size_t i = 0; i < text.size(); ++i) {
+      const std::uint64_t edge = edge_of(node, text[i]);
+      node = slot_of(edge);
+      if (slots_[node].edge != edge) break;
+      if (slots_[node].id >= 0) best = {slots_[node].id, i + 1};
+    }
+    return best;
+  }
+
+ private:
+  static constexpr std::uint64_t no_edge = ~std::uint64_t{0};
+  struct Slot {
+    std::uint64_t edge = no_edge;
+    std::int32_t id = -1;
+  };
+
+  static std::uint64_t edge_of(std::uint64_t node, char32_t code) { return node << 21 | code; }
+
+  // Where the edge is, or the free slot where it would be.
+  std::uint64_t slot_of(std::uint64_t edge) const {
+    std::uint64_t slot = edge * 0x9E3779B97F4A7C15 >> shift_;
+    while (slots_[slot].edge != edge && slots_[slot].edge != no_edge) {
+      slot = (slot + 1) & (slots_.size() - 1);
+    }
+    return slot;
+  }
+
+  std::vector<Slot> slots_;  // at least twice as many as edges
+  int shift_;
+};
+
+}  // namespace detail
+
+// A vocabulary, and texts as its tokens:
+//   const WordPiece words = WordPiece::load("vocab.txt");
+//   words.tokens("playing")  ->  "play", "##ing"
+// Many threads may use one.
+class WordPiece {
+ public:
+  // vocab.txt has a token a line; the number of the line, from 0, is its id. Lines end at "\n" or
+  // "\r\n" and nowhere else: there are vocabularies in which U+2028 is a token.
+  static WordPiece load(const Path& path, WordPieceRules rules = WordPieceRules::google) {
+    return WordPiece(read_file(path), path_text(path), rules);
+  }
+
+  explicit WordPiece(std::string_view text, std::string_view file = "vocabulary",
+                     WordPieceRules rules = WordPieceRules::google)
+      : rules_(rules), tree_(text.size()) {
+    while (!text.empty()) {
+      const std::size_t length = std::min(text.find('\n'), text.size());
+      std::string_view token = text.substr(0, length);
+      text.remove_prefix(std::min(length + 1, text.size()));
+      if (token.ends_with('\r')) token.remove_suffix(1);
+      in_context(join(file, ":", tokens_.size() + 1), [&] { add(token); });
+    }
+    require(!tokens_.empty(), file, ": empty, expected a token a line");
+    for (std::size_t i = 0; i < special_names.size(); ++i) {
+      special_[i] = find(special_names[i]);
+      require(special_[i] >= 0, file, ": no line is ", special_names[i], ", which is needed");
+    }
+  }
+
+  std::size_t size() const { return tokens_.size(); }
+  std::int32_t pad() const { return special_[0]; }
+  std::int32_t unknown() const { return special_[1]; }
+  std::int32_t cls() const { return special_[2]; }
+  std::int32_t sep() const { return special_[3]; }
+  std::int32_t mask() const { return special_[4]; }
+
+  const std::string& token(std::int32_t id) const {
+    require(id >= 0 && static_cast<std::size_t>(id) < size(), "token ", id, ", expected 0 ... ",
+            size() - 1);
+    return tokens_[static_cast<std::size_t>(id)];
+  }
+
+  // The id of a token, or -1.
+  std::int32_t find(std::string_view token) const {
+    const auto [root, piece] = place_of(token);
+    const std::int32_t id = tree_.find(root, piece);
+    return id >= 0 && tokens_[static_cast<std::size_t>(id)] == token ? id : -1;
+  }
+
+  // A text as ids, without [CLS] and [SEP]. Any bytes are a text.
+  std::vector<std::int32_t> ids(std::string_view text) const {
+    std::vector<std::int32_t> ids;
+    append_ids(text, ids);
+    return ids;
+  }
+
+  // The same as tokens; they live as long as this.
+  std::vector<std::string_view> tokens(std::string_view text) const {
+    std::vector<std::string_view> tokens;
+    for (const std::int32_t id : ids(text)) tokens.push_back(token(id));
+    return tokens;
+  }
+
+  void append_ids(std::string_view text, std::vector<std::int32_t>& ids) const {
+    const std::size_t limit = rules_ == WordPieceRules::google ? 200 : 100;
+    detail::BasicTokenizer tokenizer(rules_, limit, [&](std::u32string_view part) {
+      if (part.size() > limit || !append_pieces(part, ids)) ids.push_back(unknown());
+    });
+    for (std::size_t at = 0; at < text.size();) {
+      const auto [place, special] = next_special(text, at);
+      tokenizer.read(text.substr(at, place - at));
+      at = place;
+      if (special == special_names.size()) continue;
+      ids.push_back(special_[special]);
+      at += special_names[special].size();
+    }
+  }
+
+ private:
+  static constexpr std::array<std::string_view, 5> special_names{"[PAD]", "[UNK]", "[CLS]", "[SEP]",
+                                                                 "[MASK]"};
+
+  void add(std::string_view token) {
+    require(!token.empty(), "an empty line, expected a token");
+    for (std::string_view rest = token; !rest.empty();) {
+      if (detail::utf8_length(rest) == 0) fail("invalid UTF-8 in \"", shown(token), "\"");
+      detail::take_code_point(rest);
+    }
+    const auto [root, piece] = place_of(token);
+    std::int32_t& id = tree_.add(root, piece);
+    if (id >= 0) fail("the token \"", shown(token), "\" again, first on line ", id + 1);
+    id = static_cast<std::int32_t>(tokens_.size());
+    tokens_.emplace_back(token);
+  }
+
+  // The root of a token in the tree, and its piece there.
+  std::pair<std::uint64_t, std::string_view> place_of(std::string_view token) const {
+    const bool inside = token.size() > 2 && token.starts_with("##");
+    return inside ? std::pair{tree_.insides(), token.substr(2)} : std::pair{tree_.words(), token};
+  }
+
+  // Where the next special token of a text begins, and which it is: only Hugging Face's rules know
+  // any.
+  std::pair<std::size_t, std::size_t> next_special(std::string_view text, std::size_t at) const {
+    if (rules_ == WordPieceRules::google) return {text.size(), special_names.size()};
+    for (at = text.find('[', at); at != text.npos; at = text.find('[', at + 1)) {
+      for (std::size_t i = 0; i < special_names.size(); ++i) {
+        if (text.substr(at).starts_with(special_names[i])) return {at, i};
+      }
+    }
+    return {text.size(), special_names.size()};
+  }
+
+  // Step 5; false, and nothing appended, if a place is left at which no piece fits.
+  bool append_pieces(std::u32string_view part, std::vector<std::int32_t>& ids) const {
+    const std::size_t before = ids.size();
+    for (std::uint64_t root = tree_.words(); !part.empty(); root = tree_.insides()) {
+      const auto [id, length] = tree_.longest(root, part);
+      if (length == 0) {
+        ids.resize(before);
+        return false;
+      }
+      ids.push_back(id);
+      part.remove_prefix(length);
+    }
+    return true;
+  }
+
+  WordPieceRules rules_;
+  std::vector<std::string> tokens_;
+  detail::PieceTree tree_;
+  std::array<std::int32_t, 5> special_{};
+};
+
 // ================================================================================================
 // 15  Optimizer
 // ================================================================================================
@@ -7860,6 +8255,323 @@ inline void Safetensors::copy(std::string_view name, std::span<const std::size_t
             std::isnan(*number) ? "NaN" : "infinity", " at element ", number - out);
   }
 }
+
+// ================================================================================================
+// C  Appendix to chapter 14: the characters of Unicode
+// ================================================================================================
+// (It stands before B, which is read once for each instruction set.) The tables are made by
+// tests/reference/make_unicode.py and hold what steps 1 to 4 of "Text" ask of a code point, in
+// hexadecimal. Sets are ranges: 41+19 is U+0041 and the 0x19 after it.
+
+namespace detail {
+
+namespace unicode {
+
+inline constexpr std::string_view version = "15.1.0";
+
+// Categories Cc and Cf; Co; Z; P.
+inline constexpr std::string_view control =
+    "0+1F 7F+20 AD 600+5 61C 6DD 70F 890+1 8E2 180E 200B+4 202A+4 2060+4 2066+9 FEFF FFF9+2 110BD "
+    "110CD 13430+F 1BCA0+3 1D173+7 E0001 E0020+5F";
+inline constexpr std::string_view private_use = "E000+18FF F0000+FFFD 100000+FFFD";
+inline constexpr std::string_view space = "20 A0 1680 2000+A 2028+1 202F 205F 3000";
+inline constexpr std::string_view punctuation =
+    "21+2 25+5 2C+3 3A+1 3F+1 5B+2 5F 7B 7D A1 A7 AB B6+1 BB BF 37E 387 55A+5 589+1 5BE 5C0 5C3 "
+    "5C6 5F3+1 609+1 60C+1 61B 61D+2 66A+3 6D4 700+D 7F7+2 830+E 85E 964+1 970 9FD A76 AF0 C77 "
+    "C84 DF4 E4F E5A+1 F04+E F14 F3A+3 F85 FD0+4 FD9+1 104A+5 10FB 1360+8 1400 166E 169B+1 16EB+2 "
+    "1735+1 17D4+2 17D8+2 1800+A 1944+1 1A1E+1 1AA0+6 1AA8+5 1B5A+6 1B7D+1 1BFC+3 1C3B+4 1C7E+1 "
+    "1CC0+7 1CD3 2010+17 2030+13 2045+C 2053+B 207D+1 208D+1 2308+3 2329+1 2768+D 27C5+1 27E6+9 "
+    "2983+15 29D8+3 29FC+1 2CF9+3 2CFE+1 2D70 2E00+2E 2E30+1F 2E52+B 3001+2 3008+9 3014+B 3030 "
+    "303D 30A0 30FB A4FE+1 A60D+2 A673 A67E A6F2+5 A874+3 A8CE+1 A8F8+2 A8FC A92E+1 A95F A9C1+C "
+    "A9DE+1 AA5C+3 AADE+1 AAF0+1 ABEB FD3E+1 FE10+9 FE30+22 FE54+D FE63 FE68 FE6A+1 FF01+2 FF05+5 "
+    "FF0C+3 FF1A+1 FF1F+1 FF3B+2 FF3F FF5B FF5D FF5F+6 10100+2 1039F 103D0 1056F 10857 1091F "
+    "1093F 10A50+8 10A7F 10AF0+6 10B39+6 10B99+3 10EAD 10F55+4 10F86+3 11047+6 110BB+1 110BE+3 "
+    "11140+3 11174+1 111C5+3 111CD 111DB 111DD+2 11238+5 112A9 1144B+4 1145A+1 1145D 114C6 "
+    "115C1+16 11641+2 11660+C 116B9 1173C+2 1183B 11944+2 119E2 11A3F+7 11A9A+2 11A9E+4 11B00+9 "
+    "11C41+4 11C70+1 11EF7+1 11F43+C 11FFF 12470+4 12FF1+1 16A6E+1 16AF5 16B37+4 16B44 16E97+3 "
+    "16FE2 1BC9F 1DA87+4 1E95E+1";
+
+// Category Mn, by whether NFD moves a mark (combining class above 0) or not; and of what else NFD
+// moves, code points and classes.
+inline constexpr std::string_view mark =
+    "300+4E 350+1F 483+4 591+2C 5BF 5C1+1 5C4+1 5C7 610+A 64B+14 670 6D6+6 6DF+5 6E7+1 6EA+3 711 "
+    "730+1A 7EB+8 7FD 816+3 81B+8 825+2 829+4 859+2 898+7 8CA+17 8E3+1C 93C 94D 951+3 9BC 9CD 9FE "
+    "A3C A4D ABC ACD B3C B4D BCD C3C C4D C55+1 CBC CCD D3B+1 D4D DCA E38+2 E48+3 EB8+2 EC8+3 "
+    "F18+1 F35 F37 F39 F71+1 F74 F7A+3 F80 F82+2 F86+1 FC6 1037 1039+1 108D 135D+2 1714 17D2 17DD "
+    "18A9 1939+2 1A17+1 1A60 1A75+7 1A7F 1AB0+D 1ABF+F 1B34 1B6B+8 1BAB 1BE6 1C37 1CD0+2 1CD4+C "
+    "1CE2+6 1CED 1CF4 1CF8+1 1DC0+3F 20D0+C 20E1 20E5+B 2CEF+2 2D7F 2DE0+1F 302A+3 3099+1 A66F "
+    "A674+9 A69E+1 A6F0+1 A806 A82C A8C4 A8E0+11 A92B+2 A9B3 AAB0 AAB2+2 AAB7+1 AABE+1 AAC1 AAF6 "
+    "ABED FB1E FE20+F 101FD 102E0 10376+4 10A0D 10A0F 10A38+2 10A3F 10AE5+1 10D24+3 10EAB+1 "
+    "10EFD+2 10F46+A 10F82+3 11046 11070 1107F 110B9+1 11100+2 11133+1 11173 111CA 11236 112E9+1 "
+    "1133B+1 11366+6 11370+4 11442 11446 1145E 114C2+1 115BF+1 1163F 116B7 1172B 11839+1 1193E "
+    "11943 119E0 11A34 11A47 11A99 11C3F 11D42 11D44+1 11D97 11F42 16AF0+4 16B30+6 1BC9E 1D167+2 "
+    "1D17B+7 1D185+6 1D1AA+3 1D242+2 1E000+6 1E008+10 1E01B+6 1E023+1 1E026+4 1E08F 1E130+6 1E2AE "
+    "1E2EC+3 1E4EC+3 1E8D0+6 1E944+6";
+inline constexpr std::string_view mark_of_class_0 =
+    "34F 7A6+A 900+2 93A 941+7 955+2 962+1 981 9C1+3 9E2+1 A01+1 A41+1 A47+1 A4B+1 A51 A70+1 A75 "
+    "A81+1 AC1+4 AC7+1 AE2+1 AFA+5 B01 B3F B41+3 B55+1 B62+1 B82 BC0 C00 C04 C3E+2 C46+2 C4A+2 "
+    "C62+1 C81 CBF CC6 CCC CE2+1 D00+1 D41+3 D62+1 D81 DD2+2 DD6 E31 E34+3 E47 E4C+2 EB1 EB4+3 "
+    "EBB+1 ECC+2 F73 F75+4 F7E F81 F8D+A F99+23 102D+3 1032+4 103D+1 1058+1 105E+2 1071+3 1082 "
+    "1085+1 109D 1712+1 1732+1 1752+1 1772+1 17B4+1 17B7+6 17C6 17C9+8 17D3 180B+2 180F 1885+1 "
+    "1920+2 1927+1 1932 1A1B 1A56 1A58+6 1A62 1A65+7 1A73+1 1B00+3 1B36+4 1B3C 1B42 1B80+1 1BA2+3 "
+    "1BA8+1 1BAC+1 1BE8+1 1BED 1BEF+2 1C2C+7 1C36 A802 A80B A825+1 A8C5 A8FF A926+4 A947+A A980+2 "
+    "A9B6+3 A9BC+1 A9E5 AA29+5 AA31+1 AA35+1 AA43 AA4C AA7C AAEC+1 ABE5 ABE8 FE00+F 10A01+2 "
+    "10A05+1 10A0C 10A0E 11001 11038+D 11073+1 11080+1 110B3+3 110C2 11127+4 1112D+5 11180+1 "
+    "111B6+8 111C9 111CB+1 111CF 1122F+2 11234 11237 1123E 11241 112DF 112E3+5 11300+1 11340 "
+    "11438+7 11443+1 114B3+5 114BA 114BF+1 115B2+3 115BC+1 115DC+1 11633+7 1163D 11640 116AB "
+    "116AD 116B0+5 1171D+2 11722+3 11727+3 1182F+8 1193B+1 119D4+3 119DA+1 11A01+9 11A33 11A35+3 "
+    "11A3B+3 11A51+5 11A59+2 11A8A+C 11A98 11C30+6 11C38+5 11C92+15 11CAA+6 11CB2+1 11CB5+1 "
+    "11D31+5 11D3A 11D3C+1 11D3F+2 11D43 11D47 11D90+1 11D95 11EF3+1 11F00+1 11F36+4 11F40 13440 "
+    "13447+E 16F4F 16F8F+3 16FE4 1BC9D 1CF00+2D 1CF30+16 1DA00+36 1DA3B+31 1DA75 1DA84 1DA9B+4 "
+    "1DAA1+E E0100+EF";
+inline constexpr std::string_view combining =
+    "1715:9 1734:9 1B44:9 1BAA:9 1BF2:9 1BF3:9 302E:E0 302F:E0 A953:9 A9C0:9 111C0:9 11235:9 "
+    "1134D:9 116B6:9 1193D:9 11F41:9 16FF0:6 16FF1:6 1D165:D8 1D166:D8 1D16D:E2 1D16E:D8 1D16F:D8 "
+    "1D170:D8 1D171:D8 1D172:D8";
+
+// Properties Cased (without what is Case_Ignorable) and Case_Ignorable (without Mn, Cc and Cf).
+inline constexpr std::string_view cased =
+    "41+19 61+19 AA B5 BA C0+16 D8+1E F8+C2 1BC+3 1C4+CF 295+1A 370+3 376+1 37B+2 37F 386 388+2 "
+    "38C 38E+13 3A3+52 3F7+8A 48A+A5 531+25 560+28 10A0+25 10C7 10CD 10D0+2A 10FD+2 13A0+55 "
+    "13F8+5 1C80+8 1C90+2A 1CBD+2 1D00+2B 1D6B+C 1D79+21 1E00+115 1F18+5 1F20+25 1F48+5 1F50+7 "
+    "1F59 1F5B 1F5D 1F5F+1E 1F80+34 1FB6+6 1FBE 1FC2+2 1FC6+6 1FD0+3 1FD6+5 1FE0+C 1FF2+2 1FF6+6 "
+    "2102 2107 210A+9 2115 2119+4 2124 2126 2128 212A+3 212F+5 2139 213C+3 2145+4 214E 2160+1F "
+    "2183+1 24B6+33 2C00+7B 2C7E+66 2CEB+3 2CF2+1 2D00+25 2D27 2D2D A640+2D A680+1B A722+4D "
+    "A771+16 A78B+3 A790+3A A7D0+1 A7D3 A7D5+4 A7F5+1 A7FA AB30+2A AB60+8 AB70+4F FB00+6 FB13+4 "
+    "FF21+19 FF41+19 10400+4F 104B0+23 104D8+23 10570+A 1057C+E 1058C+6 10594+1 10597+A 105A3+E "
+    "105B3+6 105BB+1 10C80+32 10CC0+32 118A0+3F 16E40+3F 1D400+54 1D456+46 1D49E+1 1D4A2 1D4A5+1 "
+    "1D4A9+3 1D4AE+B 1D4BB 1D4BD+6 1D4C5+40 1D507+3 1D50D+7 1D516+6 1D51E+1B 1D53B+3 1D540+4 "
+    "1D546 1D54A+6 1D552+153 1D6A8+18 1D6C2+18 1D6DC+1E 1D6FC+18 1D716+1E 1D736+18 1D750+1E "
+    "1D770+18 1D78A+1E 1D7AA+18 1D7C4+7 1DF00+9 1DF0B+13 1DF25+5 1E900+43 1F130+19 1F150+19 "
+    "1F170+19";
+inline constexpr std::string_view ignorable =
+    "27 2E 3A 5E 60 A8 AF B4 B7+1 2B0+4F 374+1 37A 384+1 387 488+1 559 55F 5F4 640 6E5+1 7F4+1 "
+    "7FA 81A 824 828 888 8C9 971 E46 EC6 10FC 17D7 1843 1AA7 1ABE 1C78+5 1D2C+3E 1D78 1D9B+24 "
+    "1FBD 1FBF+2 1FCD+2 1FDD+2 1FED+2 1FFD+1 2018+1 2024 2027 2071 207F 2090+C 20DD+3 20E2+2 "
+    "2C7C+1 2D6F 2E2F 3005 3031+4 303B 309B+3 30FC+2 A015 A4F8+5 A60C A670+2 A67F A69C+1 A700+21 "
+    "A770 A788+2 A7F2+2 A7F8+1 A9CF A9E6 AA70 AADD AAF3+1 AB5B+4 AB69+2 FBB2+10 FE13 FE52 FE55 "
+    "FF07 FF0E FF1A FF3E FF40 FF70 FF9E+1 FFE3 10780+5 10787+29 107B2+8 16B40+3 16F93+C 16FE0+1 "
+    "16FE3 1AFF0+3 1AFF5+6 1AFFD+1 1E030+3D 1E137+6 1E4EB 1E94B 1F3FB+4";
+
+// What a character becomes in lower case, NFD and without Mn, from "PLACE:" or "~AFTER" on:
+//   6F     the next character becomes U+006F      61+1A  the next 0x1A become U+0061, 0062, ...
+//   6F*4   the next four become U+006F            9C7.9BE  the next one becomes both
+//   140/2  of the next two pairs the first character of each becomes U+0140, U+0142, ...
+inline constexpr std::string_view fold =
+    "41: 61+1A ~65 61*6 E6 63 65*4 69*4 F0 6E+2 6F*4 ~1 F8 75*4 79 FE ~1 61*6 ~1 63 65*4 69*4 ~1 "
+    "6E+2 6F*4 ~2 75*4 79 ~1 79 61*6 63*8 64*2 111 ~1 65*A 67*8 68*2 127 ~1 69*9 ~1 133 ~1 6A*2 "
+    "6B*2 ~1 6C*6 140/2 6E*6 ~1 14B ~1 6F*6 153 ~1 72*6 73*8 74*4 167 ~1 75*C 77*2 79*3 7A*6 ~2 "
+    "253 183/2 254 188 ~1 256+2 18C ~2 1DD 259 25B 192 ~1 260 263 ~1 269 268 199 ~3 26F 272 ~1 "
+    "275 6F*2 1A3/2 280 1A8 ~1 283 ~2 1AD ~1 288 75*2 28A+2 1B4/2 292 1B9 ~3 1BD ~7 1C6*2 ~1 "
+    "1C9*2 ~1 1CC*2 ~1 61*2 69*2 6F*2 75*A ~1 61*4 E6*2 1E5 ~1 67*2 6B*2 6F*4 292*2 6A 1F3*2 ~1 "
+    "67*2 195 1BF 6E*2 61*2 E6*2 F8*2 61*4 65*4 69*4 6F*4 72*4 75*4 73*2 74*2 21D ~1 68*2 19E ~1 "
+    "223/2 61*2 65*2 6F*8 79*2 ~6 2C65 23C ~1 19A 2C66 ~2 242 ~1 180 289 28C 247/5 370: 371/2 2B9 "
+    "~1 377 ~7 3B 3F3 ~5 A8 3B1 B7 3B5 3B7 3B9 ~1 3BF ~1 3C5 3C9 3B9 3B1+11 ~1 3C3+7 3B9 3C5 3B1 "
+    "3B5 3B7 3B9 3C5 ~19 3B9 3C5 3BF 3C5 3C9 3D7 ~3 3D2*2 ~3 3D9/C ~4 3B8 ~2 3F8 ~1 3F2 3FB ~2 "
+    "37B+3 435*2 452 433 454+3 456 458+4 43A 438 443 45F 430+9 438 43A+16 ~9 438 ~16 435*2 ~1 433 "
+    "~3 456 ~4 43A 438 443 ~1 461/B 475*2 479/5 ~8 48B/1B 4CF 436*2 4C4/6 ~1 430*4 4D5 ~1 435*2 "
+    "4D9 ~1 4D9*2 436*2 437*2 4E1 ~1 438*4 43E*2 4E9 ~1 4E9*2 44D*2 443*6 447*2 4F7 ~1 44B*2 "
+    "4FB/1B ~1 561+26 ~CB 627*2 648 627 64A ~99 6D5 ~1 6C1 ~10 6D2 929: 928 ~7 930 ~2 933 ~23 "
+    "915+3 91C 921+2 92B 92F ~6B 9C7.9BE 9C7.9D7 ~F 9A1+2 ~1 9AF ~53 A32 ~2 A38 ~22 A16+2 A1C ~2 "
+    "A2B ~E9 B47 ~2 B47.B3E B47.B57 ~F B21+2 ~36 B92.BD7 ~35 BC6.BBE BC7.BBE BC6.BD7 ~F3 CD5 ~6 "
+    "CD5+2 ~1 CC2 CC2.CD5 ~7E D46.D3E D47.D3E D46.D57 ~8D DD9 ~1 DD9.DCF DD9.DCF DD9.DDF F43: F42 "
+    "~9 F4C ~4 F51 ~4 F56 ~4 F5B ~C F40 ~BC 1025 ~79 2D00+26 ~1 2D27 ~5 2D2D 13A0: AB70+50 13F8+6 "
+    "1B06: 1B05.1B35 ~1 1B07.1B35 ~1 1B09.1B35 ~1 1B0B.1B35 ~1 1B0D.1B35 ~3 1B11.1B35 ~28 1B35 ~1 "
+    "1B35 ~2 1B3E.1B35 1B3F.1B35 ~1 1B35 1C90: 10D0+2B ~2 10FD+3 1E00: 61*2 62*6 63*2 64*A 65*A "
+    "66*2 67*2 68*A 69*4 6B*6 6C*8 6D*6 6E*8 6F*8 70*4 72*8 73*A 74*8 75*A 76*4 77*A 78*4 79*2 "
+    "7A*6 68 74 77 79 ~1 17F ~2 DF ~1 61*18 65*10 69*4 6F*18 75*E 79*8 1EFB/3 3B1*10 3B5*6 ~2 "
+    "3B5*6 ~2 3B7*10 3B9*10 3BF*6 ~2 3BF*6 ~2 3C5*8 ~1 3C5 ~1 3C5 ~1 3C5 ~1 3C5 3C9*10 3B1*2 "
+    "3B5*2 3B7*2 3B9*2 3BF*2 3C5*2 3C9*2 ~2 3B1*10 3B7*10 3C9*10 3B1*5 ~1 3B1*7 ~1 3B9 ~2 A8 "
+    "3B7*3 ~1 3B7*2 3B5*2 3B7*3 1FBF*3 3B9*4 ~2 3B9*6 ~1 1FFE*3 3C5*4 3C1*2 3C5*6 3C1 A8*2 60 ~2 "
+    "3C9*3 ~1 3C9*2 3BF*2 3C9*3 B4 ~2 2002+2 2126: 3C9 ~3 6B 61 ~6 214E ~2D 2170+10 ~13 2184 ~16 "
+    "2190 2192 ~12 2194 ~1E 21D0 21D4 21D2 ~34 2203 ~4 2208 ~2 220B ~17 2223/2 ~19 223C ~2 2243 "
+    "~2 2245 ~1 2248 ~16 3D ~1 2261 ~A 224D 3C 3E 2264+2 ~2 2272+2 ~2 2276+2 ~6 227A+2 ~2 2282+2 "
+    "~2 2286+2 ~22 22A2 22A8+2 22AB ~30 227C+2 2291+2 ~6 22B2+4 ~3B 3008+2 24B6: 24D0+1A 2ADC: "
+    "2ADD 2C00: 2C30+30 ~30 2C61 ~1 26B 1D7D 27D ~2 2C68/3 251 271 250 252 ~1 2C73 ~2 2C76 ~8 "
+    "23F+2 2C81/32 ~7 2CEC/2 ~3 2CF3 304C: 304B/C ~1 3064/3 ~5 306F*2 ~1 3072*2 ~1 3075*2 ~1 "
+    "3078*2 ~1 307B*2 ~16 3046 ~9 309D ~D 30AB/C ~1 30C4/3 ~5 30CF*2 ~1 30D2*2 ~1 30D5*2 ~1 "
+    "30D8*2 ~1 30DB*2 ~16 30A6 ~2 30EF+4 ~3 30FD A640: A641/17 ~12 A681/E ~86 A723/7 ~2 A733/1F "
+    "~9 A77A/2 1D79 A77F/5 ~3 A78C ~1 265 ~2 A791/2 ~2 A797/A 266 25C 261 26C 26A ~1 29E 287 29D "
+    "AB53 A7B5/8 A794 282 1D8E A7C8/2 ~5 A7D1 ~5 A7D7/2 ~1B A7F6 F900: 8C48 66F4 8ECA 8CC8 6ED1 "
+    "4E32 53E5 9F9C*2 5951 91D1 5587 5948 61F6 7669 7F85 863F 87BA 88F8 908F 6A02 6D1B 70D9 73DE "
+    "843D 916A 99F1 4E82 5375 6B04 721B 862D 9E1E 5D50 6FEB 85CD 8964 62C9 81D8 881F 5ECA 6717 "
+    "6D6A 72FC 90CE 4F86 51B7 52DE 64C4 6AD3 7210 76E7 8001 8606 865C 8DEF 9732 9B6F 9DFA 788C "
+    "797F 7DA0 83C9 9304 9E7F 8AD6 58DF 5F04 7C60 807E 7262 78CA 8CC2 96F7 58D8 5C62 6A13 6DDA "
+    "6F0F 7D2F 7E37 964B 52D2 808B 51DC 51CC 7A1C 7DBE 83F1 9675 8B80 62CF 6A02 8AFE 4E39 5BE7 "
+    "6012 7387 7570 5317 78FB 4FBF 5FA9 4E0D 6CCC 6578 7D22 53C3 585E 7701 8449 8AAA 6BBA 8FB0 "
+    "6C88 62FE 82E5 63A0 7565 4EAE 5169 51C9 6881 7CE7 826F 8AD2 91CF 52F5 5442 5973 5EEC 65C5 "
+    "6FFE 792A 95AD 9A6A 9E97 9ECE 529B 66C6 6B77 8F62 5E74 6190 6200 649A 6F23 7149 7489 79CA "
+    "7DF4 806F 8F26 84EE 9023 934A 5217 52A3 54BD 70C8 88C2 8AAA 5EC9 5FF5 637B 6BAE 7C3E 7375 "
+    "4EE4 56F9 5BE7 5DBA 601C 73B2 7469 7F9A 8046 9234 96F6 9748 9818 4F8B 79AE 91B4 96B8 60E1 "
+    "4E86 50DA 5BEE 5C3F 6599 6A02 71CE 7642 84FC 907C 9F8D 6688 962E 5289 677B 67F3 6D41 6E9C "
+    "7409 7559 786B 7D10 985E 516D 622E 9678 502B 5D19 6DEA 8F2A 5F8B 6144 6817 7387 9686 5229 "
+    "540F 5C65 6613 674E 68A8 6CE5 7406 75E2 7F79 88CF 88E1 91CC 96E2 533F 6EBA 541D 71D0 7498 "
+    "85FA 96A3 9C57 9E9F 6797 6DCB 81E8 7ACB 7B20 7C92 72C0 7099 8B58 4EC0 8336 523A 5207 5EA6 "
+    "62D3 7CD6 5B85 6D1E 66B4 8F3B 884C 964D 898B 5ED3 5140 55C0 ~2 585A ~1 6674 ~2 51DE 732A "
+    "76CA 793C 795E 7965 798F 9756 7CBE 7FBD ~1 8612 ~1 8AF8 ~2 9038 90FD ~3 98EF 98FC 9928 9DB4 "
+    "90DE 96B7 4FAE 50E7 514D 52C9 52E4 5351 559D 5606 5668 5840 58A8 5C64 5C6E 6094 6168 618E "
+    "61F2 654F 65E2 6691 6885 6D77 6E1A 6F22 716E 722B 7422 7891 793E 7949 7948 7950 7956 795D "
+    "798D+2 7A40 7A81 7BC0 7DF4 7E09 7E41 7F72 8005 81ED 8279*2 8457 8910 8996 8B01 8B39 8CD3 "
+    "8D08 8FB6 9038 96E3 97FF 983B 6075 242EE 8218 ~2 4E26 51B5 5168 4F80 5145 5180 52C7 52FA "
+    "559D 5555 5599 55E2 585A 58B3 5944 5954 5A62 5B28 5ED2 5ED9 5F69 5FAD 60D8 614E 6108 618E "
+    "6160 61F2 6234 63C4 641C 6452 6556 6674 6717 671B 6756 6B79 6BBA 6D41 6EDB 6ECB 6F22 701E "
+    "716E 77A7 7235 72AF 732A 7471 7506 753B 761D 761F 76CA 76DB 76F4 774A 7740 78CC 7AB1 7BC0 "
+    "7C7B 7D5B 7DF4 7F3E 8005 8352 83EF 8779 8941 8986 8996 8ABF 8AF8 8ACB 8B01 8AFE 8AED 8B39 "
+    "8B8A 8D08 8F38 9072 9199 9276 967C 96E3 9756 97DB 97FF 980B 983B 9B12 9F9C 2284A 22844 233D5 "
+    "3B9D 4018 4039 25249 25CD0 27ED3 9F43 9F8E ~43 5D9 ~1 5F2 ~A 5E9*4 5D0*3 5D1+6 ~1 5D8+5 ~1 "
+    "5DE ~1 5E0+2 ~1 5E3+2 ~1 5E6+5 5D5 5D1 5DB 5E4 FF21: FF41+1A 10400: 10428+28 ~88 104D8+24 "
+    "~9C 10597+B ~1 105A3+F ~1 105B3+7 ~1 105BB+2 10C80: 10CC0+33 1109A: 11099/2 ~D 110A5 1134B: "
+    "11347.1133E 11347.11357 114BB: 114B9 114B9.114B0 ~1 114B9.114BD ~FB 115B8.115AF 115B9.115AF "
+    "118A0: 118C0+20 ~78 11935.11930 16E40: 16E60+20 1D15E: 1D157.1D165 1D158.1D165 "
+    "1D158.1D165.1D16E 1D158.1D165.1D16F 1D158.1D165.1D170 1D158.1D165.1D171 1D158.1D165.1D172 "
+    "~56 1D1B9.1D165 1D1BA.1D165 1D1B9.1D165.1D16E 1D1BA.1D165.1D16E 1D1B9.1D165.1D16F "
+    "1D1BA.1D165.1D16F 1E900: 1E922+22 2F800: 4E3D 4E38 4E41 20122 4F60 4FAE 4FBB 5002 507A 5099 "
+    "50E7 50CF 349E 2063A 514D 5154 5164 5177 2051C 34B9 5167 518D 2054B 5197 51A4 4ECC 51AC 51B5 "
+    "291DF 51F5 5203 34DF 523B 5246 5272 5277 3515 52C7 52C9 52E4 52FA 5305+2 5317 5349 5351 535A "
+    "5373 537D 537F*3 20A2C 7070 53CA 53DF 20B63 53EB 53F1 5406 549E 5438 5448 5468 54A2 54F6 "
+    "5510 5553 5563 5584*2 5599 55AB 55B3 55C2 5716 5606 5717 5651 5674 5207 58EE 57CE 57F4 580D "
+    "578B 5832 5831 58AC 214E4 58F2 58F7 5906 591A 5922 5962 216A8 216EA 59EC 5A1B 5A27 59D8 5A66 "
+    "36EE 36FC 5B08 5B3E*2 219C8 5BC3 5BD8 5BE7 5BF3 21B18 5BFF 5C06 5F53 5C22 3781 5C60 5C6E "
+    "5CC0 5C8D 21DE4 5D43 21DE6 5D6E 5D6B 5D7C 5DE1+2 382F 5DFD 5E28 5E3D 5E69 3862 22183 387C "
+    "5EB0 5EB3 5EB6 5ECA 2A392 5EFE 22331*2 8201 5F22*2 38C7 232B8 261DA 5F62 5F6B 38E3 5F9A 5FCD "
+    "5FD7 5FF9 6081 393A 391C 6094 226D4 60C7 6148 614C 614E 614C 617A 618E 61B2 61A4 61AF 61DE "
+    "61F2 61F6 6210 621B 625D 62B1 62D4 6350 22B0C 633D 62FC 6368 6383 63E4 22BF1 6422 63C5 63A9 "
+    "3A2E 6469 647E 649D 6477 3A6C 654F 656C 2300A 65E3 66F8 6649 3B19 6691 3B08 3AE4 5192 5195 "
+    "6700 669C 80AD 43D9 6717 671B 6721 675E 6753 233C3 3B49 67FA 6785 6852 6885 2346D 688E 681F "
+    "6914 3B9D 6942 69A3 69EA 6AA8 236A3 6ADB 3C18 6B21 238A7 6B54 3C4E 6B72 6B9F 6BBA+2 23A8D "
+    "21D0B 23AFA 6C4E 23CBC 6CBF 6CCD 6C67 6D16 6D3E 6D77 6D41 6D69 6D78 6D85 23D1E 6D34 6E2F "
+    "6E6E 3D33 6ECB 6EC7 23ED1 6DF9 6F6E 23F5E 23F8E 6FC6 7039 701E 701B 3D96 704A 707D 7077 70AD "
+    "20525 7145 24263 719C 243AB 7228 7235 7250 24608 7280 7295 24735 24814 737A 738B 3EAC 73A5 "
+    "3EB8*2 7447 745C 7471 7485 74CA 3F1B 7524 24C36 753E 24C92 7570 2219F 7610 24FA1 24FB8 25044 "
+    "3FFC 4008 76F4 250F3 250F2 25119 25133 771E+2 771F 774A 4039 778B 4046 4096 2541D 784E 788C "
+    "78CC 40E3 25626 7956 2569A 256C5 798F 79EB 412F 7A40 7A4A 7A4F 2597C 25AA7*2 7AEE 4202 25BAB "
+    "7BC6 7BC9 4227 25C80 7CD2 42A0 7CE8 7CE3 7D00 25F86 7D63 4301 7DC7 7E02 7E45 4334 26228 "
+    "26247 4359 262D9 7F7A 2633E 7F95 7FFA 8005 264DA 26523 8060 265A8 8070 2335F 43D5 80B2 8103 "
+    "440B 813E 5AB5 267A7 267B5 23393 2339C 8201 8204 8F9E 446B 8291 828B 829D 52B3 82B1 82B3 "
+    "82BD 82E6 26B3C 82E5 831D 8363 83AD 8323 83BD 83E7 8457 8353 83CA 83CC 83DC 26C36 26D6B "
+    "26CD5 452B 84F1 84F3 8516 273CA 8564 26F2C 455D 4561 26FB1 270D2 456B 8650 865C 8667 8669 "
+    "86A9 8688 870E 86E2 8779 8728 876B 8786 45D7 87E1 8801 45F9 8860 8863 27667 88D7 88DE 4635 "
+    "88FA 34BB 278AE 27966 46BE 46C7 8AA0 8AED 8B8A 8C55 27CA8 8CAB 8CC1 8D1B 8D77 27F2F 20804 "
+    "8DCB 8DBC 8DF0 208DE 8ED4 8F38 285D2 285ED 9094 90F1 9111 2872E 911B 9238 92D7+2 927C 93F9 "
+    "9415 28BFA 958B 4995 95B7 28D77 49E6 96C3 5DB2 9723 29145 2921A 4A6E 4A76 97E0 2940A 4AB2 "
+    "29496 980B*2 9829 295B6 98E2 4B33 9929 99A7 99C2 99FE 4BCE 29B30 9B12 9C40 9CFD 4CCE 4CED "
+    "9D67 2A0CE 4CF8 2A105 2A20E 2A291 9EBB 4D56 9EF9 9EFE 9F05 9F0F 9F16 9F3B 2A600";
+
+}  // namespace unicode
+
+// Takes a number off a text.
+inline char32_t take_hexadecimal(std::string_view& text) {
+  std::uint32_t number = 0;
+  const char* const end = std::from_chars(text.data(), text.data() + text.size(), number, 16).ptr;
+  text.remove_prefix(static_cast<std::size_t>(end - text.data()));
+  return number;
+}
+
+// Takes `sign` off a text that begins with it.
+inline bool take(std::string_view& text, char sign) {
+  if (!text.starts_with(sign)) return false;
+  text.remove_prefix(1);
+  return true;
+}
+
+inline CharacterTable::CharacterTable() {
+  const auto set_kind = [&](std::string_view ranges, Character::Kind kind) {
+    for_each(ranges, [&](Character& c) { c.kind = kind; });
+  };
+  const auto set_casing = [&](std::string_view ranges, Character::Casing casing) {
+    for_each(ranges, [&](Character& c) { c.casing = casing; });
+  };
+  set_kind(unicode::control, Character::dropped);
+  set_kind("FFFD", Character::dropped);
+  set_kind(unicode::private_use, Character::private_use);
+  set_kind("9+1 D", Character::space);
+  set_kind(unicode::space, Character::space);
+  set_kind(unicode::punctuation, Character::punctuation);
+  set_kind("21+E 3A+6 5B+5 7B+3", Character::punctuation);  // category S, too, where it is ASCII
+  set_kind("3400+19BF 4E00+51FF F900+1FF 20000+A6DF 2A700+27AF 2F800+21F", Character::ideograph);
+  for (const std::string_view marks : {unicode::mark, unicode::mark_of_class_0}) {
+    set_kind(marks, Character::mark);
+    set_casing(marks, Character::ignorable);
+  }
+  set_casing(unicode::cased, Character::cased);
+  set_casing(unicode::ignorable, Character::ignorable);
+  for_each(unicode::mark, [](Character& c) { c.combining = 1; });  // which does not matter: it goes
+  for (std::string_view text = unicode::combining; !text.empty(); take(text, ' ')) {
+    Character& c = at(take_hexadecimal(text));
+    take(text, ':');
+    c.combining = static_cast<std::uint8_t>(take_hexadecimal(text));
+  }
+  fold();
+  decompose_hangul();
+}
+
+inline Character& CharacterTable::at(char32_t code) {
+  std::uint32_t& page = pages_[code / page_size];
+  if (page == 0) {
+    page = static_cast<std::uint32_t>(characters_.size());
+    characters_.resize(characters_.size() + page_size);
+  }
+  return characters_[page + code % page_size];
+}
+
+// Calls set(character) for all that are in the ranges.
+template <class Set>
+void CharacterTable::for_each(std::string_view ranges, Set&& set) {
+  for (; !ranges.empty(); take(ranges, ' ')) {
+    const char32_t first = take_hexadecimal(ranges);
+    const char32_t last = first + (take(ranges, '+') ? take_hexadecimal(ranges) : 0);
+    for (char32_t code = first; code <= last; ++code) set(at(code));
+  }
+}
+
+inline void CharacterTable::fold() {
+  char32_t code = 0;
+  const auto next = [&](char32_t target) {
+    Character& c = at(code++);
+    c.folded = target;
+    if ((*this)[target].kind == Character::punctuation) c.kind = Character::punctuation;
+  };
+  for (std::string_view text = unicode::fold; !text.empty(); take(text, ' ')) {
+    if (take(text, '~')) {
+      code += take_hexadecimal(text);
+      continue;
+    }
+    const char32_t target = take_hexadecimal(text);
+    if (take(text, ':')) {
+      code = target;
+    } else if (take(text, '.')) {
+      const char32_t second = take_hexadecimal(text);
+      fold_to_parts(code++, target, second, take(text, '.') ? take_hexadecimal(text) : 0);
+    } else if (take(text, '*')) {
+      for (char32_t count = take_hexadecimal(text); count > 0; --count) next(target);
+    } else if (take(text, '+')) {
+      for (char32_t i = 0, count = take_hexadecimal(text); i < count; ++i) next(target + i);
+    } else if (take(text, '/')) {
+      for (char32_t i = 0, count = take_hexadecimal(text); i < count; ++i, ++code) {
+        next(target + 2 * i);
+      }
+    } else {
+      next(target);
+    }
+  }
+}
+
+inline void CharacterTable::fold_to_parts(char32_t code, char32_t a, char32_t b, char32_t c) {
+  at(code).folded = code_points + static_cast<char32_t>(parts_.size());
+  parts_.push_back({a, b, c});
+}
+
+// The syllables of Hangul, by arithmetic: 19 leading consonants, 21 vowels, and 27 trailing
+// consonants or none.
+inline void CharacterTable::decompose_hangul() {
+  for (char32_t i = 0; i < 19 * 21 * 28; ++i) {
+    const char32_t trailing = i % 28;
+    fold_to_parts(0xAC00 + i, 0x1100 + i / (21 * 28), 0x1161 + i / 28 % 21,
+                  trailing == 0 ? 0 : 0x11A7 + trailing);
+  }
+}
+
+}  // namespace detail
 
 }  // namespace bert4rec
 

@@ -40,7 +40,7 @@ $4" good/"$2" >"$1/$2"
 
 # ---- usage --------------------------------------------------------------------------------------
 for tool in train_model recommend evaluate_model import_interactions make_demo_data \
-  audit_dataset export_vectors benchmark make_report_lists reproduce_report; do
+  audit_dataset export_vectors benchmark tokenize_text make_report_lists reproduce_report; do
   expect 0 "Example" "$bin/$tool" --help
   expect 2 "unknown option --nonsense" "$bin/$tool" --nonsense
   expect 2 "unexpected word" "$bin/$tool" nonsense
@@ -432,6 +432,48 @@ for only in every complete; do
   if [ $only = every ]; then [ "$hidden" -lt 50 ]; else [ -z "$hidden" ]; fi && ok ||
     bad "$only: hidden titles"
 done
+
+# ---- tokens ------------------------------------------------------------------------------------
+printf '%s\n' '[PAD]' '[UNK]' '[CLS]' '[SEP]' '[MASK]' play '##ing' . mask '[' ']' >vocab.txt
+# tokens INPUT OPTIONS LINE...: what is printed for an input.
+tokens() {
+  printf "$1" | "$bin/tokenize_text" --vocab vocab.txt $2 >out 2>err || bad "tokenize_text $2"
+  shift 2
+  [ $# = 0 ] && : >expected || printf '%s\n' "$@" >expected
+  cmp -s out expected && ok || bad "tokenize_text prints something else than $*"
+}
+tokens '' ''
+tokens '\n' '' ''
+tokens 'Playing.\r\n\n x [MASK]\nplay' '' 'play ##ing .' '' '[UNK] [ mask ]' play
+tokens 'Playing.\n\nx' --ids '5 6 7' '' 1
+tokens 'Playing\n\n' '--ids --special' '2 5 6 3' '2 3'
+tokens 'play' --special '[CLS] play [SEP]'
+tokens 'x [MASK]' '--rules hugging-face' '[UNK] [MASK]'
+tokens 'pl\377ay\000ing' '' 'play ##ing'
+printf 'playing\nplay' >texts.txt
+expect 0 "play ##ing" "$bin/tokenize_text" --vocab vocab.txt --input texts.txt
+[ "$(wc -l <out)" = 2 ] && ok || bad "a line for each line"
+expect 2 "--vocab must be given" "$bin/tokenize_text"
+expect 2 "google|hugging-face" "$bin/tokenize_text" --vocab vocab.txt --rules other
+expect 1 "none.txt: cannot open: No such file" "$bin/tokenize_text" --vocab none.txt
+expect 1 "none.txt: cannot open: No such file" "$bin/tokenize_text" --vocab vocab.txt --input none.txt
+expect 1 "good: cannot read: Is a directory" "$bin/tokenize_text" --vocab vocab.txt --input good
+expect 1 "texts.txt: no line is [PAD]" "$bin/tokenize_text" --vocab texts.txt
+if [ -w /dev/full ]; then
+  "$bin/tokenize_text" --vocab vocab.txt --input texts.txt >/dev/full 2>err
+  [ $? = 1 ] && grep -q "cannot write" err && ok || bad "tokenize_text on a full disk"
+fi
+# A line of 4 MB without a space, and an answer to each line before the next one is asked.
+head -c 4000000 /dev/zero | tr '\0' a >long.txt
+expect 0 "[UNK]" "$bin/tokenize_text" --vocab vocab.txt --input long.txt
+mkfifo questions answers
+timeout 20 "$bin/tokenize_text" --vocab vocab.txt <questions >answers &
+exec 3>questions 4<answers
+echo playing >&3
+read -r answer <&4
+[ "$answer" = "play ##ing" ] && ok || bad "an answer to each line"
+exec 3>&- 4<&-
+wait
 
 # ---- both quickstarts run the same commands ---------------------------------------------------
 # commands FILE: its calls of the three programs, one a line, without what the shells write
