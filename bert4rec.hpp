@@ -1736,8 +1736,10 @@ enum class Objective {
 
 // What the model is trained for, and so what stands on its encoder (chapters 13 and 18).
 enum class TaskKind {
-  items,    // to name the item that belongs at a place
-  matching  // to tell items that belong there from others, by the similarity of two vectors
+  items,          // to name the item that belongs at a place
+  matching,       // to tell items that belong there from others, by the similarity of two vectors
+  masked_text,    // BERT: to name the hidden tokens of a text; what classifiers may begin with
+  classification  // to name the label of a text
 };
 
 // Of the scores at an asked place (chapter 12). All but softmax see only a few drawn negatives.
@@ -1777,7 +1779,8 @@ struct EnumNames<Objective> {
 };
 template <>
 struct EnumNames<TaskKind> {
-  static constexpr std::array<std::string_view, 2> names{"items", "matching"};
+  static constexpr std::array<std::string_view, 4> names{"items", "matching", "masked-text",
+                                                         "classification"};
 };
 template <>
 struct EnumNames<Loss> {
@@ -1836,10 +1839,11 @@ constexpr std::int32_t token_of(std::int32_t item) {
 
 // The encoder of chapter 11 by itself: what it shares with every model that stands on it.
 struct EncoderConfig {
-  std::size_t vocabulary, hidden_size, inner_size, num_layers, num_heads, max_length;
+  std::size_t vocabulary, hidden_size, inner_size, num_layers, num_heads, max_length, segments;
   double dropout;            // of embeddings and layer outputs
   double attention_dropout;  // of attention weights
   double inner_dropout;      // inside the feed-forward
+  double norm_epsilon;       // of every LayerNorm
   bool causal;               // attention looks at earlier tokens alone
 
   std::size_t head_size() const { return hidden_size / num_heads; }
@@ -1858,6 +1862,10 @@ struct ModelConfig {
   Objective objective = Objective::cloze;
   TaskKind task = TaskKind::items;
   double fixed_scale = 0.0;
+  std::size_t inner_size = 0;
+  double norm_epsilon = 1e-5;
+  std::size_t segments = 0;
+  std::size_t classes = 0;
 
   // visit(name, value, minimum, maximum, meaning) for each field. Model files name those of the
   // first version always, later ones where they are not at their default: so the bytes of a model
@@ -1865,7 +1873,8 @@ struct ModelConfig {
   static constexpr std::size_t first_fields = 8;
   template <class Self, class Visit>
   static void fields(Self& self, Visit&& visit) {
-    visit("num_items", self.num_items, 1, 100'000'000, "items in the catalogue");
+    visit("num_items", self.num_items, 1, 100'000'000,
+          "items in the catalogue, or tokens in the vocabulary of texts");
     visit("hidden_size", self.hidden_size, 1, 65536, "width H of a token vector");
     visit("num_layers", self.num_layers, 1, 1000, "Transformer layers");
     visit("num_heads", self.num_heads, 1, 65536, "attention heads; must divide hidden_size");
@@ -1874,22 +1883,39 @@ struct ModelConfig {
     visit("attention_dropout", self.attention_dropout, 0.0, 0.99, "dropout of attention weights");
     visit("architecture", self.architecture, 0, 1, "output: untied linear, or that of the paper");
     visit("objective", self.objective, 0, 1, "name hidden items, or the next one at every item");
-    visit("task", self.task, 0, 1, "score all items, or match a user's vector with items' vectors");
+    visit("task", self.task, 0, 3,
+          "score all items, match a user's vector with items' vectors, or classify texts");
     visit("fixed_scale", self.fixed_scale, 0.0, 100.0,
           "matching: of the similarity; 0: it is learned");
+    visit("inner_size", self.inner_size, 0, 262'144,
+          "width of the feed-forward; 0: 4 times hidden_size");
+    visit("norm_epsilon", self.norm_epsilon, 1e-16, 1.0,
+          "added to the variance in LayerNorm: 1e-5 in PyTorch, 1e-12 in BERT");
+    visit("segments", self.segments, 0, 16,
+          "kinds of text that a row may have; 0: no such vectors");
+    visit("classes", self.classes, 0, 1'000'000, "labels of a classifier");
   }
 
-  std::size_t vocabulary() const { return num_items + special_rows; }
+  bool reads_text() const {
+    return task == TaskKind::masked_text || task == TaskKind::classification;
+  }
+  // Vocabulary row of item 0. A text's vocabulary has its special tokens among its own.
+  std::size_t first_row() const { return reads_text() ? 0 : special_rows; }
+  std::size_t vocabulary() const { return first_row() + num_items; }
+  // How many answers there are at an asked place.
+  std::size_t targets() const { return task == TaskKind::classification ? classes : num_items; }
   EncoderConfig encoder() const {
     return {vocabulary(),
             hidden_size,
-            4 * hidden_size,
+            inner_size == 0 ? 4 * hidden_size : inner_size,
             num_layers,
             num_heads,
             max_length,
+            segments,
             dropout,
             attention_dropout,
             architecture == Architecture::torch ? dropout : 0.0,
+            norm_epsilon,
             objective == Objective::causal};
   }
 };
@@ -1992,6 +2018,11 @@ inline void validate(const ModelConfig& config) {
   validate_ranges(config);
   require(config.hidden_size % config.num_heads == 0, "num_heads is ", config.num_heads,
           ", which does not divide hidden_size ", config.hidden_size);
+  const bool classifies = config.task == TaskKind::classification;
+  require(classifies ? config.classes >= 2 : config.classes == 0, "classes is ", config.classes,
+          ", expected ", classifies ? "at least 2" : "0 but for a classifier");
+  require(!config.reads_text() || config.objective == Objective::cloze, "objective is ",
+          enum_name(config.objective), ", but texts are read from both sides: cloze");
 }
 
 inline void validate(const TrainConfig& config) {
@@ -2150,8 +2181,9 @@ struct EncoderTensors {
     Real *w1, *b1, *w2, *b2;              // [4H,H] [4H] [H,4H] [H]
     Real *gain1, *bias1, *gain2, *bias2;  // [H]
   };
-  Real *item, *position;  // [V,H] [L,H]
-  Real *gain, *bias;      // [H]
+  Real *item, *position;    // [V,H] [L,H]
+  Real* segment = nullptr;  // [segments,H]; none if there are no segments
+  Real *gain, *bias;        // [H]
   std::vector<Layer> layers;
 
   template <class Visit>
@@ -2159,6 +2191,9 @@ struct EncoderTensors {
     const std::size_t H = config.hidden_size, inner = config.inner_size;
     visit(item, "item_embedding.weight", Shape{config.vocabulary, H}, Init::normal, Rows::tokens);
     visit(position, "position_embedding.weight", Shape{config.max_length, H}, Init::normal);
+    if (config.segments > 0) {
+      visit(segment, "segment_embedding.weight", Shape{config.segments, H}, Init::normal);
+    }
     visit(gain, "embedding_norm.weight", Shape{H}, Init::ones);
     visit(bias, "embedding_norm.bias", Shape{H}, Init::zeros);
     layers.resize(config.num_layers);
@@ -2264,8 +2299,8 @@ struct Kernels {
   void (*gelu_backward)(const Real* x, Real* dy, std::size_t n);
   void (*dropout)(const Real* x, Real* y, std::size_t n, Key key, std::uint32_t row,
                   std::uint32_t threshold);
-  RowStatistics<Real> (*normalize)(const Real* x, const Real* gain, const Real* bias, Real* y,
-                                   std::size_t n);
+  RowStatistics<Real> (*normalize)(const Real* x, const Real* gain, const Real* bias, Real epsilon,
+                                   Real* y, std::size_t n);
   void (*normalize_backward)(const Real* x, RowStatistics<Real> row, const Real* gain, Real* dy,
                              std::size_t n);
   void (*normalize_parameters)(const Real* x, RowStatistics<Real> row, const Real* dy, Real* dgain,
@@ -2278,8 +2313,6 @@ struct Kernels {
   void (*exp)(const Real* x, Real* y, std::size_t n);
   void (*erf)(const Real* x, Real* y, std::size_t n);
 };
-
-inline constexpr double layer_norm_epsilon = 1e-5;  // PyTorch's; the authors' code has 1e-12
 
 // Dropout decides from 16 random bits: an element falls if they are below `threshold`, so that the
 // probability is threshold / 65536; those that stay are scaled by 65536 / (65536 - threshold).
@@ -2482,13 +2515,13 @@ void dropout(const Real* x, Real* y, std::size_t n, Key key, std::uint32_t row,
 
 // y_i = gain_i (x_i - mean) / sqrt(variance + epsilon) + bias_i over one row
 template <class Real>
-RowStatistics<Real> normalize(const Real* x, const Real* gain, const Real* bias, Real* y,
-                              std::size_t n) {
+RowStatistics<Real> normalize(const Real* x, const Real* gain, const Real* bias, Real epsilon,
+                              Real* y, std::size_t n) {
   const auto count = static_cast<Real>(n);
   const Real mean = sum_row<Real>(n, [&](std::size_t i, Real sum) { return sum + x[i]; }) / count;
   const Real squares = sum_row<Real>(
       n, [&](std::size_t i, Real sum) { return fused(x[i] - mean, x[i] - mean, sum); });
-  const Real inverse = 1 / std::sqrt(squares / count + static_cast<Real>(layer_norm_epsilon));
+  const Real inverse = 1 / std::sqrt(squares / count + epsilon);
   for (std::size_t i = 0; i < n; ++i) y[i] = fused(gain[i], (x[i] - mean) * inverse, bias[i]);
   return {mean, inverse};
 }
@@ -2883,10 +2916,11 @@ void linear_backward(Compute<Real>& compute, std::size_t N, std::size_t O, std::
 
 template <class Real>
 void norm_forward(Compute<Real>& compute, std::size_t N, std::size_t H, const Real* x,
-                  const Real* gain, const Real* bias, Real* y,
+                  const Real* gain, const Real* bias, double epsilon, Real* y,
                   detail::RowStatistics<Real>* statistics) {
   compute.for_rows(N, [&](std::size_t t) {
-    statistics[t] = compute.kernels.normalize(x + t * H, gain, bias, y + t * H, H);
+    statistics[t] =
+        compute.kernels.normalize(x + t * H, gain, bias, static_cast<Real>(epsilon), y + t * H, H);
   });
 }
 
@@ -2909,12 +2943,13 @@ void norm_backward(Compute<Real>& compute, std::size_t N, std::size_t H, const R
 template <class Real>
 void residual_norm_forward(Compute<Real>& compute, std::size_t N, std::size_t H,
                            std::size_t first_token, const DropoutSite& dropout, const Real* x,
-                           Real* f, const Real* gain, const Real* bias, Real* y,
+                           Real* f, const Real* gain, const Real* bias, double epsilon, Real* y,
                            detail::RowStatistics<Real>* statistics) {
   compute.for_rows(N, [&](std::size_t t) {
     dropout.apply(compute.kernels, f + t * H, f + t * H, H, first_token + t);
     compute.kernels.add(x + t * H, f + t * H, H);
-    statistics[t] = compute.kernels.normalize(f + t * H, gain, bias, y + t * H, H);
+    statistics[t] =
+        compute.kernels.normalize(f + t * H, gain, bias, static_cast<Real>(epsilon), y + t * H, H);
   });
 }
 
@@ -2955,6 +2990,33 @@ void activation_backward(Compute<Real>& compute, std::size_t N, std::size_t widt
   });
 }
 
+// ---- Tanh: y = tanh u = (1 - e) / (1 + e) with the sign of u, e = exp(-2 |u|) -------------------
+
+template <class Real>
+void tanh_forward(Compute<Real>& compute, std::size_t N, std::size_t width, const Real* u,
+                  Real* y) {
+  compute.for_rows(N, [&](std::size_t t) {
+    const Real* from = u + t * width;
+    Real* row = y + t * width;
+    for (std::size_t i = 0; i < width; ++i) row[i] = -2 * std::abs(from[i]);
+    compute.kernels.exp(row, row, width);
+    for (std::size_t i = 0; i < width; ++i) {
+      row[i] = std::copysign((1 - row[i]) / (1 + row[i]), from[i]);
+    }
+  });
+}
+
+// y = tanh u:   du = dy (1 - y^2), written over dy
+template <class Real>
+void tanh_backward(Compute<Real>& compute, std::size_t N, std::size_t width, const Real* y,
+                   Real* dy) {
+  compute.for_rows(N, [&](std::size_t t) {
+    for (std::size_t i = t * width; i < (t + 1) * width; ++i) {
+      dy[i] *= detail::fused(-y[i], y[i], Real(1));
+    }
+  });
+}
+
 // ---- Rows that are computed together -----------------------------------------------------------
 // Where rows begin and end in a list of the batch; row r of the group has the elements begin(r) ...
 // begin(r) + length(r) - 1 of the group's part of it.
@@ -2970,12 +3032,19 @@ struct RowOffsets {
 
 struct RowGroup {
   std::span<const std::int32_t> tokens, positions;  // [N]
+  std::span<const std::int32_t> segments;           // [N] or, if all are 0, empty
   std::span<const std::size_t> asked;               // [M] places in the group, ascending
   std::span<const std::int32_t> targets;            // [M] what belongs there
+  std::span<const float> weights;                   // [M] of their losses or, if all are 1, empty
   std::span<const std::int32_t> negatives;          // [K] items drawn for the whole batch
   std::span<const float> log_expected;              // [K] log(K q) of an item drawn with chance q
   std::span<const std::int32_t> own_negatives;      // [M,R] items drawn for each asked place
   RowOffsets all, asked_rows;                       // the rows in tokens, and in asked
+  std::span<const std::size_t> pairs;               // [rows + 1] sum of n^2 over the rows before
+
+  std::size_t segment(std::size_t t) const {
+    return segments.empty() ? 0 : static_cast<std::size_t>(segments[t]);
+  }
 };
 
 // ---- Attention: A heads of D = H / A, inside each row (eq. 1 and 2) ----------------------------
@@ -2985,8 +3054,8 @@ struct RowGroup {
 // A query sees all n tokens of its row or, if attention is causal, those up to its own. Then a
 // block of queries at a time is computed, with the keys up to the last that any of them sees: about
 // half of S is never made. In P the rest of a block is 0.
-// In q[Q,H], and kv[N,2H] with keys before values, head h has the columns from h D. weights[Q,A,L]
-// keeps P: those of query t and head h are the n numbers from (t A + h) L.
+// In q[Q,H], and kv[N,2H] with keys before values, head h has the columns from h D. `weights` keeps
+// P, one behind the other: A matrices [m,n] for each row, which has room for [n,n].
 
 // The queries of a group: their rows, and which places of the group they are.
 struct Queries {
@@ -3001,16 +3070,14 @@ class AttentionHead {
   std::size_t block;        // queries computed at a time
   std::size_t dropout_row;  // of its first query, among the rows that dropout counts
 
-  AttentionHead(const EncoderConfig& config, const RowOffsets& keys, const Queries& queries,
+  AttentionHead(const EncoderConfig& config, const RowGroup& group, const Queries& queries,
                 std::size_t task)
-      : D(config.head_size()),
-        H_(config.hidden_size),
-        weights_row_(config.num_heads * config.max_length) {
+      : D(config.head_size()), H_(config.hidden_size) {
     const std::size_t row = task / config.num_heads, head = task % config.num_heads;
-    m = queries.rows.length(row), n = keys.length(row);
+    m = queries.rows.length(row), n = group.all.length(row);
     block = config.causal ? causal_block : std::max<std::size_t>(m, 1);
-    first_query_ = queries.rows.begin(row), first_key_ = keys.begin(row), column_ = head * D;
-    weights_at_ = first_query_ * weights_row_ + head * config.max_length;
+    first_query_ = queries.rows.begin(row), first_key_ = group.all.begin(row), column_ = head * D;
+    weights_at_ = config.num_heads * group.pairs[row] + head * m * n;
     dropout_row = queries.rows.offsets[row] * config.num_heads + head * m;
     causal_ = config.causal;
     if (!queries.places.empty()) places_ = queries.places.subspan(first_query_, m);
@@ -3023,7 +3090,7 @@ class AttentionHead {
   }
 
   // Its part of q[Q,H] and of what has that shape, of the keys and of the values in kv[N,2H], and
-  // of weights[Q,A,L].
+  // of the weights.
   template <class Real>
   View<Real> q(Real* all) const {
     return {all + first_query_ * H_ + column_, H_};
@@ -3038,39 +3105,40 @@ class AttentionHead {
   }
   template <class Real>
   View<Real> P(Real* weights) const {
-    return {weights + weights_at_, weights_row_};
+    return {weights + weights_at_, n};
   }
 
  private:
   static constexpr std::size_t causal_block = 32;
-  std::size_t H_, weights_row_, weights_at_;
+  std::size_t H_, weights_at_;
   std::size_t first_query_, first_key_, column_;  // rows of q and of kv, first column of both
   bool causal_;
   std::span<const std::size_t> places_;
 };
 
 template <class Real>
-void attention_forward(Compute<Real>& compute, const EncoderConfig& config, const RowOffsets& keys,
+void attention_forward(Compute<Real>& compute, const EncoderConfig& config, const RowGroup& group,
                        const Queries& queries, const DropoutSite& dropout, const Real* q_all,
                        const Real* kv, Real* weights, Real* out) {
   const Real scale = 1 / std::sqrt(static_cast<Real>(config.head_size()));
-  compute.pool.parallel_for(keys.rows() * config.num_heads, [&](std::size_t task, std::size_t w) {
-    const AttentionHead at(config, keys, queries, task);
-    for (std::size_t first = 0; first < at.m; first += at.block) {
-      const std::size_t m = std::min(at.block, at.m - first), n = at.visible(first + m - 1);
-      const View<const Real> q = at.q(q_all).from(first), k = at.k(kv), v = at.v(kv);
-      const View<Real> P = at.P(weights).from(first), R{compute.scratch(w), n};
-      compute.multiply(w, m, n, at.D, q, k.T(), P);
-      for (std::size_t i = 0; i < m; ++i) {
-        Real* row = P.from(i).data;
-        const std::size_t seen = at.visible(first + i);
-        compute.kernels.softmax(row, scale, seen);
-        std::fill(row + seen, row + n, Real(0));
-        dropout.apply(compute.kernels, row, R.from(i).data, n, at.dropout_row + first + i);
-      }
-      compute.multiply(w, m, at.D, n, R, v, at.q(out).from(first));
-    }
-  });
+  compute.pool.parallel_for(
+      group.all.rows() * config.num_heads, [&](std::size_t task, std::size_t w) {
+        const AttentionHead at(config, group, queries, task);
+        for (std::size_t first = 0; first < at.m; first += at.block) {
+          const std::size_t m = std::min(at.block, at.m - first), n = at.visible(first + m - 1);
+          const View<const Real> q = at.q(q_all).from(first), k = at.k(kv), v = at.v(kv);
+          const View<Real> P = at.P(weights).from(first), R{compute.scratch(w), n};
+          compute.multiply(w, m, n, at.D, q, k.T(), P);
+          for (std::size_t i = 0; i < m; ++i) {
+            Real* row = P.from(i).data;
+            const std::size_t seen = at.visible(first + i);
+            compute.kernels.softmax(row, scale, seen);
+            std::fill(row + seen, row + n, Real(0));
+            dropout.apply(compute.kernels, row, R.from(i).data, n, at.dropout_row + first + i);
+          }
+          compute.multiply(w, m, at.D, n, R, v, at.q(out).from(first));
+        }
+      });
 }
 
 // With R = dropout(P):
@@ -3079,41 +3147,42 @@ void attention_forward(Compute<Real>& compute, const EncoderConfig& config, cons
 // S = q k^T / sqrt D:       dq = dS k / sqrt D,     dk = dS^T q / sqrt D
 // The last block comes first: no other sees more keys, so it writes dk and dv, and the others add.
 template <class Real>
-void attention_backward(Compute<Real>& compute, const EncoderConfig& config, const RowOffsets& keys,
+void attention_backward(Compute<Real>& compute, const EncoderConfig& config, const RowGroup& group,
                         const Queries& queries, const DropoutSite& dropout, const Real* q_all,
                         const Real* kv, const Real* weights, const Real* d_out, Real* d_q,
                         Real* d_kv) {
   const Real scale = 1 / std::sqrt(static_cast<Real>(config.head_size()));
-  compute.pool.parallel_for(keys.rows() * config.num_heads, [&](std::size_t task, std::size_t w) {
-    const AttentionHead at(config, keys, queries, task);
-    const View<const Real> k = at.k(kv), v = at.v(kv);
-    const View<Real> dk = at.k(d_kv), dv = at.v(d_kv);
-    for (std::size_t row = at.m == 0 ? 0 : at.visible(at.m - 1); row < at.n; ++row) {
-      std::fill_n(dk.from(row).data, at.D, Real(0));  // keys that nobody sees
-      std::fill_n(dv.from(row).data, at.D, Real(0));
-    }
-    for (std::size_t end = at.m; end > 0;) {
-      const std::size_t first = (end - 1) / at.block * at.block, m = end - first;
-      const std::size_t n = at.visible(end - 1);
-      const View<const Real> q = at.q(q_all).from(first), P = at.P(weights).from(first);
-      const View<const Real> d_o = at.q(d_out).from(first);
-      const View<Real> R{compute.scratch(w), n}, d_S = R.from(m), dq = at.q(d_q).from(first);
-      const bool add = end < at.m;
-      for (std::size_t i = 0; i < m; ++i) {
-        dropout.apply(compute.kernels, P.from(i).data, R.from(i).data, n,
-                      at.dropout_row + first + i);
-      }
-      compute.multiply(w, n, at.D, m, R.T(), d_o, {add ? dv.data : nullptr, dv.row}, dv);
-      compute.multiply(w, m, n, at.D, d_o, v.T(), d_S);
-      for (std::size_t i = 0; i < m; ++i) {
-        compute.kernels.softmax_backward(P.from(i).data, R.from(i).data, d_S.from(i).data, scale,
-                                         n);
-      }
-      compute.multiply(w, m, at.D, n, d_S, k, dq);
-      compute.multiply(w, n, at.D, m, d_S.T(), q, {add ? dk.data : nullptr, dk.row}, dk);
-      end = first;
-    }
-  });
+  compute.pool.parallel_for(
+      group.all.rows() * config.num_heads, [&](std::size_t task, std::size_t w) {
+        const AttentionHead at(config, group, queries, task);
+        const View<const Real> k = at.k(kv), v = at.v(kv);
+        const View<Real> dk = at.k(d_kv), dv = at.v(d_kv);
+        for (std::size_t row = at.m == 0 ? 0 : at.visible(at.m - 1); row < at.n; ++row) {
+          std::fill_n(dk.from(row).data, at.D, Real(0));  // keys that nobody sees
+          std::fill_n(dv.from(row).data, at.D, Real(0));
+        }
+        for (std::size_t end = at.m; end > 0;) {
+          const std::size_t first = (end - 1) / at.block * at.block, m = end - first;
+          const std::size_t n = at.visible(end - 1);
+          const View<const Real> q = at.q(q_all).from(first), P = at.P(weights).from(first);
+          const View<const Real> d_o = at.q(d_out).from(first);
+          const View<Real> R{compute.scratch(w), n}, d_S = R.from(m), dq = at.q(d_q).from(first);
+          const bool add = end < at.m;
+          for (std::size_t i = 0; i < m; ++i) {
+            dropout.apply(compute.kernels, P.from(i).data, R.from(i).data, n,
+                          at.dropout_row + first + i);
+          }
+          compute.multiply(w, n, at.D, m, R.T(), d_o, {add ? dv.data : nullptr, dv.row}, dv);
+          compute.multiply(w, m, n, at.D, d_o, v.T(), d_S);
+          for (std::size_t i = 0; i < m; ++i) {
+            compute.kernels.softmax_backward(P.from(i).data, R.from(i).data, d_S.from(i).data,
+                                             scale, n);
+          }
+          compute.multiply(w, m, at.D, n, d_S, k, dq);
+          compute.multiply(w, n, at.D, m, d_S.T(), q, {add ? dk.data : nullptr, dk.row}, dk);
+          end = first;
+        }
+      });
 }
 
 // Scratch numbers that one thread needs for attention: two matrices [L,L].
@@ -3123,22 +3192,24 @@ inline std::size_t attention_scratch(const EncoderConfig& config) {
 }
 
 // ---- Embedding: e_t = item[tokens_t] + position[positions_t] (section 3.4) ---------------------
+// and, as in BERT, + segment[segments_t], if the model has segments.
 
 template <class Real>
 void embedding_forward(Compute<Real>& compute, std::size_t H, const RowGroup& group,
-                       const Real* item, const Real* position, Real* e) {
+                       const Real* item, const Real* position, const Real* segment, Real* e) {
   compute.for_rows(group.tokens.size(), [&](std::size_t t) {
     const Real* row = item + static_cast<std::size_t>(group.tokens[t]) * H;
     std::copy(row, row + H, e + t * H);
     compute.kernels.add(position + static_cast<std::size_t>(group.positions[t]) * H, e + t * H, H);
+    if (segment != nullptr) compute.kernels.add(segment + group.segment(t) * H, e + t * H, H);
   });
 }
 
-// e_t = item[tokens_t] + position[positions_t]:   d_item[tokens_t] += de_t, and so for positions.
+// e_t = item[tokens_t] + position[positions_t]:   d_item[tokens_t] += de_t, and so for the others.
 // A token may occur often: threads own columns, so each sum keeps the order of t.
 template <class Real>
 void embedding_backward(Compute<Real>& compute, std::size_t H, const RowGroup& group,
-                        const Real* de, Real* d_item, Real* d_position) {
+                        const Real* de, Real* d_item, Real* d_position, Real* d_segment) {
   compute.pool.parallel_ranges(H, 16, [&](std::size_t begin, std::size_t end, std::size_t) {
     for (std::size_t t = 0; t < group.tokens.size(); ++t) {
       const Real* from = de + t * H + begin;
@@ -3146,6 +3217,8 @@ void embedding_backward(Compute<Real>& compute, std::size_t H, const RowGroup& g
       const auto position = static_cast<std::size_t>(group.positions[t]);
       compute.kernels.add(from, d_item + token * H + begin, end - begin);
       compute.kernels.add(from, d_position + position * H + begin, end - begin);
+      if (d_segment == nullptr) continue;
+      compute.kernels.add(from, d_segment + group.segment(t) * H + begin, end - begin);
     }
   });
 }
@@ -3188,6 +3261,7 @@ class DropoutPlan {
         inner_threshold_(detail::dropout_threshold(config.inner_dropout)) {}
 
   DropoutSite embedding() const { return {fold_in(key_, 0), threshold_}; }
+  DropoutSite head() const { return {fold_in(key_, 1), threshold_}; }
   DropoutSite attention(std::size_t layer) const { return site(layer, 1, attention_threshold_); }
   DropoutSite attention_output(std::size_t layer) const { return site(layer, 2, threshold_); }
   DropoutSite inner(std::size_t layer) const { return site(layer, 3, inner_threshold_); }
@@ -3244,8 +3318,9 @@ class Encoder {
   const Real* forward(Compute<Real>& compute, const RowGroup& group, const DropoutPlan& dropout) {
     const std::size_t N = group.all.size(), H = config_.hidden_size, inner = config_.inner_size;
     const DropoutSite embedding_dropout = dropout.embedding();
-    embedding_forward(compute, H, group, w_.item, w_.position, embedded_.data());
-    norm_forward(compute, N, H, embedded_.data(), w_.gain, w_.bias, x0_.data(), statistics_.data());
+    embedding_forward(compute, H, group, w_.item, w_.position, w_.segment, embedded_.data());
+    norm_forward(compute, N, H, embedded_.data(), w_.gain, w_.bias, config_.norm_epsilon,
+                 x0_.data(), statistics_.data());
     compute.for_rows(N, [&](std::size_t t) {
       Real* row = x0_.data() + t * H;
       embedding_dropout.apply(compute.kernels, row, row, H, group.all.first() + t);
@@ -3263,16 +3338,18 @@ class Encoder {
       }
       linear_forward(compute, Q, H, H, query_x, w.in_weight, w.in_bias, s.q.data());
       linear_forward(compute, N, 2 * H, H, x, w.in_weight + H * H, w.in_bias + H, s.kv.data());
-      attention_forward(compute, config_, group.all, queries, dropout.attention(i), s.q.data(),
+      attention_forward(compute, config_, group, queries, dropout.attention(i), s.q.data(),
                         s.kv.data(), s.weights.data(), s.context.data());
       linear_forward(compute, Q, H, H, s.context.data(), w.out_weight, w.out_bias, s.sum1.data());
       residual_norm_forward(compute, Q, H, first, dropout.attention_output(i), query_x,
-                            s.sum1.data(), w.gain1, w.bias1, s.a.data(), s.statistics1.data());
+                            s.sum1.data(), w.gain1, w.bias1, config_.norm_epsilon, s.a.data(),
+                            s.statistics1.data());
       linear_forward(compute, Q, inner, H, s.a.data(), w.w1, w.b1, s.u.data());
       activation_forward(compute, Q, inner, first, dropout.inner(i), s.u.data(), s.h.data());
       linear_forward(compute, Q, H, inner, s.h.data(), w.w2, w.b2, s.sum2.data());
       residual_norm_forward(compute, Q, H, first, dropout.output(i), s.a.data(), s.sum2.data(),
-                            w.gain2, w.bias2, s.x.data(), s.statistics2.data());
+                            w.gain2, w.bias2, config_.norm_epsilon, s.x.data(),
+                            s.statistics2.data());
       x = s.x.data();
     }
     return x;
@@ -3303,7 +3380,7 @@ class Encoder {
       Real *d_context = wide, *d_q = wide + Q * H, *d_kv = wide + 2 * Q * H;  // [Q,H] twice, [N,2H]
       linear_backward(compute, Q, H, H, s.context.data(), w.out_weight, narrow, g.out_weight,
                       g.out_bias, d_context, false);
-      attention_backward(compute, config_, group.all, queries, dropout.attention(i), s.q.data(),
+      attention_backward(compute, config_, group, queries, dropout.attention(i), s.q.data(),
                          s.kv.data(), s.weights.data(), d_context, d_q, d_kv);
       linear_backward(compute, Q, H, H, query_x, w.in_weight, d_q, g.in_weight, g.in_bias, d, true);
       if (is_last(i)) scatter_rows(H, N, group.asked, d);
@@ -3316,7 +3393,7 @@ class Encoder {
     });
     norm_backward(compute, N, H, embedded_.data(), statistics_.data(), w_.gain, d, g_.gain, g_.bias,
                   [](std::size_t) {});
-    embedding_backward(compute, H, group, d, g_.item, g_.position);
+    embedding_backward(compute, H, group, d, g_.item, g_.position, g_.segment);
   }
 
  private:
@@ -3341,7 +3418,7 @@ class Encoder {
           statistics1(C),
           statistics2(C) {}
     Buffer<Real> q, kv;             // [Q,H] and [N,2H], keys before values
-    Buffer<Real> weights;           // [Q,A,L] softmax of attention
+    Buffer<Real> weights;           // softmax of attention, [A,m,n] for each row
     Buffer<Real> context, sum1, a;  // [Q,H] output of attention; x + W_out context; its norm
     Buffer<Real> u, h;              // [Q,4H] W1 a; its activation
     Buffer<Real> sum2, x;           // [Q,H] a + W2 h; its norm, the output of the layer
@@ -3441,7 +3518,7 @@ double logistic_loss(const detail::Kernels<Real>& kernels, Real* s, std::size_t 
 //   static TensorTable tensors(config)           those of the encoder and its own
 //   static bool draws(train)                     whether its loss sees but a few drawn items
 //   Head(config, train, table, parameters, gradients, encoder)   flat arrays, and what a loss needs
-//   Tally loss(compute, x, group, loss_scale, d_x)               of training
+//   Tally loss(compute, x, group, dropout, loss_scale, d_x)      of training
 //   Tally evaluate(compute, x, group)
 //   void score(compute, M, x, scores)
 // and, if its scores are inner products, the vectors of items and of users (places that are asked)
@@ -3478,6 +3555,21 @@ struct ItemTensors {
   }
 };
 
+template <class Real>
+struct ClassificationTensors {
+  Real *dense_weight, *dense_bias;  // [H,H] [H]
+  Real *weight, *bias;              // [C,H] [C]
+
+  template <class Visit>
+  void for_each(const ModelConfig& config, Visit&& visit) {
+    const std::size_t H = config.hidden_size, C = config.classes;
+    visit(dense_weight, "pooler.dense.weight", Shape{H, H}, Init::normal);
+    visit(dense_bias, "pooler.dense.bias", Shape{H}, Init::zeros);
+    visit(weight, "classifier.weight", Shape{C, H}, Init::normal);
+    visit(bias, "classifier.bias", Shape{C}, Init::zeros);
+  }
+};
+
 // The scale of similarities: see MatchingHead.
 template <class Real>
 struct MatchingTensors {
@@ -3496,6 +3588,8 @@ inline TensorTable bert4rec_tensors(const ModelConfig& config) {
   add_tensors<EncoderTensors<float>>(table, config.encoder());
   if (config.task == TaskKind::matching)
     add_tensors<MatchingTensors<float>>(table, config);
+  else if (config.task == TaskKind::classification)
+    add_tensors<ClassificationTensors<float>>(table, config);
   else
     add_tensors<ItemTensors<float>>(table, config);
   return table;
@@ -3571,16 +3665,16 @@ class ItemHead {
     }
     // From here on the rows of items alone: [I,H] and [I].
     for (ItemTensors<Real>* tensors : {&w_, &g_}) {
-      tensors->weight += special_rows * config.hidden_size;
-      tensors->bias += special_rows;
+      tensors->weight += config.first_row() * config.hidden_size;
+      tensors->bias += config.first_row();
     }
   }
 
   // Loss at the asked places: their vectors x[M,H] from the encoder, and the group's targets[M]
   // (items). d_x[M,H] receives the gradient of loss_scale * (sum of losses), and that of the head's
   // tensors is added to theirs.
-  Tally loss(Compute<Real>& compute, const Real* x, const RowGroup& group, Real loss_scale,
-             Real* d_x) {
+  Tally loss(Compute<Real>& compute, const Real* x, const RowGroup& group, const DropoutPlan&,
+             Real loss_scale, Real* d_x) {
     const Real* vectors = transform_forward(compute, group.targets.size(), x);
     const Tally tally = draws_negatives(loss_)
                             ? sampled_loss(compute, vectors, group, loss_scale, d_x)
@@ -3631,8 +3725,8 @@ class ItemHead {
     const std::size_t H = config_.hidden_size;
     linear_forward(compute, M, H, H, x, w_.dense_weight, w_.dense_bias, dense_.data());
     activation_forward(compute, M, H, 0, DropoutSite{}, dense_.data(), active_.data());
-    norm_forward(compute, M, H, active_.data(), w_.gain, w_.shift, vectors_.data(),
-                 statistics_.data());
+    norm_forward(compute, M, H, active_.data(), w_.gain, w_.shift, config_.norm_epsilon,
+                 vectors_.data(), statistics_.data());
     return vectors_.data();
   }
 
@@ -3805,8 +3899,8 @@ class MatchingHead {
         d_item_(encoder.item_gradient() + special_rows * config.hidden_size) {}
 
   // As ItemHead::loss(). Ranks count among the 1 + R.
-  Tally loss(Compute<Real>& compute, const Real* x, const RowGroup& group, Real loss_scale,
-             Real* d_x) {
+  Tally loss(Compute<Real>& compute, const Real* x, const RowGroup& group, const DropoutPlan&,
+             Real loss_scale, Real* d_x) {
     const std::size_t M = group.targets.size(), C = 1 + group.own_negatives.size() / M;
     detail::grow(scores_, M * C), detail::grow(cosines_, M * C), detail::grow(lengths_, M * C);
     const Real a = scale(compute.kernels);
@@ -3971,6 +4065,95 @@ class MatchingHead {
   Buffer<Real> lengths_;                                 // [M,C] |e|; or [I] 1 / |e|
   Buffer<double> losses_{capacity_};                     // [M]
   Buffer<detail::RankCounts> counts_{capacity_};         // [M]
+};
+
+// ---- Classification ----------------------------------------------------------------------------
+// The label of a text, from the vector x of its first token, [CLS], where it is asked (Devlin et
+// al., NAACL 2019):
+//   p = tanh(W_p x + b_p)                  W_p: pooler.dense.weight [H,H]
+//   s = W_c dropout(p) + b_c               W_c: classifier.weight [C,H]
+// with the softmax loss of chapter 12 over the C labels, each place by its weight, if there are any.
+
+template <class Real>
+class ClassificationHead {
+ public:
+  static TensorTable tensors(const ModelConfig& config) { return bert4rec_tensors(config); }
+  static bool draws(const TrainConfig&) { return false; }
+
+  ClassificationHead(const ModelConfig& config, const TrainConfig&, const TensorTable& table,
+                     Real* parameters, Real* gradients, const Encoder<Real>& encoder)
+      : config_(config),
+        capacity_(encoder.capacity()),
+        w_(tensors_at<ClassificationTensors<Real>>(config, table, parameters)),
+        g_(tensors_at<ClassificationTensors<Real>>(config, table, gradients)) {}
+
+  // As ItemHead::loss(). Ranks count among the labels.
+  Tally loss(Compute<Real>& compute, const Real* x, const RowGroup& group,
+             const DropoutPlan& dropout, Real loss_scale, Real* d_x) {
+    const std::size_t M = group.targets.size(), C = config_.classes, H = config_.hidden_size;
+    const DropoutSite site = dropout.head();
+    const std::size_t first = group.asked_rows.first();
+    forward(compute, M, x, site, first);
+    compute.for_rows(M, [&](std::size_t i) {
+      const float weight = group.weights.empty() ? 1.0f : group.weights[i];
+      find_loss(compute.kernels, group, i);
+      losses_[i] *= double{weight};
+      compute.kernels.scale(scores_.data() + i * C, loss_scale * static_cast<Real>(weight), C);
+    });
+    // s = W_c dropout(p) + b_c,   p = tanh(W_p x + b_p)
+    linear_backward(compute, M, C, H, kept_.data(), w_.weight, scores_.data(), g_.weight, g_.bias,
+                    d_pooled_.data(), false);
+    compute.for_rows(M, [&](std::size_t i) {
+      Real* row = d_pooled_.data() + i * H;
+      site.apply(compute.kernels, row, row, H, first + i);
+    });
+    tanh_backward(compute, M, H, pooled_.data(), d_pooled_.data());
+    linear_backward(compute, M, H, H, x, w_.dense_weight, d_pooled_.data(), g_.dense_weight,
+                    g_.dense_bias, d_x, false);
+    return detail::tally_of(M, losses_, counts_);
+  }
+
+  Tally evaluate(Compute<Real>& compute, const Real* x, const RowGroup& group) {
+    const std::size_t M = group.targets.size();
+    forward(compute, M, x, DropoutSite(), 0);
+    compute.for_rows(M, [&](std::size_t i) { find_loss(compute.kernels, group, i); });
+    return detail::tally_of(M, losses_, counts_);
+  }
+
+  // Scores [M,C] of the asked places, from their vectors x[M,H].
+  void score(Compute<Real>& compute, std::size_t M, const Real* x, Real* scores) {
+    forward(compute, M, x, DropoutSite(), 0);
+    std::copy_n(scores_.data(), M * config_.classes, scores);
+  }
+
+ private:
+  void forward(Compute<Real>& compute, std::size_t M, const Real* x, const DropoutSite& dropout,
+               std::size_t first) {
+    const std::size_t C = config_.classes, H = config_.hidden_size;
+    detail::grow(scores_, M * C);
+    linear_forward(compute, M, H, H, x, w_.dense_weight, w_.dense_bias, kept_.data());
+    tanh_forward(compute, M, H, kept_.data(), pooled_.data());
+    compute.for_rows(M, [&](std::size_t i) {
+      dropout.apply(compute.kernels, pooled_.data() + i * H, kept_.data() + i * H, H, first + i);
+    });
+    linear_forward(compute, M, C, H, kept_.data(), w_.weight, w_.bias, scores_.data());
+  }
+
+  // Of a place; its scores become the gradient.
+  void find_loss(const detail::Kernels<Real>& kernels, const RowGroup& group, std::size_t i) {
+    detail::softmax_place(kernels, scores_.data() + i * config_.classes, config_.classes,
+                          static_cast<std::size_t>(group.targets[i]), losses_[i], counts_[i]);
+  }
+
+  ModelConfig config_;
+  std::size_t capacity_;
+  ClassificationTensors<Real> w_, g_;
+  Buffer<Real> pooled_{capacity_ * config_.hidden_size};    // [M,H] p
+  Buffer<Real> kept_{capacity_ * config_.hidden_size};      // [M,H] dropout(p)
+  Buffer<Real> d_pooled_{capacity_ * config_.hidden_size};  // [M,H]
+  Buffer<Real> scores_;                                     // [M,C] s, or ds
+  Buffer<double> losses_{capacity_};                        // [M]
+  Buffer<detail::RankCounts> counts_{capacity_};            // [M]
 };
 
 // ================================================================================================
@@ -4444,16 +4627,19 @@ struct Dataset {
 // Ragged rows of tokens, and the places that are asked, with the items that belong there.
 struct Batch {
   std::vector<std::int32_t> tokens, positions;  // [N]
+  std::vector<std::int32_t> segments;           // [N], or empty: all 0
   std::vector<std::size_t> offsets{0};          // [B + 1]
   std::vector<std::size_t> asked;               // [M] places in tokens, ascending
-  std::vector<std::int32_t> targets;            // [M] items
+  std::vector<std::int32_t> targets;            // [M] items, or labels of a classifier
+  std::vector<float> weights;                   // [M] of their losses, or empty: all 1
   std::vector<std::int32_t> negatives;          // [K] drawn items, for losses that need them
   std::vector<float> log_expected;              // [K] log(K q) of an item drawn with chance q
   std::vector<std::int32_t> own_negatives;      // [M,R] items drawn for each asked place
 
   std::size_t rows() const { return offsets.size() - 1; }
   void clear() {
-    tokens.clear(), positions.clear(), asked.clear(), targets.clear();
+    tokens.clear(), positions.clear(), segments.clear();
+    asked.clear(), targets.clear(), weights.clear();
     negatives.clear(), log_expected.clear(), own_negatives.clear();
     offsets.assign(1, 0);
   }
@@ -4467,6 +4653,11 @@ struct Batch {
       positions.push_back(static_cast<std::int32_t>(t - offsets.back()));
     }
     offsets.push_back(tokens.size());
+  }
+  // What the sum of all losses is divided by.
+  double total_weight() const {
+    if (weights.empty()) return static_cast<double>(asked.size());
+    return std::accumulate(weights.begin(), weights.end(), 0.0);
   }
   // R of own_negatives[M,R].
   std::size_t ratio() const { return asked.empty() ? 0 : own_negatives.size() / asked.size(); }
@@ -4506,9 +4697,19 @@ inline void check_batch(const Batch& batch, const ModelConfig& config) {
   for (std::size_t i = 0; i < batch.asked.size(); ++i) {
     require(batch.asked[i] < N && (i == 0 || batch.asked[i - 1] < batch.asked[i]),
             "asked places of a batch must ascend and lie below ", N);
-    require(below(batch.targets[i], config.num_items), "target ", batch.targets[i],
-            " of a batch is no item");
+    require(below(batch.targets[i], config.targets()), "target ", batch.targets[i],
+            " of a batch, expected 0 ... ", config.targets() - 1);
   }
+  require(batch.segments.empty() || batch.segments.size() == N, "a batch with ", N, " tokens and ",
+          batch.segments.size(), " segments");
+  for (const std::int32_t segment : batch.segments) {
+    require(below(segment, config.segments), "segment ", segment, " of a batch, of ",
+            config.segments, " there are");
+  }
+  require(batch.weights.empty() || (batch.weights.size() == batch.asked.size() &&
+                                    config.task == TaskKind::classification),
+          "a batch with ", batch.asked.size(), " asked places and ", batch.weights.size(),
+          " weights of losses, which only a classifier has");
   require(batch.log_expected.size() == batch.negatives.size(), "a batch with ",
           batch.negatives.size(), " negatives and ", batch.log_expected.size(), " log_expected");
   require(batch.own_negatives.size() == batch.asked.size() * batch.ratio(), "a batch with ",
@@ -4538,7 +4739,9 @@ inline void find_touched(const Batch& batch, std::vector<std::size_t>& touched) 
 class Groups {
  public:
   explicit Groups(const EncoderConfig& config)
-      : asked_(group_capacity(config)), rows_(group_capacity(config) + 1) {}
+      : asked_(group_capacity(config)),
+        rows_(group_capacity(config) + 1),
+        pairs_(group_capacity(config) + 1) {}
 
   // body(group) for each group, but those that ask for nothing: nothing comes of them. The batch
   // must have passed check_batch(). A group is valid during its body.
@@ -4560,17 +4763,25 @@ class Groups {
           asked_[M] = batch.asked[first_asked + M] - begin;
         }
         rows_[r + 1 - row] = first_asked + M;
+        const std::size_t n = batch.offsets[r + 1] - batch.offsets[r];
+        pairs_[r + 1 - row] = pairs_[r - row] + n * n;
       }
       const std::size_t offsets = end_row - row + 1, R = batch.ratio();
+      const auto part_of = [](const auto& values, std::size_t first, std::size_t size) {
+        return values.empty() ? std::span(values) : std::span(values).subspan(first, size);
+      };
       const RowGroup group{std::span(batch.tokens).subspan(begin, N),
                            std::span(batch.positions).subspan(begin, N),
+                           part_of(batch.segments, begin, N),
                            {asked_.data(), M},
                            std::span(batch.targets).subspan(first_asked, M),
+                           part_of(batch.weights, first_asked, M),
                            batch.negatives,
                            batch.log_expected,
                            std::span(batch.own_negatives).subspan(first_asked * R, M * R),
                            {std::span(batch.offsets).subspan(row, offsets)},
-                           {{rows_.data(), offsets}}};
+                           {{rows_.data(), offsets}},
+                           {pairs_.data(), offsets}};
       if (M > 0) body(group);
       first_asked += M;
       row = end_row;
@@ -4578,7 +4789,7 @@ class Groups {
   }
 
  private:
-  std::vector<std::size_t> asked_, rows_;  // of the group at hand
+  std::vector<std::size_t> asked_, rows_, pairs_;  // of the group at hand
 };
 
 // The newest `most` items.
@@ -5410,11 +5621,11 @@ class Engine {
   // dropout. Throws before anything is updated if loss or gradient is not finite.
   virtual Tally train(const Batch& batch, std::uint64_t step, double learning_rate) = 0;
 
-  // Softmax loss over all items, whatever the loss of training, and Top-K among them, at the asked
-  // places, without dropout.
+  // Softmax loss over all items (or labels), whatever the loss of training, and Top-K among them,
+  // at the asked places, without dropout.
   virtual Tally evaluate(const Batch& batch) = 0;
 
-  // Scores [M,num_items] (logits) at the asked places, without dropout.
+  // Scores [M,targets()] (logits) at the asked places, without dropout.
   virtual void score(const Batch& batch, std::span<float> scores) = 0;
 
   // Vectors of items and of users (asked places) whose inner products are the scores, for search
@@ -5484,11 +5695,11 @@ class CpuEngine : public Engine {
   Tally loss_and_gradient(const Batch& batch, const DropoutPlan& dropout) {
     check_batch(batch, config_);
     optimizer_.begin(batch);
-    const Real scale = Real(1) / static_cast<Real>(batch.asked.size());
+    const Real scale = Real(1) / static_cast<Real>(batch.total_weight());
     Tally metrics;
     groups_.for_each(batch, [&](const RowGroup& group) {
       const Real* x = encoder_.forward(compute_, group, dropout);
-      metrics += head_.loss(compute_, x, group, scale, d_x_.data());
+      metrics += head_.loss(compute_, x, group, dropout, scale, d_x_.data());
       encoder_.backward(compute_, group, dropout, d_x_.data());
     });
     return metrics;
@@ -5504,7 +5715,7 @@ class CpuEngine : public Engine {
   }
 
   void score(const Batch& batch, std::span<float> scores) override {
-    write_places(batch, config_.num_items, scores, "score",
+    write_places(batch, config_.targets(), scores, "score",
                  [&](std::size_t M, auto* x, auto* out) { head_.score(compute_, M, x, out); });
   }
 
@@ -5607,9 +5818,11 @@ class CpuEngine : public Engine {
 #if defined(BERT4REC_EXTERN)
 extern template class CpuEngine<float>;
 extern template class CpuEngine<float, MatchingHead>;
+extern template class CpuEngine<float, ClassificationHead>;
 #elif defined(BERT4REC_INSTANTIATE)
 template class CpuEngine<float>;
 template class CpuEngine<float, MatchingHead>;
+template class CpuEngine<float, ClassificationHead>;
 #endif
 
 // Makes the engine that training, evaluation and recommendation are to use.
@@ -5620,6 +5833,9 @@ inline std::unique_ptr<Engine> make_cpu_engine(const ModelConfig& model, const T
                                                Start start) {
   if (model.task == TaskKind::matching) {
     return std::make_unique<CpuEngine<float, MatchingHead>>(model, train, start);
+  }
+  if (model.task == TaskKind::classification) {
+    return std::make_unique<CpuEngine<float, ClassificationHead>>(model, train, start);
   }
   return std::make_unique<CpuEngine<float>>(model, train, start);
 }
@@ -6573,6 +6789,8 @@ class MatchingTask : public CatalogueTask {
 // The task that a model is for, on a data set that must outlive it.
 inline std::unique_ptr<CatalogueTask> make_task(const Dataset& data, const ModelConfig& model,
                                                 const TrainConfig& train) {
+  require(!model.reads_text(), "task is ", enum_name(model.task),
+          ", which needs texts, not items and histories");
   if (model.task == TaskKind::matching) return std::make_unique<MatchingTask>(data, model, train);
   return std::make_unique<ItemTask>(data, model, train);
 }
@@ -9248,7 +9466,8 @@ BERT4REC_TARGET inline void dropout(const float* x, float* y, size_t n, Key key,
 }
 
 BERT4REC_TARGET inline RowStatistics<float> normalize(const float* x, const float* gain,
-                                                      const float* bias, float* y, size_t n) {
+                                                      const float* bias, float epsilon, float* y,
+                                                      size_t n) {
   const float count = static_cast<float>(n);
   V sum[parts] = {}, squares[parts] = {};
   for (size_t i = 0; i < n; i += lanes) {
@@ -9264,7 +9483,7 @@ BERT4REC_TARGET inline RowStatistics<float> normalize(const float* x, const floa
     }
   }
   const float variance = sum_lanes(squares) / count;
-  const float inverse = 1.0f / std::sqrt(variance + static_cast<float>(layer_norm_epsilon));
+  const float inverse = 1.0f / std::sqrt(variance + epsilon);
   for (size_t i = 0; i < n; i += W) {
     const V z = (load(x, i, n) - mean) * inverse;
     store(y, i, n, fused(load(gain, i, n), z, load(bias, i, n)));

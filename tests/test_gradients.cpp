@@ -1,6 +1,7 @@
 // Every tensor's gradient against central differences in double, for both architectures, both
-// objectives, all losses and the matching head, with dropout on, rows of every length from 1 to the
-// longest, and rows that ask for nothing; and losses over drawn items against that over all.
+// objectives, all losses and the heads for matching and classification, with dropout on, rows of
+// every length from 1 to the longest, and rows that ask for nothing; and losses over drawn items
+// against that over all.
 
 #include "bert4rec.hpp"
 #include "check.hpp"
@@ -37,8 +38,30 @@ Batch long_batch(const ModelConfig& model) {
   return batch;
 }
 
+// Rows of 1 ... 6 tokens of two segments, asked at the first token, or at every second one.
+Batch text_batch(const ModelConfig& model) {
+  Batch batch;
+  const Key key = make_key(6);
+  const bool classifies = model.task == TaskKind::classification;
+  for (std::size_t t = 0, length = 1; length <= model.max_length; ++length) {
+    for (std::size_t i = 0; i < length; ++i, ++t) {
+      const auto token = static_cast<std::int32_t>(below(key, 2 * t, model.num_items));
+      const auto target = static_cast<std::int32_t>(below(key, 2 * t + 1, model.targets()));
+      batch.segments.push_back(2 * i > length);
+      if (classifies ? i == 0 : i % 2 == 0)
+        batch.ask(target, token);
+      else
+        batch.tokens.push_back(token);
+    }
+    batch.end_row();
+  }
+  if (classifies) batch.weights = {0.5f, 1, 2, 0.25f, 3, 1};
+  return batch;
+}
+
 // Rows of 1 ... 6 tokens, then one of 6 without a mask; or one long row.
 Batch ragged_batch(const ModelConfig& model) {
+  if (model.reads_text()) return text_batch(model);
   if (model.max_length > 6) return long_batch(model);
   Batch batch;
   const Key key = make_key(5);
@@ -88,7 +111,7 @@ double worst_error(const ModelConfig& model, Loss loss, const detail::Kernels<do
     const double old = std::exchange(w[i], value);
     const Tally metrics = engine.loss_and_gradient(batch, dropout);
     w[i] = old;
-    return metrics.loss();
+    return metrics.loss_sum / batch.total_weight();
   };
   double worst = 0;
   for (const TensorSpec& spec : engine.table()) {
@@ -135,6 +158,47 @@ ModelConfig matching_model(Objective objective, double fixed_scale) {
   ModelConfig model = small_model(Architecture::torch, objective);
   model.task = TaskKind::matching, model.fixed_scale = fixed_scale;
   return model;
+}
+
+ModelConfig text_model(TaskKind task) {
+  ModelConfig model = small_model(Architecture::paper);
+  model.task = task, model.classes = task == TaskKind::classification ? 4 : 0;
+  model.segments = 2, model.inner_size = 10, model.norm_epsilon = 1e-2;
+  return model;
+}
+
+// A row without segments is one of segment 0, and a weight of 3 counts as three rows.
+void check_text() {
+  const ModelConfig model = text_model(TaskKind::classification);
+  CpuEngine<double, ClassificationHead> engine(model, TrainConfig{.threads = 1});
+  spread_parameters(engine);
+  const auto add_row = [](Batch& batch) {
+    batch.ask(2, 7), batch.tokens.insert(batch.tokens.end(), {3, 1});
+    batch.end_row();
+  };
+  Batch one, weighted, thrice;
+  add_row(one), add_row(weighted), add_row(thrice);
+  const double alone = engine.loss_and_gradient(one, DropoutPlan()).loss();
+  one.segments = {0, 0, 0};
+  check_equal(engine.loss_and_gradient(one, DropoutPlan()).loss(), alone);
+  one.segments = {0, 0, 1};
+  check(engine.loss_and_gradient(one, DropoutPlan()).loss() != alone, "another segment");
+  for (Batch* batch : {&weighted, &thrice, &thrice, &thrice}) {
+    batch->ask(1, 5), batch->end_row();
+  }
+  weighted.weights = {1, 3};
+  engine.loss_and_gradient(weighted, DropoutPlan());
+  const std::vector<double> found(engine.gradients().begin(), engine.gradients().end());
+  engine.loss_and_gradient(thrice, DropoutPlan());
+  check_close("gradients", std::span<const double>(found), engine.gradients(), 1e-12);
+  const auto refused = [&](const Batch& batch, std::string_view what) {
+    check_throws([&] { engine.loss_and_gradient(batch, DropoutPlan()); }, {what});
+  };
+  one.segments = {0, 0, 2}, refused(one, "segment 2 of a batch, of 2 there are");
+  one.segments = {0}, refused(one, "a batch with 3 tokens and 1 segments");
+  one.segments.clear(), one.weights = {1, 1};
+  refused(one, "a batch with 1 asked places and 2 weights");
+  one.weights.clear(), one.targets = {4}, refused(one, "target 4 of a batch, expected 0 ... 3");
 }
 
 // The scores against their formula; and the scale beyond its bound, from where it may only fall.
@@ -278,6 +342,17 @@ int main() {
       });
     }
   }
+  for (const TaskKind task : {TaskKind::masked_text, TaskKind::classification}) {
+    test(join("gradients: ", enum_name(task)), [&] {
+      const ModelConfig model = text_model(task);
+      std::cout << "largest relative error "
+                << (task == TaskKind::classification
+                        ? worst_error<ClassificationHead>(model, Loss::softmax, plain, 1e-6)
+                        : worst_error(model, Loss::softmax, plain, 1e-6))
+                << "\n";
+    });
+  }
+  test("text", check_text);
   test("matching", check_matching);
   test("causal", check_causal);
   for (const Objective objective : {Objective::cloze, Objective::causal}) {

@@ -159,7 +159,7 @@ std::vector<Real> everything(const Kernels<Real>& k, std::size_t n) {
   k.gelu(x.data(), y.data(), n), keep(y);
   y = d, k.gelu_backward(x.data(), y.data(), n), keep(y);
   k.dropout(d.data(), y.data(), n, make_key(n), 7, detail::dropout_threshold(0.3)), keep(y);
-  const auto row = k.normalize(x.data(), g.data(), b.data(), y.data(), n);
+  const auto row = k.normalize(x.data(), g.data(), b.data(), Real(1e-5f), y.data(), n);
   keep(y), out.push_back(row.mean), out.push_back(row.inverse_deviation);
   y = d, k.normalize_parameters(x.data(), row, d.data(), y.data(), z.data(), n), keep(y), keep(z);
   k.normalize_backward(x.data(), row, g.data(), y.data(), n), keep(y);
