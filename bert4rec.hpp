@@ -1973,8 +1973,8 @@ struct TrainConfig {
   static constexpr std::size_t first_fields = 28;
   template <class Self, class Visit>
   static void fields(Self& self, Visit&& visit) {
-    visit("epochs", self.epochs, 1, 10'000'000, "passes over the training users");
-    visit("batch_size", self.batch_size, 1, 1'000'000, "users a step");
+    visit("epochs", self.epochs, 1, 10'000'000, "passes over the training data");
+    visit("batch_size", self.batch_size, 1, 1'000'000, "rows a step: users, windows or texts");
     visit("learning_rate", self.learning_rate, 0.0, 1000.0, "AdamW step size");
     visit("weight_decay", self.weight_decay, 0.0, 1000.0, "decoupled decay; not of biases, norms");
     visit("adam_beta1", self.adam_beta1, 0.0, 0.999999, "AdamW: memory of the gradient");
@@ -6918,7 +6918,7 @@ class MatchingTask : public CatalogueTask {
 inline std::unique_ptr<CatalogueTask> make_task(const Dataset& data, const ModelConfig& model,
                                                 const TrainConfig& train) {
   require(!model.reads_text(), "task is ", enum_name(model.task),
-          ", which needs texts, not items and histories");
+          ", which needs texts (train_classifier), not items and histories");
   if (model.task == TaskKind::matching) return std::make_unique<MatchingTask>(data, model, train);
   return std::make_unique<ItemTask>(data, model, train);
 }
