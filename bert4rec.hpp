@@ -1877,6 +1877,7 @@ struct ModelConfig {
   double norm_epsilon = 1e-5;
   std::size_t segments = 0;
   std::size_t classes = 0;
+  double initializer_range = 0.02;
 
   // visit(name, value, minimum, maximum, meaning) for each field. Model files name those of the
   // first version always, later ones where they are not at their default: so the bytes of a model
@@ -1905,6 +1906,8 @@ struct ModelConfig {
     visit("segments", self.segments, 0, 16,
           "kinds of text that a row may have; 0: no such vectors");
     visit("classes", self.classes, 0, 1'000'000, "labels of a classifier");
+    visit("initializer_range", self.initializer_range, 0.0, 1.0,
+          "deviation of initial weights; narrow models may want more than BERT's 0.02");
   }
 
   bool reads_text() const {
@@ -2122,7 +2125,7 @@ Config config_from_json(const Json& json, Config config = {}) {
 // PyTorch module with nn.TransformerEncoder, so torch loads our files as they are.
 
 enum class Init {
-  normal,  // deviation 0.02, cut at two deviations (BERT)
+  normal,  // deviation ModelConfig::initializer_range, cut at two deviations (BERT)
   zeros,
   ones,
   log_scale  // first_log_scale
@@ -2239,8 +2242,8 @@ struct EncoderTensors {
 };
 
 // Initial values of the parameters: a function of the seed and the place of each number alone.
-inline std::vector<float> initial_parameters(const TensorTable& table, std::uint64_t seed,
-                                             ThreadPool& pool) {
+inline std::vector<float> initial_parameters(const TensorTable& table, double initializer_range,
+                                             std::uint64_t seed, ThreadPool& pool) {
   std::vector<float> values(table.size());
   const Key key = stream_key(seed, Stream::weights);
   for (const TensorSpec& spec : table) {
@@ -2250,7 +2253,8 @@ inline std::vector<float> initial_parameters(const TensorTable& table, std::uint
     if (spec.init != Init::normal) continue;
     pool.parallel_ranges(spec.size, 4096, [&](std::size_t begin, std::size_t end, std::size_t) {
       for (std::size_t i = begin; i < end; ++i) {
-        tensor[i] = static_cast<float>(0.02 * truncated_normal(key, spec.offset + i));
+        const double z = truncated_normal(key, spec.offset + i);
+        tensor[i] = static_cast<float>(initializer_range * z);
       }
     });
   }
@@ -5735,7 +5739,8 @@ class CpuEngine : public Engine {
                  kernels) {
     check_arithmetic();
     if (start == Start::zeros) return;
-    write(State::parameters, initial_parameters(table_, train.seed, compute_.pool));
+    write(State::parameters,
+          initial_parameters(table_, model.initializer_range, train.seed, compute_.pool));
   }
 
   const ModelConfig& config() const override { return config_; }
