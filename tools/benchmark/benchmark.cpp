@@ -29,11 +29,14 @@ struct Options {
 // products of 2mnH forward (all heads together) and four backward. In each layer keys and values
 // (H to 2H) are made of all tokens; those that ask, all or in the last layer the M masked ones, go
 // through H to H before and after attention, H to 4H and 4H to H. The head and the scores of the
-// items see the masked ones. Everything else (norms, softmax, AdamW ...) is not counted.
+// items (or labels) see the masked ones. Everything else (norms, softmax, AdamW ...) is not
+// counted.
 std::uint64_t product_flops(const ModelConfig& model, const Batch& batch, bool backward) {
   const std::uint64_t H = model.hidden_size, N = batch.tokens.size(), M = batch.asked.size();
-  std::uint64_t linear = 2 * M * model.num_items * H, pairs = 0;
-  if (model.architecture == Architecture::paper) linear += 2 * M * H * H;
+  std::uint64_t linear = 2 * M * model.targets() * H, pairs = 0;
+  const bool transforms =
+      model.task != TaskKind::items || model.architecture == Architecture::paper;
+  if (transforms) linear += 2 * M * H * H;
   for (std::size_t layer = 0; layer < model.num_layers; ++layer) {
     const std::uint64_t asking = layer + 1 == model.num_layers ? M : N;
     linear += 2 * N * 2 * H * H + 2 * asking * (1 + 1 + 4 + 4) * H * H;
@@ -129,11 +132,12 @@ std::size_t thread_count(const Options& options) {
   return options.threads > 0 ? options.threads : std::max(1u, std::thread::hardware_concurrency());
 }
 
-CpuEngine<float> make_engine(const Options& options, const ModelConfig& model) {
+template <template <class> class Head = ItemHead>
+CpuEngine<float, Head> make_engine(const Options& options, const ModelConfig& model) {
   kernels_in_use = chosen_kernels(options);
   TrainConfig train;
   train.threads = options.threads;
-  return CpuEngine<float>(model, train, kernels_in_use);
+  return CpuEngine<float, Head>(model, train, kernels_in_use);
 }
 
 // Shares of the time of all threads, from runs of body() with clocks around the kernels; and what
@@ -356,6 +360,59 @@ Json million(const Options& options) {
     json.set("peak_memory_mib", measure::peak_memory());
     return json;
   });
+}
+
+// ---- Texts -------------------------------------------------------------------------------------
+
+// A classifier of ten labels, with the vocabulary of Google's Chinese model.
+ModelConfig classifier(std::size_t hidden, std::size_t layers, std::size_t heads) {
+  ModelConfig model = sized(21'128, hidden, layers, heads);
+  model.task = TaskKind::classification, model.architecture = Architecture::paper;
+  model.max_length = 512, model.classes = 10, model.segments = 2, model.norm_epsilon = 1e-12;
+  return model;
+}
+
+// `rows` texts whose lengths are spread evenly from `low` to `high` tokens.
+Batch text_batch(const ModelConfig& model, std::size_t rows, std::size_t low, std::size_t high) {
+  std::vector<std::size_t> lengths;
+  for (std::size_t i = 0; i < rows; ++i) lengths.push_back(low + i * (high - low) / (rows - 1));
+  shuffle(lengths, data_key);
+  Batch batch;
+  for (const auto& row : random_rows(lengths, model.num_items)) {
+    add_text_row(batch, row, row.front() % 10);
+  }
+  return batch;
+}
+
+// A step on a batch, or its scores.
+Json classify(const Options& options, const ModelConfig& model, const Batch& batch, bool train) {
+  return measure::in_child([&] {
+    auto engine = make_engine<ClassificationHead>(options, model);
+    std::vector<float> scores(batch.rows() * model.classes);
+    std::uint64_t step = 0;
+    const Work work{model.hidden_size, batch.tokens.size(), product_flops(model, batch, train)};
+    Json json = measured(options, work, [&] {
+      if (train)
+        engine.train(batch, step++, 1e-4);
+      else
+        engine.score(batch, scores);
+    });
+    json.set("rows", batch.rows());
+    json.set("lengths", row_lengths(batch));
+    json.set("model", to_json(model));
+    return json;
+  });
+}
+
+// Titles of 12 to 32 tokens and a small model; reviews of 20 to 160 and one of the size of BERT.
+Json text(const Options& options) {
+  const ModelConfig small = classifier(128, 2, 4), base = classifier(768, 12, 12);
+  Json json;
+  json.set("train", classify(options, small, text_batch(small, 64, 12, 32), true));
+  json.set("predict", classify(options, small, text_batch(small, 1000, 12, 32), false));
+  json.set("train_base", classify(options, base, text_batch(base, 16, 20, 160), true));
+  json.set("predict_base", classify(options, base, text_batch(base, 64, 12, 32), false));
+  return json;
 }
 
 // ---- Growth ------------------------------------------------------------------------------------
@@ -606,8 +663,9 @@ void print_work(const Json& json) {
   if (json.find("users") != nullptr) {
     print_line("a call", join(grouped(json, "users"), " users, ", tokens));
   } else {
-    print_line("a step", join(grouped(json, "rows"), " rows, ", tokens, ", ",
-                              grouped(json, "masked"), " masked"));
+    const bool masks = json.find("masked") != nullptr;
+    print_line("a step", join(grouped(json, "rows"), " rows, ", tokens,
+                              masks ? join(", ", grouped(json, "masked"), " masked") : ""));
   }
   print_line("time", times_text(json.at("milliseconds")));
   print_line("processors", join(number(json, "processors_used", 2), " used on average, ",
@@ -690,13 +748,14 @@ struct Shape {
   void (*print)(const Json&);
 };
 
-constexpr std::array<Shape, 10> all_shapes{{{"seed", seed, print_work},
+constexpr std::array<Shape, 11> all_shapes{{{"seed", seed, print_work},
                                             {"ml-1m", movielens, print_work},
                                             {"large", large, print_work},
                                             {"inference", inference, print_parts},
                                             {"latency", latency, print_work},
                                             {"throughput", throughput, print_work},
                                             {"topk", million, print_million},
+                                            {"text", text, print_parts},
                                             {"growth", growth, print_growth},
                                             {"catalogue", catalogue, print_catalogue},
                                             {"load", load, print_parts}}};
@@ -727,7 +786,7 @@ Options parse(int argc, char** argv) {
                         "Shapes, separated by commas: seed (31 rows of 200), ml-1m, large, "
                         "inference (its two parts alone:\nlatency, throughput), topk (of a million "
                         "items), growth (time against size), load,\ncatalogue (a loss over "
-                        "drawn items, of 10,000 to a million)\n\n"
+                        "drawn items, of 10,000 to a million), text (classifiers)\n\n"
                         "On Windows without two figures: peak memory, and the import in load",
                         "benchmark --shape seed,inference --threads 1 --seconds 10");
   line.option("shape", options.shapes, "what to measure");
