@@ -1,4 +1,4 @@
-// bert4rec.hpp: BERT4Rec in one C++20 header. Version 0.5.0.
+// bert4rec.hpp: BERT4Rec in one C++20 header. Version 0.6.0.
 // Copyright (c) 2026 The bert4rec.hpp authors. SPDX-License-Identifier: MIT (text at the end).
 //
 // BERT4Rec (Sun et al., "BERT4Rec: Sequential Recommendation with Bidirectional Encoder
@@ -75,10 +75,10 @@
 // ================================================================================================
 
 #define BERT4REC_VERSION_MAJOR 0
-#define BERT4REC_VERSION_MINOR 5
+#define BERT4REC_VERSION_MINOR 6
 #define BERT4REC_VERSION_PATCH 0
-#define BERT4REC_VERSION 500  // MAJOR * 10000 + MINOR * 100 + PATCH
-#define BERT4REC_VERSION_STRING "0.5.0"
+#define BERT4REC_VERSION 600  // MAJOR * 10000 + MINOR * 100 + PATCH
+#define BERT4REC_VERSION_STRING "0.6.0"
 
 #if defined(min) || defined(max)
 #error "bert4rec.hpp needs std::min and std::max: define NOMINMAX before windows.h is included"
@@ -1877,6 +1877,7 @@ struct ModelConfig {
   double norm_epsilon = 1e-5;
   std::size_t segments = 0;
   std::size_t classes = 0;
+  double initializer_range = 0.02;
 
   // visit(name, value, minimum, maximum, meaning) for each field. Model files name those of the
   // first version always, later ones where they are not at their default: so the bytes of a model
@@ -1905,6 +1906,8 @@ struct ModelConfig {
     visit("segments", self.segments, 0, 16,
           "kinds of text that a row may have; 0: no such vectors");
     visit("classes", self.classes, 0, 1'000'000, "labels of a classifier");
+    visit("initializer_range", self.initializer_range, 0.0, 1.0,
+          "deviation of initial weights; narrow models may want more than BERT's 0.02");
   }
 
   bool reads_text() const {
@@ -1973,8 +1976,8 @@ struct TrainConfig {
   static constexpr std::size_t first_fields = 28;
   template <class Self, class Visit>
   static void fields(Self& self, Visit&& visit) {
-    visit("epochs", self.epochs, 1, 10'000'000, "passes over the training users");
-    visit("batch_size", self.batch_size, 1, 1'000'000, "users a step");
+    visit("epochs", self.epochs, 1, 10'000'000, "passes over the training data");
+    visit("batch_size", self.batch_size, 1, 1'000'000, "rows a step: users, windows or texts");
     visit("learning_rate", self.learning_rate, 0.0, 1000.0, "AdamW step size");
     visit("weight_decay", self.weight_decay, 0.0, 1000.0, "decoupled decay; not of biases, norms");
     visit("adam_beta1", self.adam_beta1, 0.0, 0.999999, "AdamW: memory of the gradient");
@@ -2122,7 +2125,7 @@ Config config_from_json(const Json& json, Config config = {}) {
 // PyTorch module with nn.TransformerEncoder, so torch loads our files as they are.
 
 enum class Init {
-  normal,  // deviation 0.02, cut at two deviations (BERT)
+  normal,  // deviation ModelConfig::initializer_range, cut at two deviations (BERT)
   zeros,
   ones,
   log_scale  // first_log_scale
@@ -2239,8 +2242,8 @@ struct EncoderTensors {
 };
 
 // Initial values of the parameters: a function of the seed and the place of each number alone.
-inline std::vector<float> initial_parameters(const TensorTable& table, std::uint64_t seed,
-                                             ThreadPool& pool) {
+inline std::vector<float> initial_parameters(const TensorTable& table, double initializer_range,
+                                             std::uint64_t seed, ThreadPool& pool) {
   std::vector<float> values(table.size());
   const Key key = stream_key(seed, Stream::weights);
   for (const TensorSpec& spec : table) {
@@ -2250,7 +2253,8 @@ inline std::vector<float> initial_parameters(const TensorTable& table, std::uint
     if (spec.init != Init::normal) continue;
     pool.parallel_ranges(spec.size, 4096, [&](std::size_t begin, std::size_t end, std::size_t) {
       for (std::size_t i = begin; i < end; ++i) {
-        tensor[i] = static_cast<float>(0.02 * truncated_normal(key, spec.offset + i));
+        const double z = truncated_normal(key, spec.offset + i);
+        tensor[i] = static_cast<float>(initializer_range * z);
       }
     });
   }
@@ -5735,7 +5739,8 @@ class CpuEngine : public Engine {
                  kernels) {
     check_arithmetic();
     if (start == Start::zeros) return;
-    write(State::parameters, initial_parameters(table_, train.seed, compute_.pool));
+    write(State::parameters,
+          initial_parameters(table_, model.initializer_range, train.seed, compute_.pool));
   }
 
   const ModelConfig& config() const override { return config_; }
@@ -6918,7 +6923,7 @@ class MatchingTask : public CatalogueTask {
 inline std::unique_ptr<CatalogueTask> make_task(const Dataset& data, const ModelConfig& model,
                                                 const TrainConfig& train) {
   require(!model.reads_text(), "task is ", enum_name(model.task),
-          ", which needs texts, not items and histories");
+          ", which needs texts (train_classifier), not items and histories");
   if (model.task == TaskKind::matching) return std::make_unique<MatchingTask>(data, model, train);
   return std::make_unique<ItemTask>(data, model, train);
 }

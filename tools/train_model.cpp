@@ -86,8 +86,8 @@ void add_flags(cli::CommandLine& line, Options& options) {
   line.option("data", options.data, "folder with items.jsonl and histories.jsonl");
   line.option("output", options.output, "folder for models, checkpoints, plots and logs");
   line.option("preset", options.preset, "JSON file of options; flags beside it go before it");
-  line.configuration(options.train, flag_names);
-  line.configuration(options.model, flag_names, {"num_items"});
+  line.configuration(options.train, flag_names, {"augment", "class_balance", "masking"});
+  line.configuration(options.model, flag_names, {"num_items", "segments", "classes"});
   line.flag("resume", options.resume,
             "continue the run in the output folder, with the options it was begun with");
   line.flag("overwrite", options.overwrite, "replace the run in the output folder");

@@ -144,8 +144,9 @@ inline Overlap overlap(const FirstLabels& train, const std::vector<LabelledText>
 
 // ---- How well a classifier does -----------------------------------------------------------------
 
-inline bert4rec::Confusion evaluate(bert4rec::Classifier& classifier,
-                                    const std::vector<LabelledText>& all) {
+// `classifier` has labels() and probabilities(texts).
+template <class Classifier>
+bert4rec::Confusion evaluate(Classifier& classifier, const std::vector<LabelledText>& all) {
   constexpr std::size_t at_once = 256;
   bert4rec::Confusion confusion(classifier.labels().size());
   for (std::size_t begin = 0; begin < all.size(); begin += at_once) {
