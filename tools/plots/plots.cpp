@@ -365,8 +365,8 @@ bool classifies(const TrainingMetrics& metrics) {
 
 using TopCurves = std::array<std::vector<double>, top_k.size()>;
 
-// A Top-K with K > 1 that is 1 throughout, in training and validation, tells nothing: it is left out.
-// Of no more than K labels (or items) it can be nothing else.
+// A Top-K with K > 1 that is 1 throughout, in training and validation, tells nothing.
+// Of no more than K labels (or items) it cannot be less. The only place that leaves one out.
 bool tells(const TrainingMetrics& metrics, std::size_t i) {
   const auto below_1 = [](double share) { return share != 1; };
   const auto& train = metrics.train_accuracies[i];
