@@ -7194,6 +7194,7 @@ inline constexpr std::string_view best_model_file = "models/best_model.safetenso
 inline constexpr std::array<std::string_view, 4> picture_files{
     "plots/loss_curve.png", "plots/accuracy_curve.png", "plots/combined_metrics.png",
     "plots/learning_curve.png"};
+inline constexpr std::string_view confusion_file = "plots/confusion_matrix.png";
 
 // The names of the checkpoints of a run, sorted.
 inline std::vector<std::string> checkpoint_files(const Path& output) {
@@ -7747,8 +7748,9 @@ class Trainer {
     if (anew) {
       for (const std::string& name : detail::checkpoint_files(output_)) set.remove(name);
       for (const std::string_view name : detail::picture_files) set.remove(name);
-      for (const std::string_view name : {detail::best_model_file, detail::final_model_file,
-                                          detail::metrics_file, detail::log_file}) {
+      for (const std::string_view name :
+           {detail::best_model_file, detail::final_model_file, detail::metrics_file,
+            detail::log_file, detail::confusion_file}) {
         set.remove(name);
       }
     }

@@ -233,6 +233,193 @@ void check_mark() {
   check(std::abs(share - 0.75) < 0.03, "at epoch 150 of 200");
 }
 
+// ---- Several evaluations an epoch ---------------------------------------------------------------
+
+// Where vertical lines of the grid run through a picture of losses.
+std::vector<std::size_t> grid_lines(const Canvas& canvas) {
+  const auto is_line = [&](std::size_t x) {
+    std::size_t count = 0;
+    for (std::size_t y = 130; y < 1000; ++y) count += canvas.pixel(x, y) == light;
+    return count > 700;
+  };
+  std::vector<std::size_t> lines;
+  for (std::size_t x = 1; x < canvas.width(); ++x) {
+    if (is_line(x - 1) && is_line(x)) lines.push_back(x);  // two pixels wide
+  }
+  return lines;
+}
+
+// The lines stand at `epochs`, to which the first and the last value of nine give the scale.
+void check_grid(std::size_t per_epoch, const std::vector<double>& epochs) {
+  TrainingMetrics metrics = sample(9);
+  metrics.per_epoch = per_epoch;
+  const Canvas canvas = loss_figure(metrics);
+  const std::vector<std::size_t> lines = grid_lines(canvas);
+  const Seen curve = seen(canvas, train_color, true);  // ends in dots with a radius of 5
+  const double first = static_cast<double>(curve.left) + 5;
+  const double last = static_cast<double>(curve.right) - 4;
+  check_equal(lines.size(), epochs.size());
+  for (std::size_t i = 0; i < std::min(lines.size(), epochs.size()); ++i) {
+    const double evaluation = epochs[i] * static_cast<double>(per_epoch);
+    const double expected = first + (last - first) * (evaluation - 1) / 8;
+    check(std::abs(static_cast<double>(lines[i]) - expected) < 2, join("line at ", epochs[i]));
+  }
+}
+
+void check_epochs() {
+  check_equal(epoch_text(1, 9), "0.11");
+  check_equal(epoch_text(6, 9), "0.67");
+  check_equal(epoch_text(27, 9), "3");
+  check_equal(epoch_text(3, 2), "1.5");
+  check_equal(epoch_text(200'000, 1), "200000");
+  check_grid(1, {1, 2, 3, 4, 5, 6, 7, 8, 9});
+  check_grid(3, {0.5, 1, 1.5, 2, 2.5, 3});
+  TrainingMetrics metrics = sample(200);
+  metrics.per_epoch = 9;
+  check_figures(metrics, 1500);
+  metrics = sample(1);
+  metrics.per_epoch = 9;
+  check_figures(metrics, 30);
+}
+
+// ---- Classifiers --------------------------------------------------------------------------------
+
+// A run whose Top-K is 1 from some K on.
+TrainingMetrics sure_from(std::size_t k, TrainingMetrics metrics) {
+  for (std::size_t i = 0; i < top_k.size(); ++i) {
+    if (top_k[i] < k) continue;
+    for (double& share : metrics.train_accuracies[i]) share = 1;
+    for (double& share : metrics.val_accuracies[i]) share = 1;
+  }
+  return metrics;
+}
+
+TrainingMetrics classifier(std::size_t labels) {
+  TrainingMetrics metrics = sure_from(labels, sample(27));
+  metrics.per_epoch = 9;
+  metrics.val_measures = {{"precision", std::vector<double>(27, 0.31)},
+                          {"recall", std::vector<double>(27, 0.12)},
+                          {"f1", std::vector<double>(27, 0.17)}};
+  return metrics;
+}
+
+// How many pixels of a colour lie in the columns from `left` to `right`.
+std::size_t count_between(const Canvas& canvas, Color color, std::size_t left, std::size_t right) {
+  std::size_t count = 0;
+  for (std::size_t y = 0; y < canvas.height(); ++y) {
+    for (std::size_t x = left; x < right; ++x) count += canvas.pixel(x, y) == color;
+  }
+  return count;
+}
+
+// The bars of validation in a combined figure.
+std::size_t bars(const Canvas& canvas) {
+  std::size_t count = 0;
+  for (std::size_t x = 1100; x < canvas.width(); ++x) {
+    count +=
+        canvas.pixel(x, 1400) == validation_color && canvas.pixel(x - 1, 1400) != validation_color;
+  }
+  return count;
+}
+
+void check_left_out() {
+  const auto curves = [](const TrainingMetrics& metrics) {
+    const Canvas canvas = accuracy_figure(metrics);
+    std::string text;
+    for (std::size_t i = 0; i < top_k.size(); ++i) {
+      text += join(seen(canvas, top_colors[i]).count > 0 ? 1 : 0, " ");
+    }
+    return text;
+  };
+  check_equal(curves(sample(9)), "1 1 1 1 ");
+  check_equal(curves(sure_from(10, sample(9))), "1 1 0 0 ");
+  check_equal(curves(sure_from(1, sample(9))), "1 0 0 0 ");  // Top-1 always stays
+  TrainingMetrics nearly = sure_from(5, sample(9));
+  nearly.train_accuracies[1][3] = nearly.val_accuracies[3][8] = 0.99;
+  check_equal(curves(nearly), "1 1 0 1 ");
+  check_equal(bars(combined_figure(nearly)), std::size_t{3});
+  check_equal(bars(combined_figure(sample(9))), std::size_t{4});
+}
+
+void check_classifier() {
+  const Canvas canvas = accuracy_figure(classifier(2));
+  for (const Color& color : top_colors) {
+    check_equal(count_between(canvas, color, 0, 1000), std::size_t{0});
+    check(count_between(canvas, color, 1000, 2000) > 1500, "a measure on the right");
+  }
+  for (const Color& color : {train_color, validation_color}) {
+    check(count_between(canvas, color, 0, 1000) > 1500, "accuracy on the left");
+    check_equal(count_between(canvas, color, 1000, 2000), std::size_t{0});
+  }
+  check_equal(bars(combined_figure(classifier(2))), std::size_t{4});
+  check_equal(bars(combined_figure(classifier(10))), std::size_t{5});  // with Top-5
+  TrainingMetrics uneven = classifier(2);
+  uneven.val_measures[1].second.pop_back();
+  check_throws([&] { accuracy_figure(uneven); }, {"recall has 26 values, expected 27"});
+}
+
+// How many pixels of a colour lie in a square.
+std::size_t count_in(const Canvas& canvas, Color color, std::size_t left, std::size_t top,
+                     std::size_t side) {
+  std::size_t count = 0;
+  for (std::size_t y = top; y < top + side; ++y) {
+    for (std::size_t x = left; x < left + side; ++x) count += canvas.pixel(x, y) == color;
+  }
+  return count;
+}
+
+// Cells of 240 pixels; right of them 230 for the scale.
+void check_confusion() {
+  Confusion confusion(2);
+  for (std::size_t i = 0; i < 5; ++i) confusion.add(1, 1);
+  for (std::size_t i = 0; i < 4; ++i) confusion.add(0, i == 0 ? 1 : 0);
+  const Canvas canvas = confusion_figure(confusion, {"no", "yes"});
+  const std::size_t right = canvas.width() - 230, middle = right - 240, left = right - 480;
+  check(canvas.pixel(middle + 20, 360) == train_color, "all of the lower row");
+  check(canvas.pixel(left + 20, 360) == white, "none of it");
+  check(canvas.pixel(left + 20, 120) == Color{64, 149, 197}, "three quarters of the upper row");
+  check(canvas.pixel(middle + 20, 120) == Color{191, 220, 236}, "a quarter of it");
+  check(count_in(canvas, white, middle + 40, 380, 160) > 30, "5 on dark");
+  check(count_in(canvas, gray, left + 40, 380, 160) > 30, "0 in grey");
+  check(count_in(canvas, white, left + 40, 140, 160) > 30, "3 on dark");
+  check(count_in(canvas, ink, middle + 40, 140, 160) > 30, "1 on light");
+  check_equal(int{canvas.pixel(right + 60, 340 + 120).red},
+              255 * 3 / 4);  // the scale, at a quarter
+}
+
+void check_confusion_names() {
+  const auto picture = [](const std::vector<std::string>& labels, std::string_view data = {}) {
+    return confusion_figure(Confusion(labels.size()), labels, data).png();
+  };
+  check(picture({"\xE4\xBD\x93", "b"}) == picture({"#1", "b"}), "a number for what has no letters");
+  check(picture({"a", "\xC3\xA9t\xC3\xA9"}) == picture({"a", "#2"}), "counted from 1");
+  check(picture({"a", ""}) == picture({"a", "#2"}), "for an empty label too");
+  check(picture({"a", "b"}) != picture({"a", "c"}), "names are shown");
+  check(picture({"a", "b"}) != picture({"a", "b"}, "test"), "so is what was predicted");
+  const std::string name = "abcdefghijklmnopqrstuvwxyz";
+  check(picture({name, "b"}) == picture({name.substr(0, 21) + "...", "b"}), "long ones are cut");
+  check_throws([&] { confusion_figure(Confusion(3), {"a", "b"}); }, {"2 names for 3 labels"});
+  check_throws([&] { confusion_figure(Confusion(2), {"a", "b", "c"}); }, {"3 names for 2 labels"});
+  check_throws([&] { confusion_figure(Confusion(0), {}); }, {"0 names for 0 labels"});
+}
+
+// More than 20 labels: shades without counts.
+void check_many_labels() {
+  const auto ink_inside = [](std::size_t classes) {
+    Confusion confusion(classes);
+    for (std::size_t c = 0; c < classes; ++c) {
+      confusion.add(c, c), confusion.add(c, 0);
+    }
+    const Canvas canvas = confusion_figure(confusion, std::vector<std::string>(classes, "a label"));
+    const std::size_t left = canvas.width() - 1428, side = 1196;
+    check(count_in(canvas, white, left, 102, side) < side * side - 1000, "shades");
+    return count_in(canvas, ink, left, 102, side);
+  };
+  check(ink_inside(20) > 100, "counts");
+  check_equal(ink_inside(21), std::size_t{0});
+  check_equal(ink_inside(1500), std::size_t{0});
+}
+
 void check_letters() {
   const auto ink_of = [](std::string_view text) {
     Canvas canvas(400, 60);
@@ -369,6 +556,12 @@ int main() {
   test("huge and tiny values", check_huge);
   test("bars", check_bars);
   test("the lowest loss is marked", check_mark);
+  test("epochs of several evaluations", check_epochs);
+  test("curves that are 1 throughout", check_left_out);
+  test("a classifier's measures", check_classifier);
+  test("confusion matrix", check_confusion);
+  test("names in it", check_confusion_names);
+  test("many labels in it", check_many_labels);
   test("files", check_files);
   test("the tool", check_tool);
   return finish();

@@ -127,13 +127,14 @@ void test_no_replacement_unasked() {
   callbacks.on_batch = [&](const BatchReport&) { ++steps; };
   callbacks.should_stop = [&] { return steps >= 1; };
   write_file(folder / "plots/loss_curve.png", "old");
+  write_file(folder / "plots/confusion_matrix.png", "old");
   write_file(folder / "plots/mine.png", "kept");
   Trainer trainer(data, tiny_model(), other, folder.path());
   check(!trainer.overwrite().run(callbacks), "stopped at its first step");
   for (const char* name :
        {"models/final_model.safetensors", "models/best_model.safetensors",
         "checkpoints/checkpoint_epoch_1.safetensors", "checkpoints/checkpoint_epoch_2.safetensors",
-        "plots/training_metrics.json", "plots/loss_curve.png"}) {
+        "plots/training_metrics.json", "plots/loss_curve.png", "plots/confusion_matrix.png"}) {
     check(!path_exists(folder / name), join(name, " of the old run is gone"));
   }
   check(path_exists(folder / "plots/mine.png"), "what is not of a run stays");

@@ -261,6 +261,7 @@ bool pretrain(const Options& options, const Corpus& corpus, const std::string& v
   return train(std::move(task), config, options.output / "pretrained", {}, options);
 }
 
+// The picture is that of the test texts, if there are any.
 void report(const Options& options, const Corpus& corpus) {
   Classifier classifier(options.output / "models", "best_model", options.train.threads);
   Json json;
@@ -269,6 +270,8 @@ void report(const Options& options, const Corpus& corpus) {
     const Confusion confusion = texts::evaluate(classifier, all);
     texts::print(std::cout, name, confusion, classifier.labels());
     json.set(name, texts::to_json(confusion, classifier.labels()));
+    write_file(options.output / bert4rec::detail::confusion_file,
+               plots::confusion_figure(confusion, classifier.labels(), name).png());
   };
   add("validation", corpus.dev);
   add("test", corpus.test);

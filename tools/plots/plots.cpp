@@ -120,6 +120,14 @@ std::optional<std::size_t> lowest(std::span<const double> values) {
   return best;
 }
 
+std::string epoch_text(std::size_t evaluation, std::size_t per_epoch) {
+  const double epochs = static_cast<double>(evaluation) / static_cast<double>(per_epoch);
+  std::string text = formatted("%.*f", 2, epochs);
+  text.erase(text.find_last_not_of('0') + 1);
+  if (text.back() == '.') text.pop_back();
+  return text;
+}
+
 // ---- Axes ---------------------------------------------------------------------------------------
 
 namespace {
@@ -137,12 +145,14 @@ struct Panel {
   Box outer;
   std::string title, x_label, y_label;
   std::vector<Curve> curves;
+  std::size_t per_epoch;  // evaluations: the values of curves
   double title_size = 30;
 };
 
 constexpr double label_size = 24, tick_size = 22;
 
-// The place of the data in a picture.
+// The place of the data in a picture. On the x axis of curves evaluations are counted, from 1; only
+// its ticks are epochs.
 struct Frame {
   Box box;
   Range x, y;
@@ -163,6 +173,14 @@ Ticks labelled_ticks(Range range, double pixels, double spacing, double least_st
     const bool whole = least_step == 0 || std::fmod(value, least_step) == 0;
     if (inside && whole) ticks.emplace_back(value, tick_label(value, step));
   }
+  return ticks;
+}
+
+Ticks epoch_ticks(Range evaluations, double pixels, std::size_t per_epoch) {
+  const auto count = static_cast<double>(per_epoch);
+  const Range epochs{evaluations.low / count, evaluations.high / count};
+  Ticks ticks = labelled_ticks(epochs, pixels, 100, per_epoch == 1 ? 1 : 0);
+  for (auto& tick : ticks) tick.first *= count;
   return ticks;
 }
 
@@ -209,7 +227,8 @@ Frame draw_frame(Canvas& canvas, const Panel& panel, Range x, Range y,
   double widest = 48;
   for (const auto& tick : y_ticks) widest = std::max(widest, text_width(tick.second, tick_size));
   box.left = std::round(outer.left + 76 + std::max(84.0, widest));
-  const Ticks x_ticks = given_x_ticks ? *given_x_ticks : labelled_ticks(x, box.width(), 100, 1);
+  const Ticks x_ticks =
+      given_x_ticks ? *given_x_ticks : epoch_ticks(x, box.width(), panel.per_epoch);
   const Frame frame{box, x, y};
   draw_grid(canvas, frame, x_ticks, y_ticks, !given_x_ticks);
   canvas.text({box.left, outer.top + 1.5 * panel.title_size}, panel.title,
@@ -239,7 +258,7 @@ std::vector<Polyline> lines_of(const Frame& frame, std::span<const double> value
   return lines;
 }
 
-// Dots where epochs are few, and where one stands alone.
+// Dots where values are few, and where one stands alone.
 void draw_curve(Canvas& canvas, const Frame& frame, const Curve& curve) {
   const std::vector<Polyline> lines = lines_of(frame, curve.values);
   canvas.stroke(lines, curve.width, curve.color, curve.alpha);
@@ -251,14 +270,14 @@ void draw_curve(Canvas& canvas, const Frame& frame, const Curve& curve) {
   canvas.stroke(dots, 3 * curve.width, curve.color, curve.alpha);
 }
 
-Range epoch_range(std::size_t epochs) {
-  const auto last = static_cast<double>(epochs);
-  const double margin = epochs == 1 ? 0.5 : (last - 1) / 60;
+Range evaluation_range(std::size_t count) {
+  const auto last = static_cast<double>(count);
+  const double margin = count == 1 ? 0.5 : (last - 1) / 60;
   return {1 - margin, last + margin};
 }
 
 Frame draw_panel(Canvas& canvas, const Panel& panel, Range y) {
-  const Frame frame = draw_frame(canvas, panel, epoch_range(panel.curves[0].values.size()), y);
+  const Frame frame = draw_frame(canvas, panel, evaluation_range(panel.curves[0].values.size()), y);
   for (const Curve& curve : panel.curves) draw_curve(canvas, frame, curve);
   return frame;
 }
@@ -300,12 +319,13 @@ Box free_place(const Canvas& canvas, const Box& area, Point at, double width) {
 }
 
 // A ring on the lowest value, with its epoch.
-void mark_lowest(Canvas& canvas, const Frame& frame, const Curve& curve) {
-  const auto epoch = lowest(curve.values);
-  if (!epoch) return;
-  const double value = curve.values[*epoch];
-  const Point at = frame.at(static_cast<double>(*epoch + 1), value);
-  const std::string label = join("lowest: ", formatted("%.*g", 4, value), " at epoch ", *epoch + 1);
+void mark_lowest(Canvas& canvas, const Frame& frame, const Curve& curve, std::size_t per_epoch) {
+  const auto least = lowest(curve.values);
+  if (!least) return;
+  const double value = curve.values[*least];
+  const Point at = frame.at(static_cast<double>(*least + 1), value);
+  const std::string label = join("lowest: ", formatted("%.*g", 4, value), " at epoch ",
+                                 epoch_text(*least + 1, per_epoch));
   const double width = text_width(label, label_size);
   const Box place = free_place(canvas, frame.box, at, width);
   const Point end{std::clamp(at.x, place.left + 6, place.right - 6),
@@ -326,8 +346,10 @@ void draw_losses(Canvas& canvas, const TrainingMetrics& metrics, const Box& oute
                  double title_size) {
   const std::vector<Curve> curves{{"train", metrics.train_losses, train_color},
                                   {"validation", metrics.val_losses, validation_color}};
-  const Panel panel{outer, "Training and validation loss", "Epoch", "Loss", curves, title_size};
-  mark_lowest(canvas, draw_panel(canvas, panel, range_of(curves)), curves[1]);
+  const std::string title = "Training and validation loss";
+  const Panel panel{outer, title, "Epoch", "Loss", curves, metrics.per_epoch, title_size};
+  const Frame frame = draw_panel(canvas, panel, range_of(curves));
+  mark_lowest(canvas, frame, curves[1], metrics.per_epoch);
 }
 
 std::vector<double> percent(std::vector<double> shares) {
@@ -335,24 +357,47 @@ std::vector<double> percent(std::vector<double> shares) {
   return shares;
 }
 
+// A classifier is known by its measures.
+bool classifies(const TrainingMetrics& metrics) {
+  return std::any_of(metrics.val_measures.begin(), metrics.val_measures.end(),
+                     [](const auto& measure) { return measure.first == "f1"; });
+}
+
 using TopCurves = std::array<std::vector<double>, top_k.size()>;
 
-std::vector<Curve> top_curves(const TopCurves& accuracies) {
+// A Top-K with K > 1 that is 1 throughout, in training and validation, tells nothing.
+// Of no more than K labels (or items) it cannot be less. The only place that leaves one out.
+bool tells(const TrainingMetrics& metrics, std::size_t i) {
+  const auto below_1 = [](double share) { return share != 1; };
+  const auto& train = metrics.train_accuracies[i];
+  const auto& validation = metrics.val_accuracies[i];
+  return top_k[i] == 1 || std::any_of(train.begin(), train.end(), below_1) ||
+         std::any_of(validation.begin(), validation.end(), below_1);
+}
+
+std::vector<Curve> top_curves(const TrainingMetrics& metrics, const TopCurves& accuracies) {
   std::vector<Curve> curves;
   for (std::size_t i = 0; i < top_k.size(); ++i) {
-    curves.push_back({join("Top-", top_k[i]), percent(accuracies[i]), top_colors[i]});
+    if (!tells(metrics, i)) continue;
+    const bool plain = top_k[i] == 1 && classifies(metrics);
+    curves.push_back(
+        {plain ? "accuracy" : join("Top-", top_k[i]), percent(accuracies[i]), top_colors[i]});
   }
   return curves;
 }
 
-// Measures of a task that are shares, as curves: those of matching.
+// Measures of a task as curves: those of matching, or those of a classifier in percent.
 std::vector<Curve> measure_curves(const TrainingMetrics& metrics) {
   std::vector<Curve> curves;
-  for (const auto& [name, label] : {std::pair("auc", "AUC"), std::pair("ndcg@10", "NDCG@10"),
-                                    std::pair("rmse", "RMSE"), std::pair("mae", "MAE")}) {
+  const bool of_labels = classifies(metrics);
+  if (of_labels) curves.push_back(top_curves(metrics, metrics.val_accuracies).front());
+  for (const auto& [name, label] :
+       {std::pair("auc", "AUC"), std::pair("ndcg@10", "NDCG@10"), std::pair("rmse", "RMSE"),
+        std::pair("mae", "MAE"), std::pair("precision", "precision"), std::pair("recall", "recall"),
+        std::pair("f1", "F1")}) {
     for (const auto& [measure, values] : metrics.val_measures) {
       if (measure != name) continue;
-      curves.push_back({label, values, top_colors.at(curves.size())});
+      curves.push_back({label, of_labels ? percent(values) : values, top_colors.at(curves.size())});
     }
   }
   return curves;
@@ -366,59 +411,173 @@ Range share_range(const std::vector<Curve>& curves) {
 
 // Both accuracies have the same scale, so that they can be compared, unless one would be flattened
 // to less than a third of its panel. Where a task has measures of its own, they stand in place of
-// the accuracy in training.
+// the accuracy in training, which a classifier has beside that in validation.
 void draw_accuracies(Canvas& canvas, const TrainingMetrics& metrics, const Box& left,
                      const Box& right, double title_size) {
-  const std::vector<Curve> validation = top_curves(metrics.val_accuracies);
-  if (const std::vector<Curve> measures = measure_curves(metrics); !measures.empty()) {
-    const Panel shares{left, "Measures in validation", "Epoch", "Value", measures, title_size};
-    draw_panel(canvas, shares, share_range(measures));
-    const Panel ranks{right,     "Accuracy in validation", "Epoch", "Accuracy (%)", validation,
-                      title_size};
-    draw_panel(canvas, ranks, share_range(validation));
+  const auto draw = [&](const Box& outer, std::string title, std::string y_label,
+                        const std::vector<Curve>& curves, Range y) {
+    draw_panel(canvas, {outer, title, "Epoch", y_label, curves, metrics.per_epoch, title_size}, y);
+  };
+  const std::vector<Curve> measures = measure_curves(metrics);
+  if (classifies(metrics)) {
+    const std::vector<Curve> sides{
+        {"train", percent(metrics.train_accuracies[0]), train_color},
+        {"validation", percent(metrics.val_accuracies[0]), validation_color}};
+    draw(left, "Accuracy in training and validation", "Accuracy (%)", sides, range_of(sides));
+    draw(right, "Measures in validation", "Value (%)", measures, range_of(measures));
     return;
   }
-  const std::vector<Curve> train = top_curves(metrics.train_accuracies);
-  Range a = share_range(train), b = share_range(validation);
-  const double high = std::max(a.high, b.high);
-  if (std::min(a.high, b.high) > high / 3) a = b = {0, high};
-  draw_panel(canvas, {left, "Accuracy in training", "Epoch", "Accuracy (%)", train, title_size}, a);
-  draw_panel(canvas,
-             {right, "Accuracy in validation", "Epoch", "Accuracy (%)", validation, title_size}, b);
+  const std::vector<Curve> validation = top_curves(metrics, metrics.val_accuracies);
+  Range b = share_range(validation);
+  if (!measures.empty()) {
+    draw(left, "Measures in validation", "Value", measures, share_range(measures));
+  } else {
+    const std::vector<Curve> train = top_curves(metrics, metrics.train_accuracies);
+    Range a = share_range(train);
+    const double high = std::max(a.high, b.high);
+    if (std::min(a.high, b.high) > high / 3) a = b = {0, high};
+    draw(left, "Accuracy in training", "Accuracy (%)", train, a);
+  }
+  draw(right, "Accuracy in validation", "Accuracy (%)", validation, b);
 }
 
-// The Top-K of the last epoch as bars with their values: pairs, or those of validation alone.
+std::vector<double> last_values(const std::vector<Curve>& curves) {
+  std::vector<double> values;
+  for (const Curve& curve : curves) values.push_back(curve.values.back());
+  return values;
+}
+
+// The Top-K at the end as bars with their values: pairs, or those of validation alone; and the
+// measures of a classifier.
 void draw_bars(Canvas& canvas, const TrainingMetrics& metrics, const Box& outer,
                double title_size) {
-  std::vector<Curve> sides{{"validation", {}, validation_color, 16}};
-  std::vector<const TopCurves*> tops{&metrics.val_accuracies};
-  if (measure_curves(metrics).empty()) {
-    sides.insert(sides.begin(), {"train", {}, train_color, 16});
-    tops.insert(tops.begin(), &metrics.train_accuracies);
+  std::vector<Curve> validation = top_curves(metrics, metrics.val_accuracies);
+  const std::vector<Curve> measures = measure_curves(metrics);
+  const bool of_labels = classifies(metrics);
+  if (of_labels) validation.insert(validation.end(), measures.begin() + 1, measures.end());
+  std::vector<Curve> sides{{"validation", last_values(validation), validation_color, 16}};
+  if (measures.empty()) {
+    const std::vector<Curve> train = top_curves(metrics, metrics.train_accuracies);
+    sides.insert(sides.begin(), {"train", last_values(train), train_color, 16});
   }
+  const auto count = static_cast<double>(validation.size());
   Ticks names;
-  for (std::size_t i = 0; i < top_k.size(); ++i) {
-    names.emplace_back(static_cast<double>(i), join("Top-", top_k[i]));
-    for (std::size_t side = 0; side < sides.size(); ++side) {
-      sides[side].values.push_back(100 * (*tops[side])[i].back());
-    }
+  for (const Curve& curve : validation) {
+    names.emplace_back(static_cast<double>(names.size()), curve.name);
   }
   const Range y{0, 1.06 * share_range(sides).high};
-  const std::string after = join("After epoch ", metrics.evaluations());
-  const Panel panel{outer, "Accuracy at the end", after, "Accuracy (%)", sides, title_size};
-  const Frame frame = draw_frame(canvas, panel, {-0.5, 3.5}, y, names);
+  const std::string after =
+      join("After epoch ", epoch_text(metrics.evaluations(), metrics.per_epoch));
+  const Panel panel{outer,     of_labels ? "Measures at the end" : "Accuracy at the end",
+                    after,     of_labels ? "Value (%)" : "Accuracy (%)",
+                    sides,     metrics.per_epoch,
+                    title_size};
+  const Frame frame = draw_frame(canvas, panel, {-0.5, count - 0.5}, y, names);
   for (std::size_t side = 0; side < sides.size(); ++side) {
-    for (std::size_t i = 0; i < top_k.size(); ++i) {
+    for (std::size_t i = 0; i < names.size(); ++i) {
       const double value = sides[side].values[i], first = sides.size() == 2 ? -0.38 : -0.185;
-      const double left = static_cast<double>(i) + first + 0.39 * static_cast<double>(side);
-      const Point foot = frame.at(left, 0);
-      const Point head = frame.at(left + 0.37, drawable(value) ? value : 0);
+      const double bar_left = names[i].first + first + 0.39 * static_cast<double>(side);
+      const Point foot = frame.at(bar_left, 0);
+      const Point head = frame.at(bar_left + 0.37, drawable(value) ? value : 0);
       canvas.fill({foot.x, head.y, head.x, foot.y - 1}, sides[side].color);
       canvas.text({(foot.x + head.x) / 2, head.y - 10},
                   drawable(value) ? formatted("%.*f", 2, value) : "none",
                   {.size = 21, .align = 0.5});
     }
   }
+}
+
+// ---- Confusion matrix ---------------------------------------------------------------------------
+
+// A square of cells, [true label, predicted label], whose edges are whole pixels.
+struct Matrix {
+  double left, top, side;
+  std::size_t classes;
+
+  double edge(std::size_t i) const {
+    return std::round(side * static_cast<double>(i) / static_cast<double>(classes));
+  }
+  double middle(std::size_t i) const { return (edge(i) + edge(i + 1)) / 2; }
+  double cell() const { return side / static_cast<double>(classes); }
+  bool counts_fit() const { return classes <= 20; }
+};
+
+std::string number_name(std::size_t c) { return join("#", c + 1); }
+
+// A label as far as Canvas has its characters, else its number.
+std::string written_name(std::string_view label, std::size_t c) {
+  const bool ascii = std::all_of(label.begin(), label.end(), [](char character) {
+    return character >= ' ' && character <= '~';
+  });
+  if (!ascii || label.empty()) return number_name(c);
+  return label.size() <= 24 ? std::string(label) : join(label.substr(0, 21), "...");
+}
+
+void draw_cells(Canvas& canvas, const Matrix& matrix, const bert4rec::Confusion& confusion) {
+  std::uint64_t most = 0;
+  for (std::size_t c = 0; c < matrix.classes; ++c) most = std::max(most, confusion.actual(c));
+  const double size = std::min(32.0, 0.8 * matrix.cell() / text_width(join(most), 1));
+  for (std::size_t row = 0; row < matrix.classes; ++row) {
+    const auto texts = static_cast<double>(std::max<std::uint64_t>(confusion.actual(row), 1));
+    for (std::size_t column = 0; column < matrix.classes; ++column) {
+      const std::uint64_t count = confusion.count(row, column);
+      const double share = static_cast<double>(count) / texts;
+      canvas.fill({matrix.left + matrix.edge(column), matrix.top + matrix.edge(row),
+                   matrix.left + matrix.edge(column + 1), matrix.top + matrix.edge(row + 1)},
+                  train_color, share);
+      if (!matrix.counts_fit()) continue;
+      const Point at{matrix.left + matrix.middle(column),
+                     matrix.top + matrix.middle(row) + 0.35 * size};
+      const Color color = count == 0 ? gray : share > 0.7 ? white : ink;
+      canvas.text(at, join(count), {.size = size, .align = 0.5, .color = color});
+    }
+  }
+}
+
+void draw_lines(Canvas& canvas, const Matrix& matrix) {
+  const auto line = [&](std::size_t i, Color color) {
+    const double x = matrix.left + matrix.edge(i), y = matrix.top + matrix.edge(i);
+    const double right = matrix.left + matrix.side + 1, bottom = matrix.top + matrix.side + 1;
+    canvas.fill({x - 1, matrix.top - 1, x + 1, bottom}, color);
+    canvas.fill({matrix.left - 1, y - 1, right, y + 1}, color);
+  };
+  for (std::size_t i = 1; matrix.counts_fit() && i < matrix.classes; ++i) line(i, light);
+  line(0, gray), line(matrix.classes, gray);
+}
+
+// Left of the rows and below the columns, there upwards where they are wider than these; of labels
+// that stand too close some are skipped.
+void draw_names(Canvas& canvas, const Matrix& matrix, const std::vector<std::string>& names,
+                double size, bool upwards) {
+  const auto step = static_cast<std::size_t>(std::ceil(1.2 * size / matrix.cell()));
+  for (std::size_t c = 0; c < names.size(); c += step) {
+    canvas.text({matrix.left - 14, matrix.top + matrix.middle(c) + 0.35 * size}, names[c],
+                {.size = size, .align = 1});
+    const double x = matrix.left + matrix.middle(c), y = matrix.top + matrix.side;
+    if (upwards) {
+      canvas.text({x + 0.35 * size, y + 14}, names[c],
+                  {.size = size, .align = 1, .vertical = true});
+    } else {
+      canvas.text({x, y + 34}, names[c], {.size = size, .align = 0.5});
+    }
+  }
+}
+
+// What the shades stand for.
+void draw_scale(Canvas& canvas, const Matrix& matrix) {
+  const double left = matrix.left + matrix.side + 46, right = left + 26;
+  const double height = std::min(matrix.side, 600.0), bottom = matrix.top + matrix.side;
+  for (double i = 0; i < height; ++i) {
+    canvas.fill({left, bottom - i - 1, right, bottom - i}, train_color, (i + 1) / height);
+  }
+  for (const double share : {0.0, 0.5, 1.0}) {
+    const double y = std::round(bottom - share * height);
+    canvas.fill({left, y - 1, right + 8, y + 1}, gray);
+    canvas.text({right + 16, y + 0.35 * tick_size}, formatted("%.*f%%", 0, 100 * share),
+                {.size = tick_size, .color = gray});
+  }
+  canvas.text({right + 116, bottom - height / 2}, "Share of the true label",
+              {.size = label_size, .align = 0.5, .vertical = true});
 }
 
 }  // namespace
@@ -437,6 +596,7 @@ void check_curves(const TrainingMetrics& metrics) {
     check(join("train_accuracies ", top_k[i]), metrics.train_accuracies[i]);
     check(join("val_accuracies ", top_k[i]), metrics.val_accuracies[i]);
   }
+  for (const auto& [name, values] : metrics.val_measures) check(name, values);
 }
 
 Canvas loss_figure(const TrainingMetrics& metrics) {
@@ -465,7 +625,8 @@ Canvas combined_figure(const TrainingMetrics& metrics) {
 Canvas learning_figure(const TrainingMetrics& metrics) {
   check_curves(metrics);
   const std::size_t reach = std::clamp<std::size_t>(metrics.evaluations() / 40, 1, 500);
-  const std::string means = join("mean over ", 2 * reach + 1, " epochs");
+  const std::string means =
+      join("mean over ", 2 * reach + 1, metrics.per_epoch == 1 ? " epochs" : " evaluations");
   const std::vector<double>& rates = metrics.learning_rates;
   const auto least = lowest(rates);
   const bool rate_varies = std::any_of(rates.begin(), rates.end(), [&](double rate) {
@@ -478,13 +639,59 @@ Canvas learning_figure(const TrainingMetrics& metrics) {
       {"validation", metrics.val_losses, validation_color, 2.5, 0.45},
       {"train, " + means, moving_average(metrics.train_losses, reach), train_color},
       {"validation, " + means, moving_average(metrics.val_losses, reach), validation_color}};
-  const Panel losses{
-      {0, 0, 1800, height}, "Learning curve", rate_varies ? "" : "Epoch", "Loss", curves, 34};
+  const Panel losses{{0, 0, 1800, height},
+                     "Learning curve",
+                     rate_varies ? "" : "Epoch",
+                     "Loss",
+                     curves,
+                     metrics.per_epoch,
+                     34};
   draw_panel(canvas, losses, range_of(curves));
   if (rate_varies) {
-    const Panel panel{{0, height, 1800, 1200}, "", "Epoch", "Learning rate", {{"", rates, ink}}};
+    const Panel panel{{0, height, 1800, 1200}, "", "Epoch", "Learning rate", {{"", rates, ink}},
+                      metrics.per_epoch};
     draw_panel(canvas, panel, range_of(panel.curves));
   }
+  return canvas;
+}
+
+Canvas confusion_figure(const bert4rec::Confusion& confusion,
+                        const std::vector<std::string>& labels, std::string_view data) {
+  const std::size_t classes = confusion.classes();
+  require(classes > 0 && labels.size() == classes, "confusion matrix: ", labels.size(),
+          " names for ", classes, " labels");
+  std::vector<std::string> names;
+  bool numbers = false;
+  for (std::size_t c = 0; c < classes; ++c) {
+    names.push_back(written_name(labels[c], c));
+    numbers = numbers || names[c] == number_name(c);
+  }
+  Matrix matrix{0, 100, std::min(1200.0, 240.0 * static_cast<double>(classes)), classes};
+  const double size = std::clamp(0.8 * matrix.cell(), 11.0, label_size);
+  double widest = 0;
+  for (const std::string& name : names) widest = std::max(widest, text_width(name, size));
+  const bool upwards = widest > 0.9 * matrix.cell();
+  matrix.left = std::round(110 + widest);
+  const double below = matrix.top + matrix.side + (upwards ? 14 + widest : 40);
+  const std::string title =
+      join("Confusion matrix", data.empty() ? "" : join(" (", data, ")"), ", accuracy ",
+           formatted("%.*f", 2, 100 * confusion.accuracy()), "%");
+  const std::string note =
+      numbers ? "#1, #2 ...: labels that cannot be written here, in the order of labels.json" : "";
+  const double width = std::max({matrix.left + matrix.side + 230, 120 + text_width(title, 34),
+                                 120 + text_width(note, tick_size)});
+  Canvas canvas(static_cast<std::size_t>(width),
+                static_cast<std::size_t>(below + (numbers ? 120 : 76)));
+  canvas.text({60, 56}, title, {.size = 34, .weight = 0.11});
+  draw_cells(canvas, matrix, confusion);
+  draw_lines(canvas, matrix);
+  draw_names(canvas, matrix, names, size, upwards);
+  draw_scale(canvas, matrix);
+  canvas.text({60, matrix.top + matrix.side / 2}, "True label",
+              {.size = label_size, .align = 0.5, .vertical = true});
+  canvas.text({matrix.left + matrix.side / 2, below + 40}, "Predicted label",
+              {.size = label_size, .align = 0.5});
+  canvas.text({60, below + 90}, note, {.size = tick_size, .color = gray});
   return canvas;
 }
 

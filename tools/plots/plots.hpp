@@ -1,8 +1,13 @@
-// The four pictures of a training run, from its curves (plots/training_metrics.json):
+// The pictures of a training run, from its curves (plots/training_metrics.json):
 //   loss_curve.png        train and validation loss, the lowest validation loss marked
 //   accuracy_curve.png    Top-1, 5, 10, 20; train left, validation right
-//   combined_metrics.png  loss, both accuracies, and bars of the last epoch's Top-K
+//   combined_metrics.png  loss, both accuracies, and bars of the Top-K at the end
 //   learning_curve.png    losses and their moving averages; the learning rate if it varies
+// Of a classifier, accuracy_curve.png has the accuracy left, and accuracy, precision, recall and F1
+// in validation right. A Top-K with K > 1 that is 1 throughout is left out of all of them. Values
+// stand at their epochs, of which those of several evaluations an epoch are fractions. And from the
+// counts of a classifier:
+//   confusion_matrix.png  true labels as rows, predicted as columns, shaded by the share of the row
 // Colours are those of Okabe and Ito, which colour-blind readers can tell apart. Values that are
 // not finite leave gaps.
 
@@ -32,6 +37,12 @@ Canvas accuracy_figure(const bert4rec::TrainingMetrics& metrics);
 Canvas combined_figure(const bert4rec::TrainingMetrics& metrics);
 Canvas learning_figure(const bert4rec::TrainingMetrics& metrics);
 
+// With counts in the cells for up to 20 labels. Labels with characters outside ASCII, which Canvas
+// does not have, are shown as their numbers, from 1. `data`, for the title: what was predicted.
+// Throws Error unless each label has a name.
+Canvas confusion_figure(const bert4rec::Confusion& confusion,
+                        const std::vector<std::string>& labels, std::string_view data = {});
+
 // ---- Parts, shown for the tests -----------------------------------------------------------------
 
 // Multiples of the smallest step 1, 2 or 5 times 10^k with which at most `most` (3 or more) of them
@@ -45,8 +56,10 @@ Polyline decimate(const Polyline& points);
 // Each value's mean with its finite neighbours: `reach` on both sides, towards the ends equally
 // fewer (which keeps the mean of a falling curve on it), down to an eighth. Gaps stay gaps.
 std::vector<double> moving_average(std::span<const double> values, std::size_t reach);
-// The first epoch (from 0) of the lowest finite value.
+// The first place (from 0) of the lowest finite value.
 std::optional<std::size_t> lowest(std::span<const double> values);
+// An evaluation, counting from 1, as a number of epochs, to two places: "0.67", "3".
+std::string epoch_text(std::size_t evaluation, std::size_t per_epoch);
 
 }  // namespace plots
 
