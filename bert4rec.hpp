@@ -7218,6 +7218,17 @@ inline bool holds_run(const Path& output) {
          !detail::checkpoint_files(output).empty();
 }
 
+// An evaluation, counting from 1, as a number of epochs, to two places: "0.67", "3".
+inline std::string epoch_text(std::size_t evaluation, std::size_t per_epoch) {
+  const std::size_t hundredths = (100 * evaluation + per_epoch / 2) / per_epoch;
+  std::string text = join(hundredths / 100);
+  if (const std::size_t rest = hundredths % 100) {
+    text += join(".", rest / 10);
+    if (rest % 10 != 0) text += join(rest % 10);
+  }
+  return text;
+}
+
 // One value an evaluation, of which an epoch has one, or some (TrainConfig::eval_every); the arrays
 // of training_metrics.json.
 struct TrainingMetrics {
@@ -7229,10 +7240,8 @@ struct TrainingMetrics {
 
   std::size_t evaluations() const { return train_losses.size(); }
 
-  // An evaluation, counting from 1, as a number of epochs, to three places.
-  double epochs_at(std::size_t evaluation) const {
-    const auto thousandths = static_cast<double>(1000 * evaluation / per_epoch);
-    return thousandths / 1000;
+  std::string epoch_text(std::size_t evaluation) const {
+    return bert4rec::epoch_text(evaluation, per_epoch);
   }
 
   // Of an evaluation, counting from 1: the value of a metric, turned so that more is better.
@@ -7428,7 +7437,7 @@ struct BatchReport {
 
 // Of an evaluation, after so many epochs.
 struct EpochReport {
-  double epoch;
+  std::string epoch;  // epoch_text()
   std::size_t epochs;
   Tally train;
   Validation validation;
@@ -7505,7 +7514,7 @@ class Trainer {
               enum_name(task_->model().task));
       const std::size_t done = metrics_.evaluations(), all = train_.epochs * metrics_.per_epoch;
       require(all > done || (all == done && batches_done_ == 0), "has seen ",
-              metrics_.epochs_at(done), batches_done_ > 0 ? " epochs and a part" : " epochs",
+              metrics_.epoch_text(done), batches_done_ > 0 ? " epochs and a part" : " epochs",
               ", more than epochs ", train_.epochs);
     });
     load_engine(file, *engine_, true);
@@ -7613,7 +7622,7 @@ class Trainer {
     const double highest = best == 0 ? std::nan("") : metrics_.quality(train_.best_by, best);
     const bool improved = std::isnan(highest) || metrics_.quality(train_.best_by, done) > highest;
     if (improved) metrics_.best_epoch = done;
-    const EpochReport report{metrics_.epochs_at(done),
+    const EpochReport report{metrics_.epoch_text(done),
                              train_.epochs,
                              part_metrics_,
                              validation,
@@ -7785,7 +7794,7 @@ class Trainer {
   void log_start() const {
     append_log(join("bert4rec.hpp ", BERT4REC_VERSION_STRING, " ", engine_->name(), ", ",
                     compiler_name(), ", ", system_name(), ", after epoch ",
-                    metrics_.epochs_at(metrics_.evaluations())));
+                    metrics_.epoch_text(metrics_.evaluations())));
   }
 
   void log_epoch(const EpochReport& report) const {

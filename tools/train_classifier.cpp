@@ -172,6 +172,8 @@ void describe(std::string_view name, const Texts& rows) {
   if (rows.empty > 0) std::cout << cli::grouped(rows.empty) << " " << name << " texts are empty\n";
 }
 
+constexpr std::string_view evaluation_name = "evaluation.json";
+
 // ---- Training -----------------------------------------------------------------------------------
 
 void print_epoch(const EpochReport& report, const TrainingMetrics& metrics) {
@@ -211,7 +213,7 @@ bool train(std::unique_ptr<Task> task, const TrainConfig& config, const Path& ou
   if (resume) {
     const Path checkpoint = trainer.resume();
     std::cout << "continuing after epoch "
-              << trainer.metrics().epochs_at(trainer.metrics().evaluations()) << " from "
+              << trainer.metrics().epoch_text(trainer.metrics().evaluations()) << " from "
               << path_text(checkpoint) << std::endl;
   } else if (!from.empty()) {
     const Safetensors file = open_model(from);
@@ -233,8 +235,10 @@ bool train(std::unique_ptr<Task> task, const TrainConfig& config, const Path& ou
   const TrainingMetrics& metrics = trainer.metrics();
   if (metrics.evaluations() > 0) plots::draw_plots(metrics, output / "plots");
   if (finished) {
-    std::cout << "best epoch " << metrics.epochs_at(metrics.best_epoch) << ", validation loss "
-              << cli::fixed(metrics.val_losses[metrics.best_epoch - 1], 4) << std::endl;
+    const std::size_t best = metrics.best_epoch - 1;
+    std::cout << "best epoch " << metrics.epoch_text(best + 1) << ", validation loss "
+              << cli::fixed(metrics.val_losses[best], 4) << " accuracy "
+              << cli::percent(metrics.val_accuracies[0][best]) << std::endl;
   }
   return finished;
 }
@@ -275,7 +279,7 @@ void report(const Options& options, const Corpus& corpus) {
   };
   add("validation", corpus.dev);
   add("test", corpus.test);
-  write_file(options.output / "evaluation.json", json.text(2) + "\n");
+  write_file(options.output / evaluation_name, json.text(2) + "\n");
   std::cout << "models, checkpoints, plots and logs are in " << path_text(options.output)
             << std::endl;
 }
@@ -297,6 +301,7 @@ int run(int argc, char** argv) {
       vocabulary, path_text(options.vocab.empty() ? options.from / "vocab.txt" : options.vocab));
   if (!options.from.empty()) take_sizes(options.model, open_model(options.from));
   cli::catch_stop_signals();
+  if (options.overwrite) std::filesystem::remove(options.output / evaluation_name);
   Path from = options.from;
   if (options.pretrain > 0) {
     from = options.output / "pretrained" / "models";

@@ -218,7 +218,7 @@ int stopped(const Options& options, std::string command) {
 void resume(Trainer& trainer) {
   const Path checkpoint = trainer.resume();
   std::cout << "continuing after epoch "
-            << trainer.metrics().epochs_at(trainer.metrics().evaluations()) << " from "
+            << trainer.metrics().epoch_text(trainer.metrics().evaluations()) << " from "
             << path_text(checkpoint) << std::endl;
 }
 
@@ -261,10 +261,10 @@ std::optional<TrainingMetrics> train(const Options& options, const Dataset& data
   if (metrics.evaluations() > 0) plots::draw_plots(metrics, options.output / "plots");
   if (!finished) return std::nullopt;
   if (metrics.evaluations() < options.train.epochs * metrics.per_epoch) {
-    std::cout << "stopped early: no better epoch since " << metrics.epochs_at(metrics.best_epoch)
+    std::cout << "stopped early: no better epoch since " << metrics.epoch_text(metrics.best_epoch)
               << "\n";
   }
-  std::cout << "best epoch " << metrics.epochs_at(metrics.best_epoch) << ", validation loss "
+  std::cout << "best epoch " << metrics.epoch_text(metrics.best_epoch) << ", validation loss "
             << cli::fixed(metrics.val_losses[metrics.best_epoch - 1], 4) << "\nmodels, checkpoints,"
             << " plots and logs are in " << path_text(options.output) << std::endl;
   return metrics;

@@ -2,6 +2,7 @@
 
 namespace plots {
 
+using bert4rec::epoch_text;
 using bert4rec::join;
 using bert4rec::require;
 using bert4rec::top_k;
@@ -118,14 +119,6 @@ std::optional<std::size_t> lowest(std::span<const double> values) {
     if (drawable(values[i]) && (!best || values[i] < values[*best])) best = i;
   }
   return best;
-}
-
-std::string epoch_text(std::size_t evaluation, std::size_t per_epoch) {
-  const double epochs = static_cast<double>(evaluation) / static_cast<double>(per_epoch);
-  std::string text = formatted("%.*f", 2, epochs);
-  text.erase(text.find_last_not_of('0') + 1);
-  if (text.back() == '.') text.pop_back();
-  return text;
 }
 
 // ---- Axes ---------------------------------------------------------------------------------------

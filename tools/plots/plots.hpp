@@ -58,8 +58,6 @@ Polyline decimate(const Polyline& points);
 std::vector<double> moving_average(std::span<const double> values, std::size_t reach);
 // The first place (from 0) of the lowest finite value.
 std::optional<std::size_t> lowest(std::span<const double> values);
-// An evaluation, counting from 1, as a number of epochs, to two places: "0.67", "3".
-std::string epoch_text(std::size_t evaluation, std::size_t per_epoch);
 
 }  // namespace plots
 
