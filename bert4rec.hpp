@@ -45,7 +45,7 @@
 //    5 Flat files                 12 Losses                19 Training
 //    6 Threads                    13 Heads                 20 Recommendation
 //    7 Configuration              14 Data                  21 Hugging Face files
-//    A Bodies of JSON and safetensors (of chapters 4 and 5)
+//    A Bodies of JSON, safetensors and Hugging Face files (of chapters 4, 5 and 21)
 //    B The kernels on vectors (of chapter 9)
 //    C The characters of Unicode (of chapter 14, "Text"); stands before B
 //
@@ -7689,7 +7689,8 @@ class Recommender {
 //   ...
 //   save_hugging_face("mine", *engine, labels, "vocab.txt");
 // Chapters 10 to 13 with Architecture::paper are BERT, so both compute the same numbers. What else
-// a config.json may ask for is refused by name.
+// a config.json may ask for is refused by name. Three tables say what stands where; how they are
+// walked, appendix A.
 
 namespace detail {
 
@@ -7730,6 +7731,7 @@ inline constexpr TensorNames hugging_face_tensors[] = {
 // Fields of config.json, ours, and what a missing one means to Transformers.
 struct ConfigNames {
   std::string_view theirs, ours, usual;
+  bool may_change = false;  // when a checkpoint is loaded
 };
 
 inline constexpr ConfigNames hugging_face_fields[] = {
@@ -7738,14 +7740,14 @@ inline constexpr ConfigNames hugging_face_fields[] = {
     {"num_hidden_layers", "num_layers", "12"},
     {"num_attention_heads", "num_heads", "12"},
     {"intermediate_size", "inner_size", "3072"},
-    {"max_position_embeddings", "max_length", "512"},
     {"type_vocab_size", "segments", "2"},
     {"layer_norm_eps", "norm_epsilon", "1e-12"},
-    {"hidden_dropout_prob", "dropout", "0.1"},
-    {"attention_probs_dropout_prob", "attention_dropout", "0.1"},
+    {"max_position_embeddings", "max_length", "512", true},
+    {"hidden_dropout_prob", "dropout", "0.1", true},
+    {"attention_probs_dropout_prob", "attention_dropout", "0.1", true},
 };
 
-// Fields that have one value here, and what another one would mean. Null and missing is as this.
+// Fields that have one value here, as has one that is missing, and what another would ask for.
 struct FixedField {
   std::string_view name, value, otherwise;
 };
@@ -7760,155 +7762,18 @@ inline constexpr FixedField hugging_face_fixed[] = {
     {"problem_type", "\"single_label_classification\"", "a loss other than softmax"},
 };
 
-// Of an object; nullptr for null, too.
-inline const Json* field_of(const Json& json, std::string_view name) {
-  const Json* found = json.find(name);
-  return found == nullptr || found->is_null() ? nullptr : found;
-}
-
-inline bool names_classifier(const Json& json) {
-  const Json* architectures = field_of(json, "architectures");
-  if (architectures == nullptr) return false;
-  const Json::Array& names = architectures->array();
-  return std::any_of(names.begin(), names.end(), [](const Json& name) {
-    return name.string() == "BertForSequenceClassification";
-  });
-}
+struct SharedTensor;
 
 }  // namespace detail
-
-// The labels of a classifier, in order. Without names they are LABEL_0, LABEL_1 as in Transformers.
-inline std::vector<std::string> labels_from_hugging_face(const Json& json) {
-  const Json* names = detail::field_of(json, "id2label");
-  const Json* count = detail::field_of(json, "num_labels");
-  std::vector<std::string> labels;
-  if (names != nullptr) {
-    for (std::size_t i = 0; i < names->object().size(); ++i) {
-      in_context("id2label", [&] { labels.push_back(names->at(join(i)).string()); });
-    }
-    return labels;
-  }
-  const std::int64_t number = count == nullptr ? 2 : count->integer();
-  require(number >= 0 && number <= 1'000'000, "num_labels is ", number);
-  for (std::int64_t i = 0; i < number; ++i) labels.push_back(join("LABEL_", i));
-  return labels;
-}
 
 // The model that a config.json describes: a classifier, or else one that names hidden tokens.
-inline ModelConfig config_from_hugging_face(const Json& json) {
-  for (const auto& [name, value, otherwise] : detail::hugging_face_fixed) {
-    const Json* found = detail::field_of(json, name);
-    if (found != nullptr && found->text() != value) {
-      fail("field \"", name, "\" is ", shown(found->text()), ", expected ", value, ": it would be ",
-           otherwise, ", which is not computed here");
-    }
-  }
-  Json ours;
-  for (const auto& [theirs, name, usual] : detail::hugging_face_fields) {
-    const Json* found = detail::field_of(json, theirs);
-    if (found != nullptr && !found->is_number()) {
-      fail("field \"", theirs, "\": expected a number, found ", shown(found->text(), 40));
-    }
-    ours.set(name, found != nullptr ? *found : Json::parse(usual));
-  }
-  ours.set("architecture", enum_name(Architecture::paper));
-  const bool classifies = detail::names_classifier(json);
-  ours.set("task", enum_name(classifies ? TaskKind::classification : TaskKind::masked_text));
-  if (classifies) ours.set("classes", labels_from_hugging_face(json).size());
-  return config_from_json<ModelConfig>(ours);
-}
+ModelConfig config_from_hugging_face(const Json& json);
 
-// The inverse.
-inline Json config_for_hugging_face(ModelConfig config, const std::vector<std::string>& labels) {
-  config.inner_size = config.encoder().inner_size;
-  config.segments = std::max<std::size_t>(config.segments, 1);  // of zeros then
-  const bool classifies = config.task == TaskKind::classification;
-  Json json;
-  json.set("architectures",
-           Json::Array{classifies ? "BertForSequenceClassification" : "BertForMaskedLM"});
-  for (const auto& field : detail::hugging_face_fixed) {
-    json.set(field.name, Json::parse(field.value));
-  }
-  const Json ours = to_json(config);
-  for (const auto& field : detail::hugging_face_fields) json.set(field.theirs, ours.at(field.ours));
-  if (!classifies) return json;
-  Json by_number, by_label;
-  for (std::size_t i = 0; i < config.classes; ++i) {
-    const std::string label = labels.empty() ? join("LABEL_", i) : labels[i];
-    by_number.set(join(i), label), by_label.set(label, i);
-  }
-  json.set("id2label", std::move(by_number)), json.set("label2id", std::move(by_label));
-  return json;
-}
+// The labels of a classifier, in order. Without names they are LABEL_0, LABEL_1 as in Transformers.
+std::vector<std::string> labels_from_hugging_face(const Json& json);
 
-namespace detail {
-
-// One tensor of theirs, and where its numbers are among ours.
-struct SharedTensor {
-  std::string theirs;
-  const TensorSpec* ours;  // nullptr if this model has no use for it
-  std::size_t part, parts;
-  bool is_written;
-  bool is_found = false;  // in a file
-
-  std::size_t offset() const { return ours->offset + part * (ours->size / parts); }
-  Shape shape() const {
-    Shape shape = ours->shape;
-    shape[0] /= parts;
-    return shape;
-  }
-};
-
-// The table for a model: all that its file may hold.
-inline std::vector<SharedTensor> shared_tensors(const TensorTable& table, std::size_t layers) {
-  std::unordered_map<std::string_view, const TensorSpec*> by_name;
-  for (const TensorSpec& spec : table) by_name[spec.name] = &spec;
-  std::vector<SharedTensor> shared;
-  for (const TensorNames& names : hugging_face_tensors) {
-    const auto in_layer = [](std::string_view name, std::size_t layer) {
-      const std::size_t at = name.find('#');
-      return at == name.npos ? std::string(name)
-                             : join(name.substr(0, at), layer, name.substr(at + 1));
-    };
-    const bool is_of_layer = names.theirs.find('#') != names.theirs.npos;
-    for (std::size_t i = 0; i < (is_of_layer ? layers : 1); ++i) {
-      for (const char* end : {"weight", "bias"}) {
-        const auto found = by_name.find(in_layer(names.ours, i) + end);
-        shared.push_back({in_layer(names.theirs, i) + end,
-                          found == by_name.end() ? nullptr : found->second, names.part, names.parts,
-                          names.is_written});
-      }
-    }
-  }
-  return shared;
-}
-
-// The name of today for one in a file: with "bert." where that belongs, and a LayerNorm's gamma and
-// beta as weight and bias.
-inline std::string name_of_today(std::string_view name) {
-  std::string_view bare = name;
-  for (const std::string_view prefix : {"bert.", "roberta."}) {
-    if (name.starts_with(prefix)) bare.remove_prefix(prefix.size());
-  }
-  bool is_inside = false;
-  for (const char* part : {"embeddings.", "encoder.", "pooler."}) {
-    is_inside = is_inside || bare.starts_with(part);
-  }
-  std::string today = is_inside ? join("bert.", bare) : std::string(name);
-  for (const auto& [old, now] : {std::pair{"LayerNorm.gamma", "LayerNorm.weight"},
-                                 std::pair{"LayerNorm.beta", "LayerNorm.bias"}}) {
-    if (today.ends_with(old)) today.replace(today.size() - std::strlen(old), today.npos, now);
-  }
-  return today;
-}
-
-inline void require_bert(const ModelConfig& config) {
-  require(config.reads_text() && config.architecture == Architecture::paper, "a model of task ",
-          enum_name(config.task), " and architecture ", enum_name(config.architecture),
-          ": BERT's are masked-text and classification, and paper");
-}
-
-}  // namespace detail
+// A config.json for a model.
+Json config_for_hugging_face(ModelConfig config, const std::vector<std::string>& labels);
 
 // A folder with a checkpoint, of which only the header is held in memory.
 class HuggingFaceFolder {
@@ -7921,168 +7786,36 @@ class HuggingFaceFolder {
 
   // Copies what the engine's model has: the encoder, which must be whole, and of its head what the
   // file has. Returns the names of our tensors that the file lacks: those keep their values. What
-  // only BERT has is left alone; a tensor that is none of BERT's is an error.
-  std::vector<std::string> load(Engine& engine) const {
-    require_same(engine.config());
-    file_.verify();
-    std::vector<float> values(engine.table().size());
-    engine.read(State::parameters, values);
-    auto names = names_in_file();
-    auto shared = detail::shared_tensors(engine.table(), config_.num_layers);
-    for (detail::SharedTensor& tensor : shared) {
-      const auto found = names.find(tensor.theirs);
-      if (found == names.end()) continue;
-      if (tensor.ours != nullptr) copy(tensor, found->second, values.data() + tensor.offset());
-      tensor.is_found = true;
-      names.erase(found);
-    }
-    names.erase("bert.embeddings.position_ids");  // 0, 1, 2 ...
-    for (const auto& [today, name] : names) {
-      fail(file_.path(), ": tensor \"", shown(name), "\" is not one of BERT");
-    }
-    std::vector<std::string> lacking = without_numbers(shared, engine.config());
-    engine.write(State::parameters, values);
-    return lacking;
-  }
+  // only BERT has is left alone; a tensor that BERT lacks is an error.
+  std::vector<std::string> load(Engine& engine) const;
 
  private:
-  HuggingFaceFolder(const Path& folder, const Json& json)
-      : file_(checked(folder) / "model.safetensors") {
-    in_context(path_text(folder / "config.json"), [&] {
-      config_ = config_from_hugging_face(json);
-      if (config_.task == TaskKind::classification) labels_ = labels_from_hugging_face(json);
-    });
-  }
+  using Names = std::map<std::string, std::string, std::less<>>;
 
-  static Json read_json(const Path& folder) {
-    settle(folder);
-    const Path path = folder / "config.json";
-    return Json::parse(read_file(path), path_text(path));
-  }
-
-  static const Path& checked(const Path& folder) {
-    if (path_exists(folder / "model.safetensors")) return folder;
-    for (const char* other : {"pytorch_model.bin", "model.safetensors.index.json"}) {
-      require(!path_exists(folder / other), folder, ": holds ", other,
-              ", but no model.safetensors: from_pretrained(...) and save_pretrained(...) of "
-              "Transformers write one");
-    }
-    return folder;
-  }
-
-  void require_same(const ModelConfig& model) const {
-    detail::require_bert(model);
-    const EncoderConfig ours = model.encoder(), theirs = config_.encoder();
-    const auto same = [&](std::string_view name, auto mine, auto its) {
-      require(mine == its, file_.path(), ": ", name, " of the model is ", mine,
-              ", that of config.json ", its);
-    };
-    same("num_items", ours.vocabulary, theirs.vocabulary);
-    same("hidden_size", ours.hidden_size, theirs.hidden_size);
-    same("inner_size", ours.inner_size, theirs.inner_size);
-    same("num_layers", ours.num_layers, theirs.num_layers);
-    same("num_heads", ours.num_heads, theirs.num_heads);
-    same("segments", ours.segments, theirs.segments);
-    same("norm_epsilon", ours.norm_epsilon, theirs.norm_epsilon);
-    require(ours.max_length <= theirs.max_length, file_.path(), ": max_length of the model is ",
-            ours.max_length, ", expected at most that of config.json, ", theirs.max_length);
-  }
-
-  // By their names of today.
-  std::map<std::string, std::string, std::less<>> names_in_file() const {
-    std::map<std::string, std::string, std::less<>> names;
-    for (const std::string& name : file_.names()) {
-      const auto [at, is_new] = names.emplace(detail::name_of_today(name), name);
-      require(is_new, file_.path(), ": tensors \"", shown(at->second), "\" and \"", shown(name),
-              "\" are the same");
-    }
-    return names;
-  }
-
-  // Positions may be fewer here than there.
-  void copy(const detail::SharedTensor& tensor, const std::string& name, float* to) const {
-    Shape shape = tensor.shape();
-    if (tensor.ours->name != "position_embedding.weight" || shape[0] == config_.max_length) {
-      return file_.copy(name, shape, to);
-    }
-    const std::size_t count = tensor.ours->size;
-    shape[0] = config_.max_length;
-    std::vector<float> all(checked_product(shape, name));
-    file_.copy(name, shape, all.data());
-    std::copy_n(all.data(), count, to);
-  }
-
-  // Our tensors that the file lacks; throws for one of the encoder, and for one that it has twice.
-  std::vector<std::string> without_numbers(std::span<const detail::SharedTensor> shared,
-                                           const ModelConfig& model) const {
-    TensorTable encoder;
-    add_tensors<EncoderTensors<float>>(encoder, model.encoder());
-    std::unordered_map<const TensorSpec*, std::size_t> filled;  // rows of it
-    for (const detail::SharedTensor& tensor : shared) {
-      if (tensor.ours == nullptr || !tensor.is_found) continue;
-      const std::size_t rows = filled[tensor.ours] += tensor.shape()[0];
-      require(rows <= tensor.ours->shape[0], file_.path(), ": tensor \"", tensor.theirs,
-              "\" is there packed and in parts");
-    }
-    std::vector<std::string> lacking;
-    for (const detail::SharedTensor& tensor : shared) {
-      if (tensor.ours == nullptr || !tensor.is_written || tensor.is_found) continue;
-      if (filled[tensor.ours] == tensor.ours->shape[0]) continue;  // it came packed
-      require(tensor.ours->offset >= encoder.size(), file_.path(), ": missing tensor \"",
-              tensor.theirs, "\", shape ", Json(tensor.shape()).text());
-      lacking.push_back(tensor.ours->name);
-    }
-    return lacking;
-  }
+  HuggingFaceFolder(const Path& folder, const Json& json);
+  static Json read_json(const Path& folder);
+  static const Path& checked(const Path& folder);
+  void require_same(ModelConfig model) const;
+  Names names_in_file() const;
+  void copy(const detail::SharedTensor& tensor, const std::string& name, float* to) const;
+  std::vector<std::string> names_of_heads(std::span<const detail::SharedTensor> absent,
+                                          const ModelConfig& model) const;
 
   Safetensors file_;
   ModelConfig config_;
   std::vector<std::string> labels_;
 };
 
-// The text of a vocab.txt, which must fit the model.
-inline std::string vocabulary_text(const Path& path, const ModelConfig& config) {
-  std::string text = read_file(path);
-  const WordPiece words(text, path_text(path));
-  require(words.size() <= config.num_items, path, ": ", words.size(), " tokens, the model has ",
-          config.num_items);
-  return text;
-}
-
 // Writes such a folder: config.json, model.safetensors, and vocab.txt if one is given. Files of
 // these names are replaced together, others stay.
-inline void save_hugging_face(const Path& folder, Engine& engine,
-                              const std::vector<std::string>& labels = {},
-                              const Path& vocabulary = {}) {
-  const ModelConfig& config = engine.config();
-  detail::require_bert(config);
-  require(labels.empty() || labels.size() == config.classes, labels.size(),
-          " labels, the model has ", config.classes);
-  std::vector<float> values(engine.table().size());
-  const std::vector<float> zeros(config.hidden_size);
-  engine.read(State::parameters, values);
-  std::vector<NamedTensor> tensors;
-  for (const auto& tensor : detail::shared_tensors(engine.table(), config.num_layers)) {
-    if (!tensor.is_written) continue;
-    if (tensor.ours != nullptr) {
-      tensors.push_back({tensor.theirs, tensor.shape(), values.data() + tensor.offset()});
-    } else if (tensor.theirs == "bert.embeddings.token_type_embeddings.weight") {
-      tensors.push_back({tensor.theirs, {1, config.hidden_size}, zeros.data()});
-    }
-  }
-  make_folder(folder);
-  const FolderLock lock(folder);
-  settle(lock);
-  remove_stale_temporaries(folder);
-  FileSet set(lock);
-  set.write("config.json", config_for_hugging_face(config, labels).text(2) + "\n");
-  write_safetensors(set, "model.safetensors", tensors, {{"format", "pt"}});
-  if (!vocabulary.empty()) set.write("vocab.txt", vocabulary_text(vocabulary, config));
-  set.commit();
-}
+void save_hugging_face(const Path& folder, Engine& engine,
+                       const std::vector<std::string>& labels = {}, const Path& vocabulary = {});
+
+// The text of a vocab.txt, which must fit the model.
+std::string vocabulary_text(const Path& path, const ModelConfig& config);
 
 // ================================================================================================
-// A  Appendix to chapters 4 and 5: bodies of JSON and safetensors
+// A  Appendix to chapters 4, 5 and 21: bodies of JSON, safetensors and Hugging Face files
 // ================================================================================================
 // How the classes declared there do what they offer, and the numbers in decimal that JSON needs.
 
@@ -8914,6 +8647,298 @@ inline void Safetensors::copy(std::string_view name, std::span<const std::size_t
     require(std::isfinite(*number), path(), ": tensor \"", shown(name), "\" holds ",
             std::isnan(*number) ? "NaN" : "infinity", " at element ", number - out);
   }
+}
+
+// ---- Hugging Face files --------------------------------------------------------------------------
+
+namespace detail {
+
+// Of an object; nullptr for null, too.
+inline const Json* field_of(const Json& json, std::string_view name) {
+  const Json* found = json.find(name);
+  return found == nullptr || found->is_null() ? nullptr : found;
+}
+
+inline bool is_classifier(const Json& json) {
+  const Json* names = field_of(json, "architectures");
+  return names != nullptr &&
+         names->text().find("\"BertForSequenceClassification\"") != std::string::npos;
+}
+
+}  // namespace detail
+
+inline std::vector<std::string> labels_from_hugging_face(const Json& json) {
+  const Json* names = detail::field_of(json, "id2label");
+  const Json* count = detail::field_of(json, "num_labels");
+  std::vector<std::string> labels;
+  if (names != nullptr) {
+    for (std::size_t i = 0; i < names->object().size(); ++i) {
+      in_context("id2label", [&] { labels.push_back(names->at(join(i)).string()); });
+    }
+    return labels;
+  }
+  const std::int64_t number = count == nullptr ? 2 : count->integer();
+  require(number >= 0 && number <= 1'000'000, "num_labels is ", number);
+  for (std::int64_t i = 0; i < number; ++i) labels.push_back(join("LABEL_", i));
+  return labels;
+}
+
+inline ModelConfig config_from_hugging_face(const Json& json) {
+  for (const auto& [name, value, otherwise] : detail::hugging_face_fixed) {
+    const Json* found = detail::field_of(json, name);
+    if (found != nullptr && found->text() != value) {
+      fail("field \"", name, "\" is ", shown(found->text()), ", expected ", value,
+           "; not computed here: ", otherwise);
+    }
+  }
+  Json ours;
+  for (const detail::ConfigNames& names : detail::hugging_face_fields) {
+    const Json* found = detail::field_of(json, names.theirs);
+    if (found != nullptr) in_context(std::string(names.theirs), [&] { return found->number(); });
+    ours.set(names.ours, found != nullptr ? *found : Json::parse(names.usual));
+  }
+  ours.set("architecture", enum_name(Architecture::paper));
+  const bool classifies = detail::is_classifier(json);
+  ours.set("task", enum_name(classifies ? TaskKind::classification : TaskKind::masked_text));
+  if (classifies) ours.set("classes", labels_from_hugging_face(json).size());
+  return config_from_json<ModelConfig>(ours);
+}
+
+inline Json config_for_hugging_face(ModelConfig config, const std::vector<std::string>& labels) {
+  config.inner_size = config.encoder().inner_size;
+  config.segments = std::max<std::size_t>(config.segments, 1);  // of zeros then
+  const bool classifies = config.task == TaskKind::classification;
+  Json json;
+  json.set("architectures",
+           Json::Array{classifies ? "BertForSequenceClassification" : "BertForMaskedLM"});
+  for (const auto& field : detail::hugging_face_fixed) {
+    json.set(field.name, Json::parse(field.value));
+  }
+  const Json ours = to_json(config);
+  for (const auto& names : detail::hugging_face_fields) json.set(names.theirs, ours.at(names.ours));
+  if (!classifies) return json;
+  Json by_number, by_label;
+  for (std::size_t i = 0; i < config.classes; ++i) {
+    const std::string label = labels.empty() ? join("LABEL_", i) : labels[i];
+    by_number.set(join(i), label), by_label.set(label, i);
+  }
+  json.set("id2label", std::move(by_number)), json.set("label2id", std::move(by_label));
+  return json;
+}
+
+namespace detail {
+
+// One tensor of theirs, and where its numbers are among ours.
+struct SharedTensor {
+  std::string theirs;
+  const TensorSpec* ours;  // nullptr if this model has no use for it
+  std::size_t part, parts;
+  bool is_written;
+
+  std::size_t offset() const { return ours->offset + part * (ours->size / parts); }
+  Shape shape() const {
+    Shape shape = ours->shape;
+    shape[0] /= parts;
+    return shape;
+  }
+};
+
+// The table for a model: all that its file may hold.
+inline std::vector<SharedTensor> shared_tensors(const TensorTable& table, std::size_t layers) {
+  std::unordered_map<std::string_view, const TensorSpec*> by_name;
+  for (const TensorSpec& spec : table) by_name[spec.name] = &spec;
+  std::vector<SharedTensor> shared;
+  for (const TensorNames& names : hugging_face_tensors) {
+    const auto in_layer = [](std::string_view name, std::size_t layer) {
+      const std::size_t at = name.find('#');
+      return at == name.npos ? std::string(name)
+                             : join(name.substr(0, at), layer, name.substr(at + 1));
+    };
+    const bool is_of_layer = names.theirs.find('#') != names.theirs.npos;
+    for (std::size_t i = 0; i < (is_of_layer ? layers : 1); ++i) {
+      for (const char* end : {"weight", "bias"}) {
+        const auto found = by_name.find(in_layer(names.ours, i) + end);
+        shared.push_back({in_layer(names.theirs, i) + end,
+                          found == by_name.end() ? nullptr : found->second, names.part, names.parts,
+                          names.is_written});
+      }
+    }
+  }
+  return shared;
+}
+
+// The name of today for one in a file: with "bert." where that belongs, and a LayerNorm's gamma and
+// beta as weight and bias.
+inline std::string name_of_today(std::string_view name) {
+  std::string_view bare = name;
+  for (const std::string_view prefix : {"bert.", "roberta."}) {
+    if (name.starts_with(prefix)) bare.remove_prefix(prefix.size());
+  }
+  bool is_inside = false;
+  for (const char* part : {"embeddings.", "encoder.", "pooler."}) {
+    is_inside = is_inside || bare.starts_with(part);
+  }
+  std::string today = is_inside ? join("bert.", bare) : std::string(name);
+  for (const auto& [old, now] : {std::pair{"LayerNorm.gamma", "LayerNorm.weight"},
+                                 std::pair{"LayerNorm.beta", "LayerNorm.bias"}}) {
+    if (today.ends_with(old)) today.replace(today.size() - std::strlen(old), today.npos, now);
+  }
+  return today;
+}
+
+inline void require_bert(const ModelConfig& config) {
+  require(config.reads_text() && config.architecture == Architecture::paper, "a model of task ",
+          enum_name(config.task), " and architecture ", enum_name(config.architecture),
+          ": BERT's are masked-text and classification, and paper");
+}
+
+}  // namespace detail
+
+inline HuggingFaceFolder::HuggingFaceFolder(const Path& folder, const Json& json)
+    : file_(checked(folder) / "model.safetensors") {
+  in_context(path_text(folder / "config.json"), [&] {
+    config_ = config_from_hugging_face(json);
+    if (config_.task == TaskKind::classification) labels_ = labels_from_hugging_face(json);
+  });
+}
+
+inline Json HuggingFaceFolder::read_json(const Path& folder) {
+  settle(folder);
+  const Path path = folder / "config.json";
+  return Json::parse(read_file(path), path_text(path));
+}
+
+inline const Path& HuggingFaceFolder::checked(const Path& folder) {
+  if (path_exists(folder / "model.safetensors")) return folder;
+  for (const char* other : {"pytorch_model.bin", "model.safetensors.index.json"}) {
+    require(!path_exists(folder / other), folder, ": holds ", other,
+            ", but no model.safetensors: from_pretrained(...) and save_pretrained(...) of "
+            "Transformers write one");
+  }
+  return folder;
+}
+
+inline void HuggingFaceFolder::require_same(ModelConfig model) const {
+  detail::require_bert(model);
+  model.inner_size = model.encoder().inner_size;
+  const Json ours = to_json(model), theirs = to_json(config_);
+  for (const detail::ConfigNames& names : detail::hugging_face_fields) {
+    const std::string mine = ours.at(names.ours).text(), its = theirs.at(names.ours).text();
+    require(names.may_change || mine == its, file_.path(), ": ", names.ours, " of the model is ",
+            mine, ", ", names.theirs, " of config.json ", its);
+  }
+  require(model.max_length <= config_.max_length, file_.path(), ": max_length of the model is ",
+          model.max_length, ", expected at most max_position_embeddings of config.json, ",
+          config_.max_length);
+}
+
+// By their names of today.
+inline HuggingFaceFolder::Names HuggingFaceFolder::names_in_file() const {
+  Names names;
+  for (const std::string& name : file_.names()) {
+    const auto [at, is_new] = names.emplace(detail::name_of_today(name), name);
+    require(is_new, file_.path(), ": tensors \"", shown(at->second), "\" and \"", shown(name),
+            "\" are the same");
+  }
+  return names;
+}
+
+// Positions may be fewer here than there.
+inline void HuggingFaceFolder::copy(const detail::SharedTensor& tensor, const std::string& name,
+                                    float* to) const {
+  Shape shape = tensor.shape();
+  if (tensor.ours->name != "position_embedding.weight" || shape[0] == config_.max_length) {
+    return file_.copy(name, shape, to);
+  }
+  const std::size_t count = tensor.ours->size;
+  shape[0] = config_.max_length;
+  std::vector<float> all(checked_product(shape, name));
+  file_.copy(name, shape, all.data());
+  std::copy_n(all.data(), count, to);
+}
+
+inline std::vector<std::string> HuggingFaceFolder::load(Engine& engine) const {
+  require_same(engine.config());
+  std::vector<float> values(engine.table().size());
+  engine.read(State::parameters, values);
+  Names names = names_in_file();
+  std::vector<detail::SharedTensor> absent;
+  std::unordered_map<const TensorSpec*, std::size_t> rows;  // that the file has
+  for (auto& tensor : detail::shared_tensors(engine.table(), config_.num_layers)) {
+    const auto found = names.find(tensor.theirs);
+    if (found == names.end()) {
+      if (tensor.ours != nullptr && tensor.is_written) absent.push_back(tensor);
+      continue;
+    }
+    if (tensor.ours != nullptr) {
+      copy(tensor, found->second, values.data() + tensor.offset());
+      rows[tensor.ours] += tensor.shape()[0];
+      require(rows[tensor.ours] <= tensor.ours->shape[0], file_.path(), ": tensor \"",
+              tensor.theirs, "\" is there packed and in parts");
+    }
+    names.erase(found);
+  }
+  names.erase("bert.embeddings.position_ids");  // 0, 1, 2 ...
+  for (const auto& [today, name] : names) {
+    fail(file_.path(), ": tensor \"", shown(name), "\" is not one of BERT");
+  }
+  std::erase_if(absent, [&](const auto& tensor) {  // they came packed
+    return rows[tensor.ours] == tensor.ours->shape[0];
+  });
+  std::vector<std::string> lacking = names_of_heads(absent, engine.config());
+  engine.write(State::parameters, values);
+  return lacking;
+}
+
+// Of tensors that the file lacks; throws for one of the encoder.
+inline std::vector<std::string> HuggingFaceFolder::names_of_heads(
+    std::span<const detail::SharedTensor> absent, const ModelConfig& model) const {
+  TensorTable encoder;
+  add_tensors<EncoderTensors<float>>(encoder, model.encoder());
+  std::vector<std::string> names;
+  for (const detail::SharedTensor& tensor : absent) {
+    require(tensor.ours->offset >= encoder.size(), file_.path(), ": missing tensor \"",
+            tensor.theirs, "\", shape ", Json(tensor.shape()).text());
+    names.push_back(tensor.ours->name);
+  }
+  return names;
+}
+
+inline std::string vocabulary_text(const Path& path, const ModelConfig& config) {
+  std::string text = read_file(path);
+  const WordPiece words(text, path_text(path));
+  require(words.size() <= config.num_items, path, ": ", words.size(), " tokens, the model has ",
+          config.num_items);
+  return text;
+}
+
+inline void save_hugging_face(const Path& folder, Engine& engine,
+                              const std::vector<std::string>& labels, const Path& vocabulary) {
+  const ModelConfig& config = engine.config();
+  detail::require_bert(config);
+  require(labels.empty() || labels.size() == config.classes, labels.size(),
+          " labels, the model has ", config.classes);
+  std::vector<float> values(engine.table().size());
+  const std::vector<float> zeros(config.hidden_size);
+  engine.read(State::parameters, values);
+  std::vector<NamedTensor> tensors;
+  for (const auto& tensor : detail::shared_tensors(engine.table(), config.num_layers)) {
+    if (!tensor.is_written) continue;
+    if (tensor.ours != nullptr) {
+      tensors.push_back({tensor.theirs, tensor.shape(), values.data() + tensor.offset()});
+    } else if (tensor.theirs == "bert.embeddings.token_type_embeddings.weight") {
+      tensors.push_back({tensor.theirs, {1, config.hidden_size}, zeros.data()});
+    }
+  }
+  make_folder(folder);
+  const FolderLock lock(folder);
+  settle(lock);
+  remove_stale_temporaries(folder);
+  FileSet set(lock);
+  set.write("config.json", config_for_hugging_face(config, labels).text(2) + "\n");
+  write_safetensors(set, "model.safetensors", tensors, {{"format", "pt"}});
+  if (!vocabulary.empty()) set.write("vocab.txt", vocabulary_text(vocabulary, config));
+  set.commit();
 }
 
 // ================================================================================================

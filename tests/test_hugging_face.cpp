@@ -416,8 +416,9 @@ void test_fewer_positions() {
         "the first positions");
   check_equal(values.back(), saved.values.back());
   model.max_length = 7;
-  check_throws([&] { saved.load(*new_engine(model)); },
-               {"max_length of the model is 7, expected at most that of config.json, 6"});
+  check_throws(
+      [&] { saved.load(*new_engine(model)); },
+      {"max_length of the model is 7, expected at most max_position_embeddings of config.json, 6"});
 }
 
 void test_other_models() {
@@ -428,7 +429,8 @@ void test_other_models() {
     change(model);
     check_throws([&] { saved.load(*new_engine(model)); }, parts, where);
   };
-  refuses([](auto& m) { m.num_heads = 4; }, {"num_heads of the model is 4, that of config.json 2"});
+  refuses([](auto& m) { m.num_heads = 4; },
+          {"num_heads of the model is 4, num_attention_heads of config.json 2"});
   refuses([](auto& m) { m.norm_epsilon = 1e-5; }, {"norm_epsilon", "1e-05", "1e-12"});
   refuses([](auto& m) { m.segments = 0; }, {"segments of the model is 0"});
   refuses([](auto& m) { m.num_layers = 1; }, {"num_layers of the model is 1"});
@@ -539,7 +541,7 @@ void test_refused_configs() {
   refuses(R"({"add_cross_attention": true})", {"\"add_cross_attention\""});
   refuses(R"({"tie_word_embeddings": false})", {"\"tie_word_embeddings\" is false"});
   refuses(R"({"problem_type": "regression"})", {"\"problem_type\" is \"regression\""});
-  refuses(R"({"hidden_size": "768"})", {"\"hidden_size\": expected a number, found \"768\""});
+  refuses(R"({"hidden_size": "768"})", {"hidden_size: expected a number, found \"768\""});
   refuses(R"({"hidden_size": 100})", {"num_heads is 12, which does not divide hidden_size 100"});
   refuses(R"({"num_hidden_layers": -1})", {"num_layers"});
   refuses(R"({"vocab_size": 0})", {"num_items is 0"});
