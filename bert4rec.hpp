@@ -7807,7 +7807,8 @@ class HuggingFaceFolder {
 };
 
 // Writes such a folder: config.json, model.safetensors, and vocab.txt if one is given. Files of
-// these names are replaced together, others stay.
+// these names are replaced together, others stay. (BERT has segments: a model without gets one, of
+// zeros.)
 void save_hugging_face(const Path& folder, Engine& engine,
                        const std::vector<std::string>& labels = {}, const Path& vocabulary = {});
 
@@ -8649,7 +8650,7 @@ inline void Safetensors::copy(std::string_view name, std::span<const std::size_t
   }
 }
 
-// ---- Hugging Face files --------------------------------------------------------------------------
+// ---- Hugging Face files ------------------------------------------------------------------------
 
 namespace detail {
 
@@ -8879,8 +8880,8 @@ inline std::vector<std::string> HuggingFaceFolder::load(Engine& engine) const {
     names.erase(found);
   }
   names.erase("bert.embeddings.position_ids");  // 0, 1, 2 ...
-  for (const auto& [today, name] : names) {
-    fail(file_.path(), ": tensor \"", shown(name), "\" is not one of BERT");
+  if (!names.empty()) {
+    fail(file_.path(), ": tensor \"", shown(names.begin()->second), "\" is not one of BERT");
   }
   std::erase_if(absent, [&](const auto& tensor) {  // they came packed
     return rows[tensor.ours] == tensor.ours->shape[0];
