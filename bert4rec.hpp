@@ -577,7 +577,8 @@ enum class Stream : std::uint64_t {
   reordering,
   audit,
   sampled_items,
-  own_negatives
+  own_negatives,
+  augment
 };
 
 constexpr Key stream_key(std::uint64_t seed, Stream stream) {
@@ -1747,6 +1748,12 @@ enum class TaskKind {
 // Of the scores at an asked place (chapter 12). All but softmax see only a few drawn negatives.
 enum class Loss { softmax, sampled_softmax, bce, gbce };
 
+// What is hidden as one in a masked text.
+enum class Masking {
+  tokens,
+  words  // a word with all its pieces; an ideograph is one by itself
+};
+
 enum class Schedule { constant, linear, cosine };
 
 enum class Split {
@@ -1788,6 +1795,10 @@ template <>
 struct EnumNames<Loss> {
   static constexpr std::array<std::string_view, 4> names{"softmax", "sampled-softmax", "bce",
                                                          "gbce"};
+};
+template <>
+struct EnumNames<Masking> {
+  static constexpr std::array<std::string_view, 2> names{"tokens", "words"};
 };
 template <>
 struct EnumNames<Schedule> {
@@ -1956,12 +1967,16 @@ struct TrainConfig {
   double negative_power = 0;
   double gbce_t = 0.75;
   std::size_t neg_ratio = 1;
+  double eval_every = 1.0;
+  double augment = 0.0;
+  double class_balance = 0.0;
+  Masking masking = Masking::tokens;
 
   static constexpr std::size_t first_fields = 28;
   template <class Self, class Visit>
   static void fields(Self& self, Visit&& visit) {
-    visit("epochs", self.epochs, 1, 10'000'000, "passes over the training users");
-    visit("batch_size", self.batch_size, 1, 1'000'000, "users a step");
+    visit("epochs", self.epochs, 1, 10'000'000, "passes over the training data");
+    visit("batch_size", self.batch_size, 1, 1'000'000, "rows a step: users, windows or texts");
     visit("learning_rate", self.learning_rate, 0.0, 1000.0, "AdamW step size");
     visit("weight_decay", self.weight_decay, 0.0, 1000.0, "decoupled decay; not of biases, norms");
     visit("adam_beta1", self.adam_beta1, 0.0, 0.999999, "AdamW: memory of the gradient");
@@ -2001,6 +2016,13 @@ struct TrainConfig {
           "drawn by (count of the item)^power; 0: all alike");
     visit("gbce_t", self.gbce_t, 0.0, 1.0, "calibration of gbce; 0: that of bce");
     visit("neg_ratio", self.neg_ratio, 0, 10'000, "matching: negatives drawn for each interaction");
+    visit("eval_every", self.eval_every, 0.001, 1.0,
+          "epochs between validations, each a point of the curves; evenly spread in an epoch");
+    visit("augment", self.augment, 0.0, 0.5,
+          "texts: share of tokens left out in training, and of those that change places");
+    visit("class_balance", self.class_balance, 0.0, 1.0,
+          "classification: losses weigh (texts of the label)^-this; 1: all labels alike");
+    visit("masking", self.masking, 0, 1, "masked text: what is hidden as one");
   }
 };
 
@@ -4074,7 +4096,8 @@ class MatchingHead {
 // al., NAACL 2019):
 //   p = tanh(W_p x + b_p)                  W_p: pooler.dense.weight [H,H]
 //   s = W_c dropout(p) + b_c               W_c: classifier.weight [C,H]
-// with the softmax loss of chapter 12 over the C labels, each place by its weight, if there are any.
+// with the softmax loss of chapter 12 over the C labels, times the weight of the place, if it has
+// one.
 
 template <class Real>
 class ClassificationHead {
@@ -5377,6 +5400,50 @@ class WordPiece {
   std::array<std::int32_t, 5> special_{};
 };
 
+// Texts as rows of tokens, [CLS] before each and [SEP] behind it, cut to a window; and the number
+// of the label of each.
+class Texts {
+ public:
+  void add(const WordPiece& words, std::string_view text, std::int32_t label,
+           std::size_t max_length) {
+    const std::size_t begin = tokens_.size();
+    tokens_.push_back(words.cls());
+    words.append_ids(text, tokens_);
+    if (tokens_.size() - begin > max_length - 1) {
+      tokens_.resize(begin + max_length - 1);
+      ++cut;
+    }
+    empty += tokens_.size() - begin == 1;
+    tokens_.push_back(words.sep());
+    offsets_.push_back(tokens_.size());
+    labels_.push_back(label);
+  }
+
+  std::size_t size() const { return labels_.size(); }
+  std::size_t tokens() const { return tokens_.size(); }
+  std::int32_t label(std::size_t text) const { return labels_[text]; }
+  std::span<const std::int32_t> row(std::size_t text) const {
+    return {tokens_.data() + offsets_[text], offsets_[text + 1] - offsets_[text]};
+  }
+
+  // A number that changes with any token or label, `hash` being that of what came before.
+  std::uint64_t fingerprint(std::uint64_t hash) const {
+    for (std::size_t i = 0; i < size(); ++i) {
+      const auto tokens = row(i);
+      hash = checksum({reinterpret_cast<const char*>(tokens.data()), tokens.size_bytes()}, hash);
+      hash = checksum(join(tokens.size(), " ", label(i)), hash);
+    }
+    return hash;
+  }
+
+  std::size_t cut = 0;    // texts that were longer than the window
+  std::size_t empty = 0;  // texts without a token
+
+ private:
+  std::vector<std::int32_t> tokens_, labels_;
+  std::vector<std::size_t> offsets_{0};
+};
+
 // ================================================================================================
 // 15  Optimizer
 // ================================================================================================
@@ -6254,6 +6321,67 @@ class RankingTask {
   std::map<Protocol, std::vector<std::vector<std::int32_t>>> negatives_;
 };
 
+// ---- Labels ------------------------------------------------------------------------------------
+
+// How often texts of each label were given each label. What divides by nothing is 0.
+class Confusion {
+ public:
+  explicit Confusion(std::size_t classes) : classes_(classes), counts_(classes * classes) {}
+
+  void add(std::size_t label, std::size_t predicted) { ++counts_[label * classes_ + predicted]; }
+
+  std::size_t classes() const { return classes_; }
+  std::uint64_t count(std::size_t label, std::size_t predicted) const {
+    return counts_[label * classes_ + predicted];
+  }
+
+  // Share of right ones. (With one label a text, micro-averaged precision, recall and F1 are this.)
+  double accuracy() const {
+    std::uint64_t right = 0;
+    for (std::size_t c = 0; c < classes_; ++c) right += count(c, c);
+    return ratio(right, std::accumulate(counts_.begin(), counts_.end(), std::uint64_t{0}));
+  }
+  // Of a label: the share of right ones among those predicted as it, among those that are it, and
+  // the harmonic mean of the two, 2 right / (predicted + actual).
+  double precision(std::size_t c) const { return ratio(count(c, c), predicted(c)); }
+  double recall(std::size_t c) const { return ratio(count(c, c), actual(c)); }
+  double f1(std::size_t c) const { return ratio(2 * count(c, c), predicted(c) + actual(c)); }
+
+  std::uint64_t actual(std::size_t c) const {
+    std::uint64_t sum = 0;
+    for (std::size_t j = 0; j < classes_; ++j) sum += count(c, j);
+    return sum;
+  }
+  std::uint64_t predicted(std::size_t c) const {
+    std::uint64_t sum = 0;
+    for (std::size_t i = 0; i < classes_; ++i) sum += count(i, c);
+    return sum;
+  }
+
+  // Precision, recall and F1 as they are usually given: of two labels those of the second, of more
+  // the means over all labels (macro).
+  std::array<double, 3> summary() const {
+    if (classes_ == 2) return {precision(1), recall(1), f1(1)};
+    return macro();
+  }
+  std::array<double, 3> macro() const {
+    std::array<double, 3> sums{};
+    for (std::size_t c = 0; c < classes_; ++c) {
+      sums[0] += precision(c), sums[1] += recall(c), sums[2] += f1(c);
+    }
+    for (double& sum : sums) sum /= static_cast<double>(classes_);
+    return sums;
+  }
+
+ private:
+  static double ratio(std::uint64_t part, std::uint64_t whole) {
+    return whole == 0 ? 0 : static_cast<double>(part) / static_cast<double>(whole);
+  }
+
+  std::size_t classes_;
+  std::vector<std::uint64_t> counts_;  // [label, predicted]
+};
+
 // ================================================================================================
 // 18  Tasks
 // ================================================================================================
@@ -6792,10 +6920,253 @@ class MatchingTask : public CatalogueTask {
 inline std::unique_ptr<CatalogueTask> make_task(const Dataset& data, const ModelConfig& model,
                                                 const TrainConfig& train) {
   require(!model.reads_text(), "task is ", enum_name(model.task),
-          ", which needs texts, not items and histories");
+          ", which needs texts (train_classifier), not items and histories");
   if (model.task == TaskKind::matching) return std::make_unique<MatchingTask>(data, model, train);
   return std::make_unique<ItemTask>(data, model, train);
 }
+
+// ---- Texts -------------------------------------------------------------------------------------
+
+namespace detail {
+inline constexpr std::string_view labels_file = "models/labels.json",
+                                  vocabulary_file = "models/vocab.txt";
+}
+
+// What a text model is trained on: rows of tokens of one vocabulary, which goes with the model.
+struct TextData {
+  std::string vocabulary;           // the text of vocab.txt
+  std::vector<std::string> labels;  // their names, for classification
+  Texts train, held_out;
+};
+
+// What tasks on texts have in common. The data must outlive the task.
+class TextTask : public Task {
+ public:
+  TextTask(const TextData& data, const ModelConfig& model, TrainConfig train)
+      : data_(data), words_(data.vocabulary), train_((bert4rec::validate(train), train)) {
+    model_ = model;
+    model_.num_items = words_.size();
+    model_.classes = model.task == TaskKind::classification ? data.labels.size() : 0;
+    bert4rec::validate(model_);
+    require(train_.loss == Loss::softmax, "loss is ", enum_name(train_.loss),
+            ", but texts are learned with softmax");
+    require(data.train.size() > 0 && data.held_out.size() > 0, "texts: ", data.train.size(),
+            " to train on and ", data.held_out.size(), " held out, expected some of both");
+    std::uint64_t hash = checksum(data.vocabulary);
+    for (const std::string& label : data.labels) hash = checksum(label, checksum("\n", hash));
+    fingerprint_ = detail::hexadecimal(data.held_out.fingerprint(data.train.fingerprint(hash)));
+  }
+
+  const ModelConfig& model() const override { return model_; }
+  std::size_t examples() const override { return data_.train.size(); }
+  const std::string& fingerprint() const override { return fingerprint_; }
+
+  Json facts() const override {
+    Json facts;
+    facts.set("texts", data_.train.size());
+    facts.set("held_out", data_.held_out.size());
+    facts.set("tokens", data_.train.tokens());
+    if (model_.classes > 0) facts.set("labels", data_.labels);
+    facts.set("fingerprint", fingerprint_);
+    return facts;
+  }
+
+  // labels.json: {"data": fingerprint, "vocabulary": checksum of vocab.txt, "labels": [...]}
+  void write_files(FileSet& set) const override {
+    Json json;
+    json.set("data", fingerprint_);
+    json.set("vocabulary", detail::hexadecimal(checksum(data_.vocabulary)));
+    json.set("labels", Json::Array(data_.labels.begin(), data_.labels.end()));
+    set.write(detail::labels_file, sealed(json.text(2)) + "\n");
+    set.write(detail::vocabulary_file, data_.vocabulary);
+  }
+
+ protected:
+  // body(batch) for the held-out texts, some at a time, each of which add(batch, text) adds to it.
+  template <class Add, class Body>
+  void for_held_out(Add&& add, Body&& body) const {
+    Batch batch;
+    const Texts& texts = data_.held_out;
+    const std::size_t limit = train_.validation_limit;
+    const std::size_t count = limit == 0 ? texts.size() : std::min(limit, texts.size());
+    for (std::size_t begin = 0; begin < count; begin += evaluated_at_once) {
+      batch.clear();
+      for (std::size_t i = begin; i < std::min(begin + evaluated_at_once, count); ++i) {
+        add(batch, i * texts.size() / count);
+      }
+      body(batch);
+    }
+  }
+
+  static constexpr std::size_t evaluated_at_once = 256;
+  const TextData& data_;
+  WordPiece words_;
+  TrainConfig train_;
+  ModelConfig model_;
+
+ private:
+  std::string fingerprint_;
+};
+
+// A row that asks for the label of a text, at its first token.
+inline void add_text_row(Batch& batch, std::span<const std::int32_t> tokens,
+                         std::int32_t label = 0) {
+  batch.ask(label, tokens.front());
+  batch.tokens.insert(batch.tokens.end(), tokens.begin() + 1, tokens.end());
+  batch.end_row();
+}
+
+// To tell the label of a text.
+class ClassificationTask : public TextTask {
+ public:
+  ClassificationTask(const TextData& data, const ModelConfig& model, const TrainConfig& train)
+      : TextTask(data, model, train) {
+    require(model.task == TaskKind::classification, "task is ", enum_name(model.task),
+            ", expected classification");
+    std::vector<std::size_t> counts(model_.classes);
+    for (std::size_t i = 0; i < data.train.size(); ++i) ++counts[at(data.train.label(i))];
+    double sum = 0;
+    for (std::size_t c = 0; c < model_.classes; ++c) {
+      require(counts[c] > 0, "label \"", shown(data.labels[c]), "\" has no text to train on");
+      const auto count = static_cast<double>(counts[c]);
+      weights_.push_back(1 / detail::root_power(count, train_.class_balance));
+      sum += detail::rounded(count * weights_.back());
+    }
+    // So that the mean over all texts is 1.
+    for (double& weight : weights_) weight *= static_cast<double>(data.train.size()) / sum;
+  }
+
+  ClassificationTask(const TextData&&, ModelConfig, TrainConfig) = delete;  // data would be gone
+
+  // With `augment` a, each token but the first and the last is left out with probability a, and
+  // else with probability a changes places with the one behind it.
+  void add_example(Batch& batch, std::size_t example, std::size_t epoch) const override {
+    const auto tokens = data_.train.row(example);
+    const std::int32_t label = data_.train.label(example);
+    if (train_.class_balance > 0) {
+      batch.weights.push_back(static_cast<float>(weights_[at(label)]));
+    }
+    if (train_.augment == 0) return add_text_row(batch, tokens, label);
+    const Key key = fold_in(fold_in(stream_key(train_.seed, Stream::augment), epoch), example);
+    std::vector<std::int32_t> kept{tokens.front()};
+    for (std::size_t i = 1; i + 1 < tokens.size(); ++i) {
+      if (uniform(key, 2 * i) >= train_.augment) kept.push_back(tokens[i]);
+    }
+    for (std::size_t i = 1; i + 1 < kept.size(); ++i) {
+      if (uniform(key, 2 * i + 1) < train_.augment) std::swap(kept[i], kept[i + 1]);
+    }
+    kept.push_back(tokens.back());
+    add_text_row(batch, kept, label);
+  }
+
+  std::vector<std::string> measures() const override { return {"precision", "recall", "f1"}; }
+
+  Validation validate(Engine& engine) const override {
+    Confusion confusion(model_.classes);
+    const Tally tally = evaluate(engine, confusion);
+    const auto summary = confusion.summary();
+    return {tally, {summary.begin(), summary.end()}};
+  }
+
+  // Of the held-out texts. Fills the table of their labels.
+  Tally evaluate(Engine& engine, Confusion& confusion) const {
+    Tally tally;
+    std::vector<float> scores;
+    const auto add = [&](Batch& batch, std::size_t text) {
+      add_text_row(batch, data_.held_out.row(text), data_.held_out.label(text));
+    };
+    for_held_out(add, [&](const Batch& batch) {
+      const std::size_t C = model_.classes;
+      scores.resize(batch.rows() * C);
+      engine.score(batch, scores);
+      for (std::size_t i = 0; i < batch.rows(); ++i) {
+        const std::span<float> row(scores.data() + i * C, C);
+        const std::size_t label = at(batch.targets[i]);
+        const auto best = std::max_element(row.begin(), row.end()) - row.begin();
+        confusion.add(label, static_cast<std::size_t>(best));
+        detail::RankCounts counts{};
+        double loss = 0;
+        detail::softmax_place(detail::kernels<float>(), row.data(), C, label, loss, counts);
+        tally.loss_sum += loss;
+        const std::size_t rank = rank_of(counts.better, counts.ties);
+        for (std::size_t k = 0; k < top_k.size(); ++k) tally.hits[k] += rank <= top_k[k];
+      }
+      tally.count += batch.rows();
+    });
+    return tally;
+  }
+
+ private:
+  static std::size_t at(std::int32_t label) { return static_cast<std::size_t>(label); }
+
+  std::vector<double> weights_;  // of the losses of each label
+};
+
+// The Cloze task on texts, as BERT was trained: of what stands between [CLS] and [SEP] a share
+// mask_probability is hidden, at least one, and asked for; some of it is shown as a random token
+// (random_share) or as it is (keep_share). What is hidden as one: TrainConfig::masking.
+class MaskedTextTask : public TextTask {
+ public:
+  MaskedTextTask(const TextData& data, const ModelConfig& model, const TrainConfig& train)
+      : TextTask(data, model, train) {
+    require(model.task == TaskKind::masked_text, "task is ", enum_name(model.task),
+            ", expected masked-text");
+    for (std::int32_t id = 0; id < static_cast<std::int32_t>(words_.size()); ++id) {
+      inside_.push_back(words_.token(id).starts_with("##"));
+    }
+  }
+
+  MaskedTextTask(const TextData&&, ModelConfig, TrainConfig) = delete;  // data would be gone
+
+  void add_example(Batch& batch, std::size_t example, std::size_t epoch) const override {
+    const Key key = fold_in(stream_key(train_.seed, Stream::masks), epoch);
+    add_masked(batch, data_.train.row(example), fold_in(key, example));
+  }
+
+  Validation validate(Engine& engine) const override {
+    Tally tally;
+    const Key key = stream_key(train_.seed, Stream::validation_masks);
+    const auto add = [&](Batch& batch, std::size_t text) {
+      add_masked(batch, data_.held_out.row(text), fold_in(key, text));
+    };
+    for_held_out(add, [&](const Batch& batch) { tally += engine.evaluate(batch); });
+    return {tally, {}};
+  }
+
+ private:
+  void add_masked(Batch& batch, std::span<const std::int32_t> tokens, Key key) const {
+    const auto inner = tokens.subspan(1, tokens.size() - 2);
+    std::vector<std::size_t> begins;  // of what is hidden as one
+    for (std::size_t i = 0; i < inner.size(); ++i) {
+      const bool goes_on =
+          train_.masking == Masking::words && i > 0 && inside_[static_cast<std::size_t>(inner[i])];
+      if (!goes_on) begins.push_back(i);
+    }
+    begins.push_back(inner.size());
+    const Key choices = fold_in(key, ~std::uint64_t{0});
+    batch.tokens.push_back(tokens.front());
+    choose_masks(begins.size() - 1, train_.mask_probability, key, [&](std::size_t u, bool hidden) {
+      for (std::size_t i = begins[u]; i < begins[u + 1]; ++i) {
+        if (hidden)
+          batch.ask(inner[i], shown_for(inner[i], fold_in(choices, i)));
+        else
+          batch.tokens.push_back(inner[i]);
+      }
+    });
+    batch.tokens.push_back(tokens.back());
+    batch.end_row();
+  }
+
+  std::int32_t shown_for(std::int32_t token, Key key) const {
+    const double draw = uniform(key, 0);
+    if (draw < train_.random_share) {
+      return static_cast<std::int32_t>(below(key, 1, words_.size()));
+    }
+    return draw < train_.random_share + train_.keep_share ? token : words_.mask();
+  }
+
+  std::vector<bool> inside_;  // of each token: whether it goes on with a word
+};
 
 // ================================================================================================
 // 19  Training
@@ -6843,19 +7214,27 @@ inline bool holds_run(const Path& output) {
          !detail::checkpoint_files(output).empty();
 }
 
-// One value an epoch; the arrays of training_metrics.json.
+// One value an evaluation, of which an epoch has one, or some (TrainConfig::eval_every); the arrays
+// of training_metrics.json.
 struct TrainingMetrics {
   std::vector<double> train_losses, val_losses, learning_rates, epoch_seconds;
   std::array<std::vector<double>, top_k.size()> train_accuracies, val_accuracies;
   std::vector<std::pair<std::string, std::vector<double>>> val_measures;  // of Task::measures()
-  std::size_t best_epoch = 0;  // counts from 1; 0: none yet
+  std::size_t per_epoch = 1;                                              // evaluations
+  std::size_t best_epoch = 0;  // the best evaluation, counting from 1; 0: none yet
 
-  std::size_t epochs() const { return train_losses.size(); }
+  std::size_t evaluations() const { return train_losses.size(); }
 
-  // Of an epoch, counting from 1: the validation value of a metric, turned so that more is better.
-  double quality(Metric metric, std::size_t epoch) const {
-    if (metric == Metric::loss) return -val_losses[epoch - 1];
-    return val_accuracies[static_cast<std::size_t>(metric) - 1][epoch - 1];
+  // An evaluation, counting from 1, as a number of epochs, to three places.
+  double epochs_at(std::size_t evaluation) const {
+    const auto thousandths = static_cast<double>(1000 * evaluation / per_epoch);
+    return thousandths / 1000;
+  }
+
+  // Of an evaluation, counting from 1: the value of a metric, turned so that more is better.
+  double quality(Metric metric, std::size_t evaluation) const {
+    if (metric == Metric::loss) return -val_losses[evaluation - 1];
+    return val_accuracies[static_cast<std::size_t>(metric) - 1][evaluation - 1];
   }
 
   Json to_json() const {
@@ -6876,6 +7255,7 @@ struct TrainingMetrics {
     }
     json.set("learning_rates", learning_rates);
     json.set("epoch_seconds", epoch_seconds);
+    if (per_epoch > 1) json.set("evaluations_per_epoch", per_epoch);
     json.set("best_epoch", best_epoch);
     return json;
   }
@@ -6900,10 +7280,15 @@ struct TrainingMetrics {
         metrics.val_measures.emplace_back(name, curve(values));
       }
     }
+    if (const Json* per_epoch = json.find("evaluations_per_epoch")) {
+      require(per_epoch->integer() > 1, "evaluations_per_epoch is ", per_epoch->integer(),
+              ", expected more than 1");
+      metrics.per_epoch = static_cast<std::size_t>(per_epoch->integer());
+    }
     metrics.best_epoch = static_cast<std::size_t>(json.at("best_epoch").integer());
     bool same = true;
     const auto compare = [&](const std::vector<double>& values) {
-      same = same && values.size() == metrics.epochs();
+      same = same && values.size() == metrics.evaluations();
     };
     compare(metrics.val_losses), compare(metrics.learning_rates), compare(metrics.epoch_seconds);
     for (const auto& accuracy : metrics.train_accuracies) compare(accuracy);
@@ -6914,8 +7299,8 @@ struct TrainingMetrics {
     for (const auto& member : json.object()) {
       require(known.find(member.first) != nullptr, "unknown field \"", shown(member.first), "\"");
     }
-    require(metrics.best_epoch <= metrics.epochs(), "best_epoch is ", metrics.best_epoch, " of ",
-            metrics.epochs());
+    require(metrics.best_epoch <= metrics.evaluations(), "best_epoch is ", metrics.best_epoch,
+            " of ", metrics.evaluations());
     return metrics;
   }
 };
@@ -7015,6 +7400,34 @@ inline std::unique_ptr<Engine> load_model(const Safetensors& file, std::size_t t
   return engine;
 }
 
+// Gives a model the sizes of the encoder of another, on whose parameters it is to begin.
+inline void take_sizes(ModelConfig& model, const Safetensors& file) {
+  const auto other = stored_config<ModelConfig>(file, "model_config");
+  model.hidden_size = other.hidden_size, model.inner_size = other.inner_size;
+  model.num_layers = other.num_layers, model.num_heads = other.num_heads;
+  model.max_length = other.max_length, model.segments = other.segments;
+  model.norm_epsilon = other.norm_epsilon;
+}
+
+// Begins an engine on the parameters of another model, as far as both have tensors of one name,
+// which must have one shape; returns the names of the others, whose initial values stay.
+inline std::vector<std::string> begin_with(const Safetensors& file, Engine& engine) {
+  file.verify();
+  const std::vector<std::string> known = file.names();
+  std::vector<float> values(engine.table().size());
+  engine.read(State::parameters, values);
+  std::vector<std::string> others;
+  for (const TensorSpec& spec : engine.table()) {
+    const bool found = std::find(known.begin(), known.end(), spec.name) != known.end();
+    if (found)
+      file.copy(spec.name, spec.shape, values.data() + spec.offset);
+    else
+      others.push_back(spec.name);
+  }
+  engine.write(State::parameters, values);
+  return others;
+}
+
 // Whether a run that is resumed may change an option: only where nothing done so far would have
 // been another. (Where the learning rate falls towards the end, the number of epochs shapes all.)
 inline bool may_change(std::string_view field, const TrainConfig& config) {
@@ -7024,12 +7437,14 @@ inline bool may_change(std::string_view field, const TrainConfig& config) {
 
 struct BatchReport {
   std::size_t epoch, epochs, batch, batches;  // counting from 1; this batch is done
-  Tally so_far;                               // of the epoch
-  double seconds;                             // of the epoch
+  Tally so_far;                               // since the last evaluation
+  double rate;                                // batches a second, since then
 };
 
+// Of an evaluation, after so many epochs.
 struct EpochReport {
-  std::size_t epoch, epochs;
+  double epoch;
+  std::size_t epochs;
   Tally train;
   Validation validation;
   double learning_rate, seconds;
@@ -7060,6 +7475,8 @@ class Trainer {
       AtomicFile probe(output_ / folder / "probe");  // never committed, so it leaves nothing
     }
     for (const std::string& name : task_->measures()) metrics_.val_measures.push_back({name, {}});
+    const auto parts = static_cast<std::size_t>(1 / train_.eval_every + 0.5);
+    metrics_.per_epoch = std::clamp<std::size_t>(parts, 1, batches_per_epoch());
     engine_ = make(task_->model(), train_, Start::random);
     batch_.reserve(train_.batch_size, task_->model().max_length);
   }
@@ -7090,17 +7507,21 @@ class Trainer {
       require_same(to_json(task_->model()), to_json(model));
       require_same(to_json(train_), to_json(train));
       read_progress(stored_json(file, "progress"));
-      require(batches_done_ <= batches_per_epoch(), "progress: batch ", batches_done_, " of ",
-              batches_per_epoch());
-      metrics_ = TrainingMetrics::from_json(stored_json(file, "training_metrics"));
+      const std::size_t per_epoch =
+          std::exchange(metrics_, TrainingMetrics::from_json(stored_json(file, "training_metrics")))
+              .per_epoch;
+      require(metrics_.per_epoch == per_epoch, "training_metrics: ", metrics_.per_epoch,
+              " evaluations an epoch, expected ", per_epoch);
+      require(batches_done_ <= part_end() - part_begin(), "progress: batch ", batches_done_, " of ",
+              part_end() - part_begin());
       std::vector<std::string> measures;
       for (const auto& [name, values] : metrics_.val_measures) measures.push_back(name);
       require(measures == task_->measures(), "training_metrics: val_measures are not those of ",
               enum_name(task_->model().task));
-      const std::size_t done = metrics_.epochs();
-      require(train_.epochs > done || (train_.epochs == done && batches_done_ == 0), "has seen ",
-              done, batches_done_ > 0 ? " epochs and a part" : " epochs", ", more than epochs ",
-              train_.epochs);
+      const std::size_t done = metrics_.evaluations(), all = train_.epochs * metrics_.per_epoch;
+      require(all > done || (all == done && batches_done_ == 0), "has seen ",
+              metrics_.epochs_at(done), batches_done_ > 0 ? " epochs and a part" : " epochs",
+              ", more than epochs ", train_.epochs);
     });
     load_engine(file, *engine_, true);
     continues_ = true;
@@ -7123,11 +7544,11 @@ class Trainer {
     log_start();
     const auto stopping = [&] { return callbacks.should_stop && callbacks.should_stop(); };
     while (!finished()) {
-      if (!train_epoch(callbacks)) {
+      if (!train_part(callbacks)) {
         save_checkpoint("interrupted");
         return false;
       }
-      finish_epoch(callbacks);
+      finish_part(callbacks);
       if (!finished() && stopping()) {
         save_checkpoint("interrupted");
         return false;
@@ -7145,66 +7566,81 @@ class Trainer {
 
   // All epochs done, or none better for as long as patience lasts.
   bool finished() const {
-    const std::size_t epoch = metrics_.epochs();
-    return epoch >= train_.epochs ||
-           (train_.patience > 0 && epoch >= metrics_.best_epoch + train_.patience);
+    const std::size_t done = metrics_.evaluations();
+    return done >= train_.epochs * metrics_.per_epoch ||
+           (train_.patience > 0 && done >= metrics_.best_epoch + train_.patience);
   }
 
-  // The steps of the epoch under way, from where it stands. False: asked to stop.
-  bool train_epoch(const TrainerCallbacks& callbacks) {
-    const std::size_t epoch = metrics_.epochs(), batches = batches_per_epoch();
+  // The part of an epoch, up to an evaluation, that is under way: which epoch, and its first batch
+  // and the one behind its last.
+  std::size_t epoch() const { return metrics_.evaluations() / metrics_.per_epoch; }
+  std::size_t part_begin() const { return begin_of(metrics_.evaluations() % metrics_.per_epoch); }
+  std::size_t part_end() const { return begin_of(metrics_.evaluations() % metrics_.per_epoch + 1); }
+  std::size_t begin_of(std::size_t part) const {
+    return batches_per_epoch() * part / metrics_.per_epoch;
+  }
+
+  // The steps of the part under way, from where it stands. False: asked to stop.
+  bool train_part(const TrainerCallbacks& callbacks) {
+    const std::size_t epoch = this->epoch(), batches = batches_per_epoch();
+    const std::size_t first = part_begin(), end = part_end();
     const auto start = std::chrono::steady_clock::now();
-    const double seconds_before = epoch_seconds_;
+    const double seconds_before = part_seconds_;
     std::vector<std::size_t> order(task_->examples());
     std::iota(order.begin(), order.end(), std::size_t{0});
     shuffle(order, fold_in(stream_key(train_.seed, Stream::shuffle), epoch));
-    while (batches_done_ < batches) {
+    while (first + batches_done_ < end) {
       batch_.clear();
-      const std::size_t begin = batches_done_ * train_.batch_size;
+      const std::size_t number = first + batches_done_, begin = number * train_.batch_size;
       for (std::size_t i = begin; i < std::min(begin + train_.batch_size, order.size()); ++i) {
         task_->add_example(batch_, order[i], epoch);
       }
-      const std::uint64_t step = epoch * batches + batches_done_;
+      const std::uint64_t step = epoch * batches + number;
       task_->finish_batch(batch_, step);
-      epoch_metrics_ += engine_->train(batch_, step, learning_rate(step));
+      part_metrics_ += engine_->train(batch_, step, learning_rate(step));
       ++batches_done_;
       const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - start;
-      epoch_seconds_ = seconds_before + passed.count();
+      part_seconds_ = seconds_before + passed.count();
       if (callbacks.on_batch) {
-        callbacks.on_batch(
-            {epoch + 1, train_.epochs, batches_done_, batches, epoch_metrics_, epoch_seconds_});
+        const double rate = static_cast<double>(batches_done_) / std::max(part_seconds_, 1e-9);
+        callbacks.on_batch({epoch + 1, train_.epochs, number + 1, batches, part_metrics_, rate});
       }
       if (callbacks.should_stop && callbacks.should_stop()) return false;
     }
     return true;
   }
 
-  void finish_epoch(const TrainerCallbacks& callbacks) {
+  void finish_part(const TrainerCallbacks& callbacks) {
     const Validation validation = task_->validate(*engine_);
-    const double rate = learning_rate((metrics_.epochs() + 1) * batches_per_epoch() - 1);
-    metrics_.train_losses.push_back(epoch_metrics_.loss());
+    const double rate = learning_rate(epoch() * batches_per_epoch() + part_end() - 1);
+    metrics_.train_losses.push_back(part_metrics_.loss());
     metrics_.val_losses.push_back(validation.tally.loss());
     metrics_.learning_rates.push_back(rate);
-    metrics_.epoch_seconds.push_back(epoch_seconds_);
+    metrics_.epoch_seconds.push_back(part_seconds_);
     for (std::size_t i = 0; i < top_k.size(); ++i) {
-      metrics_.train_accuracies[i].push_back(epoch_metrics_.accuracy(i));
+      metrics_.train_accuracies[i].push_back(part_metrics_.accuracy(i));
       metrics_.val_accuracies[i].push_back(validation.tally.accuracy(i));
     }
     for (std::size_t i = 0; i < validation.measures.size(); ++i) {
       metrics_.val_measures[i].second.push_back(validation.measures[i]);
     }
-    const std::size_t epoch = metrics_.epochs(), best = metrics_.best_epoch;
+    const std::size_t done = metrics_.evaluations(), best = metrics_.best_epoch;
     const double highest = best == 0 ? std::nan("") : metrics_.quality(train_.best_by, best);
-    const bool improved = std::isnan(highest) || metrics_.quality(train_.best_by, epoch) > highest;
-    if (improved) metrics_.best_epoch = epoch;
-    const EpochReport report{epoch, train_.epochs,  epoch_metrics_, validation,
-                             rate,  epoch_seconds_, improved};
-    batches_done_ = 0, epoch_metrics_ = {}, epoch_seconds_ = 0;
+    const bool improved = std::isnan(highest) || metrics_.quality(train_.best_by, done) > highest;
+    if (improved) metrics_.best_epoch = done;
+    const EpochReport report{metrics_.epochs_at(done),
+                             train_.epochs,
+                             part_metrics_,
+                             validation,
+                             rate,
+                             part_seconds_,
+                             improved};
+    batches_done_ = 0, part_metrics_ = {}, part_seconds_ = 0;
     if (improved) {
       save_engine(output_ / detail::best_model_file, *engine_, false, description());
     }
-    if (epoch % train_.save_every == 0 || finished()) {
-      save_checkpoint(join("epoch_", epoch));
+    if (done % (train_.save_every * metrics_.per_epoch) == 0 || finished()) {
+      save_checkpoint(join("epoch_", report.epoch));
       std::error_code ignored;  // overtaken, if there was one
       std::filesystem::remove(checkpoint_path("interrupted"), ignored);
     }
@@ -7237,11 +7673,11 @@ class Trainer {
   Json progress() const {
     Json json;
     json.set("batches_done", batches_done_);
-    json.set("loss_sum", epoch_metrics_.loss_sum);
-    json.set("count", epoch_metrics_.count);
+    json.set("loss_sum", part_metrics_.loss_sum);
+    json.set("count", part_metrics_.count);
     json.set("hits",
-             std::vector<std::uint64_t>(epoch_metrics_.hits.begin(), epoch_metrics_.hits.end()));
-    json.set("seconds", epoch_seconds_);
+             std::vector<std::uint64_t>(part_metrics_.hits.begin(), part_metrics_.hits.end()));
+    json.set("seconds", part_seconds_);
     return json;
   }
 
@@ -7254,16 +7690,16 @@ class Trainer {
       return static_cast<std::uint64_t>(value);
     };
     batches_done_ = count(json.at("batches_done"));
-    epoch_metrics_.loss_sum = json.at("loss_sum").number();
-    epoch_metrics_.count = count(json.at("count"));
+    part_metrics_.loss_sum = json.at("loss_sum").number();
+    part_metrics_.count = count(json.at("count"));
     const Json::Array& hits = json.at("hits").array();
     require(hits.size() == top_k.size(), "progress: expected ", top_k.size(), " hit counts");
-    std::transform(hits.begin(), hits.end(), epoch_metrics_.hits.begin(), count);
-    for (const std::uint64_t number : epoch_metrics_.hits) {
-      require(number <= epoch_metrics_.count, "progress: ", number, " hits of ",
-              epoch_metrics_.count);
+    std::transform(hits.begin(), hits.end(), part_metrics_.hits.begin(), count);
+    for (const std::uint64_t number : part_metrics_.hits) {
+      require(number <= part_metrics_.count, "progress: ", number, " hits of ",
+              part_metrics_.count);
     }
-    epoch_seconds_ = json.at("seconds").number();
+    part_seconds_ = json.at("seconds").number();
   }
 
   // The training configuration without what must not change the bytes of a model: threads, kernels,
@@ -7291,7 +7727,7 @@ class Trainer {
 
   // Whatever the files are called, and whenever they were written.
   Path furthest_checkpoint() const {
-    using Progress = std::pair<std::size_t, std::uint64_t>;  // epochs, batches of the next
+    using Progress = std::pair<std::size_t, std::uint64_t>;  // evaluations, batches since
     std::optional<std::pair<Progress, Path>> furthest;
     for (const std::string& name : detail::checkpoint_files(output_)) {
       const Safetensors file(output_ / path_from(name));
@@ -7299,7 +7735,7 @@ class Trainer {
         check_format(file);
         const auto metrics = TrainingMetrics::from_json(stored_json(file, "training_metrics"));
         const std::int64_t batches = stored_json(file, "progress").at("batches_done").integer();
-        return Progress(metrics.epochs(), batches);
+        return Progress(metrics.evaluations(), batches);
       });
       if (!furthest || progress > furthest->first) furthest.emplace(progress, file.path());
     }
@@ -7362,7 +7798,8 @@ class Trainer {
 
   void log_start() const {
     append_log(join("bert4rec.hpp ", BERT4REC_VERSION_STRING, " ", engine_->name(), ", ",
-                    compiler_name(), ", ", system_name(), ", after epoch ", metrics_.epochs()));
+                    compiler_name(), ", ", system_name(), ", after epoch ",
+                    metrics_.epochs_at(metrics_.evaluations())));
   }
 
   void log_epoch(const EpochReport& report) const {
@@ -7386,11 +7823,11 @@ class Trainer {
   Batch batch_;
   static constexpr std::uint64_t checkpoint_format = 1;
   bool continues_ = false, overwrites_ = false;  // what the folder holds
-  // Where the run stands: whole epochs in metrics_, and the epoch under way.
+  // Where the run stands: what was evaluated in metrics_, and the part of an epoch under way.
   TrainingMetrics metrics_;
   std::size_t batches_done_ = 0;
-  Tally epoch_metrics_;
-  double epoch_seconds_ = 0;
+  Tally part_metrics_;
+  double part_seconds_ = 0;
 };
 
 // ================================================================================================
@@ -7676,6 +8113,81 @@ class Recommender {
   std::size_t threads_ = 0;
   Catalogue catalogue_;
 };
+
+// ---- Classification ----------------------------------------------------------------------------
+
+// A trained classifier with its vocabulary and its labels:
+//   Classifier classifier("output/models");
+//   const std::vector<float> p = classifier.probabilities("...");
+//   const std::string& label = classifier.labels()[best_label(p)];
+// Not for two threads at once.
+class Classifier {
+ public:
+  // `models`: the folder that a Trainer with a ClassificationTask wrote.
+  explicit Classifier(const Path& models, std::string_view name = "best_model",
+                      std::size_t threads = 0, const EngineMaker& make = make_cpu_engine)
+      : Classifier(models, open_model(models, name), threads, make) {}
+
+  const std::vector<std::string>& labels() const { return labels_; }
+  const WordPiece& words() const { return words_; }
+  Engine& engine() { return *engine_; }
+
+  // Of each label.
+  std::vector<float> probabilities(std::string_view text) {
+    return std::move(probabilities({&text, 1}).front());
+  }
+
+  // Of many texts, in less time.
+  std::vector<std::vector<float>> probabilities(std::span<const std::string_view> texts) {
+    const std::size_t C = labels_.size();
+    Texts rows;
+    Batch batch;
+    for (std::size_t i = 0; i < texts.size(); ++i) {
+      rows.add(words_, texts[i], 0, engine_->config().max_length);
+      add_text_row(batch, rows.row(i));
+    }
+    std::vector<float> scores(texts.size() * C);
+    engine_->score(batch, scores);
+    std::vector<std::vector<float>> all;
+    for (std::size_t i = 0; i < texts.size(); ++i) {
+      float* row = scores.data() + i * C;
+      detail::kernels<float>().softmax(row, 1.0f, C);
+      all.emplace_back(row, row + C);
+    }
+    return all;
+  }
+
+ private:
+  Classifier(const Path& models, const Safetensors& file, std::size_t threads,
+             const EngineMaker& make)
+      : words_(WordPiece::load(models / "vocab.txt")), engine_(load_model(file, threads, make)) {
+    const Path path = models / "labels.json";
+    const Json json = read_sealed_json(path);
+    in_context(path_text(path), [&] {
+      for (const Json& label : json.at("labels").array()) labels_.push_back(label.string());
+      require(json.at("data").string() == file.metadata("data"),
+              "and the model are of different runs");
+      const std::string sum = detail::hexadecimal(checksum(read_file(models / "vocab.txt")));
+      require(json.at("vocabulary").string() == sum, "and vocab.txt are of different runs");
+    });
+    const ModelConfig& config = engine_->config();
+    require(config.task == TaskKind::classification, file.path(), ": a model for ",
+            enum_name(config.task), ", expected one for classification");
+    require(labels_.size() == config.classes && words_.size() == config.num_items, models, ": ",
+            labels_.size(), " labels and ", words_.size(), " tokens, the model has ",
+            config.classes, " and ", config.num_items);
+  }
+
+  WordPiece words_;
+  std::unique_ptr<Engine> engine_;
+  std::vector<std::string> labels_;
+};
+
+// The label with the highest probability; of equal ones the first.
+inline std::size_t best_label(std::span<const float> probabilities) {
+  const auto best = std::max_element(probabilities.begin(), probabilities.end());
+  return static_cast<std::size_t>(best - probabilities.begin());
+}
 
 // ================================================================================================
 // 21  Hugging Face files

@@ -325,7 +325,7 @@ void test_version_0_1() {
     train.save_every = 2;
     Trainer trainer(data, tiny_model(), train, folder.path());
     check(trainer.resume() == checkpoint(folder.path(), "epoch_2"), "resumed");
-    check_equal(trainer.metrics().epochs(), 2u);
+    check_equal(trainer.metrics().evaluations(), 2u);
     check(trainer.run(), "and goes on");
   }
   const Safetensors file(checkpoint(folder.path(), "epoch_4"));

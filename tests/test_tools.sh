@@ -40,7 +40,8 @@ $4" good/"$2" >"$1/$2"
 
 # ---- usage --------------------------------------------------------------------------------------
 for tool in train_model recommend evaluate_model import_interactions make_demo_data \
-  audit_dataset export_vectors benchmark tokenize_text make_report_lists reproduce_report; do
+  audit_dataset export_vectors benchmark tokenize_text train_classifier predict_text \
+  make_report_lists reproduce_report; do
   expect 0 "Example" "$bin/$tool" --help
   expect 2 "unknown option --nonsense" "$bin/$tool" --nonsense
   expect 2 "unexpected word" "$bin/$tool" nonsense
@@ -474,6 +475,88 @@ read -r answer <&4
 [ "$answer" = "play ##ing" ] && ok || bad "an answer to each line"
 exec 3>&- 4<&-
 wait
+
+# ---- classifying texts --------------------------------------------------------------------------
+# Texts of two letters and a few more, of which "a" comes before "b" in those of label 1.
+printf '%s\n' '[PAD]' '[UNK]' '[CLS]' '[SEP]' '[MASK]' a b c d >letters.txt
+awk 'BEGIN {
+  print "text\tlabel"
+  for (i = 0; i < 240; i++) {
+    c = ""; d = ""
+    if (i % 3) c = "c "
+    if (i % 5) d = " d"
+    text = i % 2 ? "b " c "a" d : c "a" d " b"
+    print text (i % 7 ? " c" : "") "\t" (1 - i % 2)
+  }
+}' >letters.tsv
+classify() {
+  output=$1
+  shift
+  "$bin/train_classifier" --texts letters.tsv --vocab letters.txt --output "$output" \
+    --hidden-size 16 --num-heads 2 --max-length 12 --threads 1 "$@"
+}
+learn="--epochs 12 --lr 0.005 --warmup-steps 20 --eval-every 0.5 --best-by loss"
+expect 0 "validation: accuracy" classify letters $learn
+[ "$(grep -c "^epoch" out)" = 24 ] && grep -q "^epoch 0.5/12 " out && ok || bad "two evaluations an epoch"
+grep -q "warning: .* training texts repeat another (0 with another label)" out && ok ||
+  bad "no word about repeated texts"
+grep -q '"accuracy": 1,' letters/evaluation.json && ok || bad "evaluation.json"
+for name in models/labels.json models/vocab.txt models/best_model.safetensors \
+  plots/loss_curve.png logs/training.log; do
+  [ -s letters/$name ] && ok || bad "letters/$name is missing"
+done
+predict() { "$bin/predict_text" --models letters/models "$@"; }
+expect 0 "  1" predict --text "a c b"
+[ "$(awk "NR == 1 { print \$2 }" out)" = 1 ] && ok || bad "a before b has label 1"
+expect 0 '"label": "0"' predict --text "b a" --json
+printf 'a b\r\nb a\n\nb c a d' | "$bin/predict_text" --models letters/models,letters/models \
+  --input - >lines 2>err
+[ "$(cut -f 1 lines | tr '\n' ' ')" = "1 0 $(sed -n 3p lines | cut -f 1) 0 " ] && ok ||
+  { cp lines out; bad "a label for each line"; }
+expect 0 "accuracy 100.00%" predict --evaluate letters.tsv
+expect 0 '"f1": 1' predict --evaluate letters.tsv --json
+# Interrupted in the middle, and from masked text first: the same bits.
+classify part $learn --pretrain 2 >out 2>err
+expect 1 "holds a run already" classify part $learn
+expect 0 "" classify part $learn --overwrite
+cmp -s part/models/best_model.safetensors letters/models/best_model.safetensors && ok ||
+  bad "the same seed gave another model"
+expect 0 "== masked text: 216 texts" classify masked --epochs 2 --pretrain 2
+grep -q "begins at random: pooler.dense.weight" out && ok || bad "which tensors begin at random"
+grep -q "begins at random: encoder" out && bad "the encoder is that of the masked text" || ok
+expect 0 "continuing after epoch 2" classify masked --epochs 2 --pretrain 2 --resume
+expect 0 "validation: accuracy" classify from --epochs 1 --from masked/models --vocab letters.txt
+expect 1 "is not the vocabulary of" classify from --from masked/models --vocab vocab.txt --overwrite
+# Other forms of the same: CSV, JSON lines, no header; and wrong ones.
+sed 's/\t/,/' letters.tsv >letters.csv
+sed 1d letters.tsv >bare.tsv
+awk -F '\t' 'NR > 1 { print "{\"text\": \"" $1 "\", \"label\": " $2 "}" }' letters.tsv >letters.jsonl
+for texts in letters.csv letters.jsonl "bare.tsv --no-header"; do
+  expect 0 "validation: accuracy" classify other --texts $texts $learn --overwrite
+  cmp -s other/models/best_model.safetensors letters/models/best_model.safetensors && ok ||
+    bad "$texts gave another model"
+done
+expect 0 "test: accuracy 100.00%" classify other $learn --overwrite --test letters.csv
+grep -q "test texts stand in the training texts too" out && ok || bad "no word about the test texts"
+expect 2 "--texts is missing" "$bin/train_classifier"
+expect 2 "--vocab is missing" "$bin/train_classifier" --texts letters.tsv
+expect 2 "expected between 0 and 1" classify o --dev-share 1
+expect 2 "--from or --pretrain, not both" classify o --from letters/models --pretrain 1
+expect 1 'no column is called "words"' classify o --text-column words
+expect 1 "give --no-header" classify o --texts bare.tsv
+printf 'text\tlabel\na\tx\nb\tx\n' >one.tsv
+expect 1 'all texts have the label "x"' classify o --texts one.tsv
+printf 'text\tlabel\na\t1\nb\t\n' >unlabelled.tsv
+expect 1 "unlabelled.tsv:3: a text without a label" classify o --texts unlabelled.tsv
+printf 'text\tlabel\na b\t2\n' >strange.tsv
+expect 1 'label "2" does not occur in the training texts' predict --evaluate strange.tsv
+expect 1 'label "2" does not occur in the training texts' classify o --dev strange.tsv
+expect 1 "texts.txt: no line is [PAD]" classify o --vocab texts.txt
+expect 1 "none/best_model.safetensors" predict --models none --text a
+expect 1 "item_mappings" "$bin/recommend" --data good --model letters/models --user u1
+expect 1 "run/models/vocab.txt" "$bin/predict_text" --models run/models --text a
+expect 2 "expected one of --text, --input and --evaluate" predict
+expect 1 "needs texts (train_classifier)" train good o --task classification
 
 # ---- both quickstarts run the same commands ---------------------------------------------------
 # commands FILE: its calls of the three programs, one a line, without what the shells write

@@ -415,9 +415,9 @@ void test_early_stopping() {
     const std::string once = trained(data, small_model(), train, folder / "once");
     const auto metrics =
         TrainingMetrics::from_json(read_sealed_json(folder / "once/plots/training_metrics.json"));
-    check(metrics.epochs() < 400, "it stopped");
-    check_equal(metrics.epochs(), metrics.best_epoch + 5);
-    for (std::size_t epoch = 1; epoch <= metrics.epochs(); ++epoch) {
+    check(metrics.evaluations() < 400, "it stopped");
+    check_equal(metrics.evaluations(), metrics.best_epoch + 5);
+    for (std::size_t epoch = 1; epoch <= metrics.evaluations(); ++epoch) {
       const double best = metrics.quality(metric, metrics.best_epoch);
       check(epoch < metrics.best_epoch ? metrics.quality(metric, epoch) < best
                                        : metrics.quality(metric, epoch) <= best,
@@ -456,7 +456,7 @@ void test_files_of_a_run() {
   }
   const auto metrics =
       TrainingMetrics::from_json(read_sealed_json(folder / "plots/training_metrics.json"));
-  check_equal(metrics.epochs(), 4u);
+  check_equal(metrics.evaluations(), 4u);
   check_equal(metrics.val_accuracies[3].size(), 4u);
   const Json config = read_sealed_json(folder / "models/training_config.json");
   check_equal(config.at("model").at("num_items").integer(), 15);

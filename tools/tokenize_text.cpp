@@ -2,8 +2,6 @@
 
 #include "common/cli.hpp"
 
-#include <fstream>
-
 namespace {
 
 using namespace bert4rec;
@@ -45,34 +43,19 @@ void append_line(const WordPiece& vocabulary, const Options& options,
   out += '\n';
 }
 
-void tokenize_lines(const WordPiece& vocabulary, const Options& options, std::istream& in,
-                    const std::string& name) {
+int tokenize(int argc, char** argv) {
+  const Options options = parse(argc, argv);
+  const WordPiece vocabulary = WordPiece::load(options.vocab, options.rules);
   std::vector<std::int32_t> ids;
-  std::string line, out;
-  while (std::getline(in, line)) {
+  std::string out;
+  cli::for_each_line(options.input, [&](const std::string& line) {
     ids.clear(), out.clear();
     if (options.special) ids.push_back(vocabulary.cls());
     vocabulary.append_ids(line, ids);
     if (options.special) ids.push_back(vocabulary.sep());
     append_line(vocabulary, options, ids, out);
     require(static_cast<bool>(std::cout << out), "cannot write to the standard output");
-  }
-  require(!in.bad(), name, ": cannot read: ", std::generic_category().message(errno));
-}
-
-int tokenize(int argc, char** argv) {
-  const Options options = parse(argc, argv);
-  const WordPiece vocabulary = WordPiece::load(options.vocab, options.rules);
-  std::ios::sync_with_stdio(false);  // but std::cin waits for nothing before std::cout has printed
-  if (options.input == "-") {
-    cli::binary_input();
-    tokenize_lines(vocabulary, options, std::cin, "standard input");
-  } else {
-    const std::string name = path_text(options.input);
-    std::ifstream in(options.input, std::ios::binary);
-    require(in.is_open(), name, ": cannot open: ", std::generic_category().message(errno));
-    tokenize_lines(vocabulary, options, in, name);
-  }
+  });
   return 0;
 }
 

@@ -86,8 +86,8 @@ void add_flags(cli::CommandLine& line, Options& options) {
   line.option("data", options.data, "folder with items.jsonl and histories.jsonl");
   line.option("output", options.output, "folder for models, checkpoints, plots and logs");
   line.option("preset", options.preset, "JSON file of options; flags beside it go before it");
-  line.configuration(options.train, flag_names);
-  line.configuration(options.model, flag_names, {"num_items"});
+  line.configuration(options.train, flag_names, {"augment", "class_balance", "masking"});
+  line.configuration(options.model, flag_names, {"num_items", "segments", "classes"});
   line.flag("resume", options.resume,
             "continue the run in the output folder, with the options it was begun with");
   line.flag("overwrite", options.overwrite, "replace the run in the output folder");
@@ -200,13 +200,12 @@ bool collapsed(const TrainingMetrics& metrics) {
 }
 
 void draw_batch(cli::ProgressBar& bar, const BatchReport& report) {
-  const double rate = static_cast<double>(report.batch) / std::max(report.seconds, 1e-9);
   const auto left =
       static_cast<double>((report.epochs - report.epoch + 1) * report.batches - report.batch);
   bar.show(report.batch, report.batches, join("epoch ", report.epoch, "/", report.epochs),
            join("loss ", cli::fixed(report.so_far.loss(), 4), "  top-1 ",
-                cli::percent(report.so_far.accuracy(0)), "  ", cli::fixed(rate, 1), " batches/s  ",
-                cli::duration(left / rate), " left"));
+                cli::percent(report.so_far.accuracy(0)), "  ", cli::fixed(report.rate, 1),
+                " batches/s  ", cli::duration(left / report.rate), " left"));
 }
 
 int stopped(const Options& options, std::string command) {
@@ -218,7 +217,8 @@ int stopped(const Options& options, std::string command) {
 
 void resume(Trainer& trainer) {
   const Path checkpoint = trainer.resume();
-  std::cout << "continuing after epoch " << trainer.metrics().epochs() << " from "
+  std::cout << "continuing after epoch "
+            << trainer.metrics().epochs_at(trainer.metrics().evaluations()) << " from "
             << path_text(checkpoint) << std::endl;
 }
 
@@ -258,12 +258,13 @@ std::optional<TrainingMetrics> train(const Options& options, const Dataset& data
   const bool finished = trainer.run(callbacks);
   bar.clear();
   const TrainingMetrics& metrics = trainer.metrics();
-  if (metrics.epochs() > 0) plots::draw_plots(metrics, options.output / "plots");
+  if (metrics.evaluations() > 0) plots::draw_plots(metrics, options.output / "plots");
   if (!finished) return std::nullopt;
-  if (metrics.epochs() < options.train.epochs) {
-    std::cout << "stopped early: no better epoch since " << metrics.best_epoch << "\n";
+  if (metrics.evaluations() < options.train.epochs * metrics.per_epoch) {
+    std::cout << "stopped early: no better epoch since " << metrics.epochs_at(metrics.best_epoch)
+              << "\n";
   }
-  std::cout << "best epoch " << metrics.best_epoch << ", validation loss "
+  std::cout << "best epoch " << metrics.epochs_at(metrics.best_epoch) << ", validation loss "
             << cli::fixed(metrics.val_losses[metrics.best_epoch - 1], 4) << "\nmodels, checkpoints,"
             << " plots and logs are in " << path_text(options.output) << std::endl;
   return metrics;

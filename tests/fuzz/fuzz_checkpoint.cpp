@@ -62,7 +62,7 @@ void check_progress(const Trainer& trainer, const Safetensors& file) {
     must(hits.integer() <= progress.at("count").integer(), "no more hits than tries");
   }
   must(progress.at("seconds").number() >= 0, "time passes");
-  must(trainer.metrics().epochs() <= small_train().epochs, "a run ends with its last epoch");
+  must(trainer.metrics().evaluations() <= small_train().epochs, "a run ends with its last epoch");
 }
 
 void put_checkpoint(const Path& folder, std::string_view lines) {
@@ -96,6 +96,6 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   Trainer again(::data(), tiny_model(), small_train(), run);
   must(problem_of([&] { again.resume(); }).empty(), "what went on can be resumed from");
   must(again.metrics().to_json().text() == after.text(), "where it stopped");
-  must(again.metrics().epochs() >= before.epochs(), "and never further back");
+  must(again.metrics().evaluations() >= before.evaluations(), "and never further back");
   return 0;
 }

@@ -6,6 +6,7 @@
 
 #include <csignal>
 #include <cstdio>
+#include <fstream>
 #include <iostream>
 
 #include "bert4rec.hpp"
@@ -367,6 +368,25 @@ inline std::string grouped(std::uint64_t value) {
   std::string digits = join(value);
   for (std::size_t at = digits.size(); at > 3; at -= 3) digits.insert(at - 3, 1, ',');
   return digits;
+}
+
+// body(line) for each line of a file, or of the standard input if that is called "-": a file larger
+// than memory passes through, one line must fit. `line` is a string that may be taken.
+template <class Body>
+void for_each_line(const bert4rec::Path& path, Body&& body) {
+  const bool standard = path == "-";
+  const std::string name = standard ? "standard input" : path_text(path);
+  std::ios::sync_with_stdio(false);  // but std::cin waits for nothing before std::cout has printed
+  std::ifstream file;
+  if (standard) {
+    binary_input();
+  } else {
+    file.open(path, std::ios::binary);
+    require(file.is_open(), name, ": cannot open: ", std::generic_category().message(errno));
+  }
+  std::istream& in = standard ? std::cin : file;
+  for (std::string line; std::getline(in, line);) body(line);
+  require(!in.bad(), name, ": cannot read: ", std::generic_category().message(errno));
 }
 
 // ---- Progress -----------------------------------------------------------------------------------

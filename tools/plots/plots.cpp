@@ -404,7 +404,7 @@ void draw_bars(Canvas& canvas, const TrainingMetrics& metrics, const Box& outer,
     }
   }
   const Range y{0, 1.06 * share_range(sides).high};
-  const std::string after = join("After epoch ", metrics.epochs());
+  const std::string after = join("After epoch ", metrics.evaluations());
   const Panel panel{outer, "Accuracy at the end", after, "Accuracy (%)", sides, title_size};
   const Frame frame = draw_frame(canvas, panel, {-0.5, 3.5}, y, names);
   for (std::size_t side = 0; side < sides.size(); ++side) {
@@ -426,10 +426,10 @@ void draw_bars(Canvas& canvas, const TrainingMetrics& metrics, const Box& outer,
 // ---- Figures ------------------------------------------------------------------------------------
 
 void check_curves(const TrainingMetrics& metrics) {
-  require(metrics.epochs() > 0, "no epochs to draw");
+  require(metrics.evaluations() > 0, "no epochs to draw");
   const auto check = [&](std::string_view name, const std::vector<double>& values) {
-    require(values.size() == metrics.epochs(), name, " has ", values.size(), " values, expected ",
-            metrics.epochs());
+    require(values.size() == metrics.evaluations(), name, " has ", values.size(),
+            " values, expected ", metrics.evaluations());
   };
   check("val_losses", metrics.val_losses);
   check("learning_rates", metrics.learning_rates);
@@ -464,7 +464,7 @@ Canvas combined_figure(const TrainingMetrics& metrics) {
 
 Canvas learning_figure(const TrainingMetrics& metrics) {
   check_curves(metrics);
-  const std::size_t reach = std::clamp<std::size_t>(metrics.epochs() / 40, 1, 500);
+  const std::size_t reach = std::clamp<std::size_t>(metrics.evaluations() / 40, 1, 500);
   const std::string means = join("mean over ", 2 * reach + 1, " epochs");
   const std::vector<double>& rates = metrics.learning_rates;
   const auto least = lowest(rates);

@@ -312,7 +312,7 @@ Result result_from_json(const Json& json) {
   require(kinds.size() == kind_names.size(), "expected ", kind_names.size(), " kinds of tokens");
   std::transform(kinds.begin(), kinds.end(), result.kinds.begin(), metrics_from_json);
   result.curves = TrainingMetrics::from_json(json.at("curves"));
-  require(result.curves.epochs() > 0, "no epoch");
+  require(result.curves.evaluations() > 0, "no epoch");
   return result;
 }
 
@@ -355,9 +355,9 @@ void print_line(std::string_view epoch, const Figures& train, const Figures& val
 void print_curves(const TrainingMetrics& curves) {
   std::printf("  %-8s  %7s %6s %6s %6s %6s  %7s %6s %6s %6s %6s\n", "epoch", "train", "top-1", "5",
               "10", "20", "valid.", "top-1", "5", "10", "20");
-  for (std::size_t epoch = 1; epoch <= curves.epochs(); ++epoch) {
+  for (std::size_t epoch = 1; epoch <= curves.evaluations(); ++epoch) {
     const bool shown = epoch == 1 || epoch == 10 || epoch == 20 || epoch % 50 == 0;
-    if (!shown && epoch != curves.epochs()) continue;
+    if (!shown && epoch != curves.evaluations()) continue;
     print_line(join(epoch), figures_of(curves.train_losses, curves.train_accuracies, epoch - 1),
                figures_of(curves.val_losses, curves.val_accuracies, epoch - 1));
   }

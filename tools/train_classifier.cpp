@@ -1,0 +1,320 @@
+// Trains a classifier of texts: a BERT encoder from scratch, from masked text, or from a model.
+
+#include "common/cli.hpp"
+#include "common/texts.hpp"
+#include "plots/plots.hpp"
+
+namespace {
+
+using namespace bert4rec;
+using texts::LabelledText;
+
+struct Options {
+  ModelConfig model;
+  TrainConfig train;
+  texts::Columns columns;
+  Path texts, dev, test, vocab, output = "output", from, unlabelled;
+  double dev_share = 0.1, pretrain_rate = 1e-3;
+  std::size_t pretrain = 0;
+  bool resume = false, overwrite = false;
+};
+
+// ---- The command line ---------------------------------------------------------------------------
+
+const std::vector<std::string_view> hidden_model_fields{"num_items", "objective",   "task",
+                                                        "classes",   "fixed_scale", "architecture"};
+const std::vector<std::string_view> hidden_train_fields{
+    "mask_last",      "static_masks", "window_stride",    "reversed_share", "split",
+    "folds",          "fold",         "validation_ratio", "loss",           "negatives",
+    "negative_power", "gbce_t",       "neg_ratio"};
+
+Options defaults() {
+  Options options;
+  options.model.architecture = Architecture::paper;  // as BERT: no dropout inside the feed-forward
+  options.model.task = TaskKind::classification;
+  options.model.hidden_size = 128;
+  options.model.max_length = 128;
+  options.model.norm_epsilon = 1e-12;
+  options.train.epochs = 3;
+  options.train.batch_size = 16;
+  options.train.schedule = Schedule::linear;
+  options.train.warmup_steps = 200;
+  options.train.clip_norm = 1;
+  options.train.random_share = options.train.keep_share = 0.1;
+  options.train.masking = Masking::words;
+  options.train.best_by = Metric::top1;
+  return options;
+}
+
+Options parse(int argc, char** argv) {
+  Options options = defaults();
+  cli::CommandLine line("train_classifier", "trains a classifier of texts",
+                        "train_classifier --texts data/demo_text/train.tsv --vocab "
+                        "data/demo_text/vocab.txt --output output");
+  line.option("texts", options.texts, "TSV, CSV or JSON lines of texts and labels to train on");
+  line.option("dev", options.dev, "the same to validate on; empty: a share of the texts");
+  line.option("dev-share", options.dev_share, "that share, of the texts of each label");
+  line.option("test", options.test, "the same, to test the best model on at the end");
+  options.columns.add_flags(line);
+  line.option("vocab", options.vocab, "vocab.txt: a WordPiece token a line; empty: that of --from");
+  line.option("output", options.output, "folder for models, checkpoints, plots and logs");
+  line.option("from", options.from, "models folder to begin with (its sizes go before flags)");
+  line.option("pretrain", options.pretrain,
+              "epochs of masked text on the training texts first, in output/pretrained");
+  line.option("pretrain-lr", options.pretrain_rate, "AdamW step size in that");
+  line.option("unlabelled", options.unlabelled, "further texts for that, in a file as --texts");
+  line.configuration(options.train, {{"learning_rate", "lr"}}, hidden_train_fields);
+  line.configuration(options.model, {}, hidden_model_fields);
+  line.flag("resume", options.resume,
+            "continue the run in the output folder; the other flags as "
+            "they were");
+  line.flag("overwrite", options.overwrite, "replace the run in the output folder");
+  line.parse(argc, argv);
+  if (options.texts.empty()) throw cli::UsageError("--texts is missing");
+  if (options.vocab.empty() && options.from.empty()) throw cli::UsageError("--vocab is missing");
+  if (options.resume && options.overwrite) {
+    throw cli::UsageError("--resume or --overwrite, not both");
+  }
+  if (!options.from.empty() && options.pretrain > 0) {
+    throw cli::UsageError("--from or --pretrain, not both");
+  }
+  if (!(options.dev_share > 0 && options.dev_share < 1)) {
+    throw cli::UsageError(join("--dev-share ", options.dev_share, ": expected between 0 and 1"));
+  }
+  if (!options.from.empty() && !line.given("lr")) options.train.learning_rate = 2e-5;
+  return options;
+}
+
+// ---- The texts ----------------------------------------------------------------------------------
+
+struct Corpus {
+  std::vector<LabelledText> train, dev, test;
+};
+
+// Moves a share of the texts of each label from train to dev.
+void hold_out(Corpus& corpus, const std::vector<std::string>& labels, const Options& options) {
+  std::vector<std::vector<std::size_t>> of_label(labels.size());
+  for (std::size_t i = 0; i < corpus.train.size(); ++i) {
+    of_label[texts::label_number(labels, corpus.train[i].label)].push_back(i);
+  }
+  std::vector<bool> held(corpus.train.size());
+  for (std::size_t c = 0; c < labels.size(); ++c) {
+    shuffle(of_label[c], fold_in(stream_key(options.train.seed, Stream::split), c));
+    const double share = options.dev_share * static_cast<double>(of_label[c].size());
+    for (std::size_t i = 0; i < static_cast<std::size_t>(share + 0.5); ++i) {
+      held[of_label[c][i]] = true;
+    }
+  }
+  std::vector<LabelledText> kept;
+  for (std::size_t i = 0; i < held.size(); ++i) {
+    (held[i] ? corpus.dev : kept).push_back(std::move(corpus.train[i]));
+  }
+  corpus.train = std::move(kept);
+  require(!corpus.dev.empty(), "--dev-share ", options.dev_share, " holds out no text");
+}
+
+void warn(const texts::FirstLabels& train, const std::vector<LabelledText>& other,
+          std::string_view name) {
+  const texts::Overlap found = texts::overlap(train, other);
+  if (found.repeated == 0) return;
+  std::cout << "warning: " << cli::grouped(found.repeated) << " of " << cli::grouped(other.size())
+            << " " << name << " texts stand in the training texts too ("
+            << cli::grouped(found.contradicted) << " with another label)\n";
+}
+
+// Reads the files, and says what makes their figures doubtful.
+Corpus read_corpus(const Options& options) {
+  Corpus corpus;
+  corpus.train = texts::read(options.texts, options.columns, true);
+  if (!options.dev.empty()) corpus.dev = texts::read(options.dev, options.columns, true);
+  if (!options.test.empty()) corpus.test = texts::read(options.test, options.columns, true);
+  const std::vector<std::string> labels = texts::labels_of(corpus.train);
+  require(labels.size() >= 2, tables::source_name(options.texts), ": all texts have the label \"",
+          shown(labels.front()), "\", expected two labels or more");
+  if (options.dev.empty()) hold_out(corpus, labels, options);
+  const texts::FirstLabels first = texts::first_labels(corpus.train);
+  const texts::Overlap inside = texts::overlap(first, corpus.train);
+  std::cout << cli::grouped(corpus.train.size()) << " texts to train on, "
+            << cli::grouped(corpus.dev.size()) << " to validate";
+  if (!corpus.test.empty()) std::cout << ", " << cli::grouped(corpus.test.size()) << " to test";
+  std::cout << "; " << labels.size() << " labels\n";
+  if (const std::size_t repeats = corpus.train.size() - first.size()) {
+    std::cout << "warning: " << cli::grouped(repeats) << " training texts repeat another ("
+              << cli::grouped(inside.contradicted) << " with another label)\n";
+  }
+  warn(first, corpus.dev, "validation");
+  warn(first, corpus.test, "test");
+  return corpus;
+}
+
+void add_texts(Texts& rows, const WordPiece& words, const std::vector<LabelledText>& all,
+               const std::vector<std::string>& labels, std::size_t max_length) {
+  for (const LabelledText& one : all) {
+    const std::size_t label = labels.empty() ? 0 : texts::label_number(labels, one.label);
+    rows.add(words, one.text, static_cast<std::int32_t>(label), max_length);
+  }
+}
+
+// That of a model to begin with must be the same.
+std::string read_vocabulary(const Options& options) {
+  const Path theirs = options.from / "vocab.txt";
+  const std::string text = read_file(options.vocab.empty() ? theirs : options.vocab);
+  require(options.from.empty() || read_file(theirs) == text, options.vocab, ": is not the ",
+          "vocabulary of ", options.from);
+  return text;
+}
+
+void describe(std::string_view name, const Texts& rows) {
+  if (rows.cut > 0) {
+    std::cout << cli::grouped(rows.cut) << " " << name
+              << " texts are longer than --max-length: cut\n";
+  }
+  if (rows.empty > 0) std::cout << cli::grouped(rows.empty) << " " << name << " texts are empty\n";
+}
+
+// ---- Training -----------------------------------------------------------------------------------
+
+void print_epoch(const EpochReport& report, const TrainingMetrics& metrics) {
+  const Tally& validation = report.validation.tally;
+  std::cout << "epoch " << report.epoch << "/" << report.epochs << "  train loss "
+            << cli::fixed(report.train.loss(), 4) << " accuracy "
+            << cli::percent(report.train.accuracy(0)) << "  validation loss "
+            << cli::fixed(validation.loss(), 4) << " accuracy "
+            << cli::percent(validation.accuracy(0));
+  for (const auto& [name, values] : metrics.val_measures) {
+    std::cout << " " << name << " " << cli::percent(values.back());
+  }
+  std::cout << "  " << cli::fixed(report.seconds, 1) << " s" << (report.improved ? "  best" : "")
+            << std::endl;
+}
+
+void draw_batch(cli::ProgressBar& bar, const BatchReport& report) {
+  const auto left =
+      static_cast<double>((report.epochs - report.epoch + 1) * report.batches - report.batch);
+  bar.show(report.batch, report.batches, join("epoch ", report.epoch, "/", report.epochs),
+           join("loss ", cli::fixed(report.so_far.loss(), 4), "  accuracy ",
+                cli::percent(report.so_far.accuracy(0)), "  ", cli::fixed(report.rate, 1),
+                " batches/s  ", cli::duration(left / report.rate), " left"));
+}
+
+// Whether a folder holds all that a run was to give.
+bool is_finished(const Path& output) {
+  return path_exists(output / bert4rec::detail::final_model_file);
+}
+
+// Trains in `output`; false if a signal stopped it.
+bool train(std::unique_ptr<Task> task, const TrainConfig& config, const Path& output,
+           const Path& from, const Options& options) {
+  Trainer trainer(std::move(task), config, output);
+  std::cout << cli::grouped(trainer.engine().table().size()) << " parameters\n";
+  const bool resume = options.resume && holds_run(output);
+  if (resume) {
+    const Path checkpoint = trainer.resume();
+    std::cout << "continuing after epoch "
+              << trainer.metrics().epochs_at(trainer.metrics().evaluations()) << " from "
+              << path_text(checkpoint) << std::endl;
+  } else if (!from.empty()) {
+    const Safetensors file = open_model(from);
+    for (const std::string& name : begin_with(file, trainer.engine())) {
+      std::cout << "  begins at random: " << name << "\n";
+    }
+  }
+  cli::ProgressBar bar;
+  TrainerCallbacks callbacks;
+  callbacks.on_batch = [&](const BatchReport& report) { draw_batch(bar, report); };
+  callbacks.on_epoch = [&](const EpochReport& report) {
+    bar.clear();
+    print_epoch(report, trainer.metrics());
+  };
+  callbacks.should_stop = [] { return cli::received_signal != 0; };
+  if (options.overwrite) trainer.overwrite();
+  const bool finished = trainer.run(callbacks);
+  bar.clear();
+  const TrainingMetrics& metrics = trainer.metrics();
+  if (metrics.evaluations() > 0) plots::draw_plots(metrics, output / "plots");
+  if (finished) {
+    std::cout << "best epoch " << metrics.epochs_at(metrics.best_epoch) << ", validation loss "
+              << cli::fixed(metrics.val_losses[metrics.best_epoch - 1], 4) << std::endl;
+  }
+  return finished;
+}
+
+// Masked text on all texts that may be seen.
+bool pretrain(const Options& options, const Corpus& corpus, const std::string& vocabulary) {
+  ModelConfig model = options.model;
+  model.task = TaskKind::masked_text;
+  TrainConfig config = options.train;
+  config.epochs = options.pretrain, config.learning_rate = options.pretrain_rate;
+  config.best_by = Metric::loss, config.patience = 0, config.eval_every = 1;
+  config.class_balance = config.augment = 0;
+  const WordPiece words(vocabulary);
+  TextData data{vocabulary, {}, {}, {}};
+  add_texts(data.train, words, corpus.train, {}, model.max_length);
+  if (!options.unlabelled.empty()) {
+    const auto more = texts::read(options.unlabelled, options.columns, false);
+    add_texts(data.train, words, more, {}, model.max_length);
+  }
+  add_texts(data.held_out, words, corpus.dev, {}, model.max_length);
+  std::cout << "== masked text: " << cli::grouped(data.train.size()) << " texts, "
+            << cli::grouped(data.train.tokens()) << " tokens\n";
+  auto task = std::make_unique<MaskedTextTask>(data, model, config);
+  return train(std::move(task), config, options.output / "pretrained", {}, options);
+}
+
+void report(const Options& options, const Corpus& corpus) {
+  Classifier classifier(options.output / "models", "best_model", options.train.threads);
+  Json json;
+  const auto add = [&](const char* name, const std::vector<LabelledText>& all) {
+    if (all.empty()) return;
+    const Confusion confusion = texts::evaluate(classifier, all);
+    texts::print(std::cout, name, confusion, classifier.labels());
+    json.set(name, texts::to_json(confusion, classifier.labels()));
+  };
+  add("validation", corpus.dev);
+  add("test", corpus.test);
+  write_file(options.output / "evaluation.json", json.text(2) + "\n");
+  std::cout << "models, checkpoints, plots and logs are in " << path_text(options.output)
+            << std::endl;
+}
+
+int stopped(const Options& options, std::string command) {
+  const int signal = cli::received_signal;
+  if (!options.resume) command += " --resume";
+  std::cout << "stopped; everything is saved. Continue with:\n  " << command << std::endl;
+  return 128 + signal;
+}
+
+int run(int argc, char** argv) {
+  Options options = parse(argc, argv);
+  require(options.resume || options.overwrite || !holds_run(options.output), options.output,
+          ": holds a run already: --resume continues it, --overwrite replaces it");
+  const Corpus corpus = read_corpus(options);
+  const std::string vocabulary = read_vocabulary(options);
+  const WordPiece words(
+      vocabulary, path_text(options.vocab.empty() ? options.from / "vocab.txt" : options.vocab));
+  if (!options.from.empty()) take_sizes(options.model, open_model(options.from));
+  cli::catch_stop_signals();
+  Path from = options.from;
+  if (options.pretrain > 0) {
+    from = options.output / "pretrained" / "models";
+    const bool done = options.resume && is_finished(options.output / "pretrained");
+    if (!done && !pretrain(options, corpus, vocabulary)) {
+      return stopped(options, cli::command_text(argc, argv));
+    }
+  }
+  TextData data{vocabulary, texts::labels_of(corpus.train), {}, {}};
+  add_texts(data.train, words, corpus.train, data.labels, options.model.max_length);
+  add_texts(data.held_out, words, corpus.dev, data.labels, options.model.max_length);
+  describe("training", data.train);
+  describe("validation", data.held_out);
+  auto task = std::make_unique<ClassificationTask>(data, options.model, options.train);
+  if (!train(std::move(task), options.train, options.output, from, options)) {
+    return stopped(options, cli::command_text(argc, argv));
+  }
+  report(options, corpus);
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) { return cli::run("train_classifier", argc, argv, run); }
