@@ -6932,6 +6932,16 @@ inline constexpr std::string_view labels_file = "models/labels.json",
                                   vocabulary_file = "models/vocab.txt";
 }
 
+// labels.json: {"data": fingerprint, "vocabulary": checksum of vocab.txt, "labels": [...]}
+inline std::string labels_text(const std::string& fingerprint, std::string_view vocabulary,
+                               const std::vector<std::string>& labels) {
+  Json json;
+  json.set("data", fingerprint);
+  json.set("vocabulary", detail::hexadecimal(checksum(vocabulary)));
+  json.set("labels", Json::Array(labels.begin(), labels.end()));
+  return sealed(json.text(2)) + "\n";
+}
+
 // What a text model is trained on: rows of tokens of one vocabulary, which goes with the model.
 struct TextData {
   std::string vocabulary;           // the text of vocab.txt
@@ -6971,13 +6981,8 @@ class TextTask : public Task {
     return facts;
   }
 
-  // labels.json: {"data": fingerprint, "vocabulary": checksum of vocab.txt, "labels": [...]}
   void write_files(FileSet& set) const override {
-    Json json;
-    json.set("data", fingerprint_);
-    json.set("vocabulary", detail::hexadecimal(checksum(data_.vocabulary)));
-    json.set("labels", Json::Array(data_.labels.begin(), data_.labels.end()));
-    set.write(detail::labels_file, sealed(json.text(2)) + "\n");
+    set.write(detail::labels_file, labels_text(fingerprint_, data_.vocabulary, data_.labels));
     set.write(detail::vocabulary_file, data_.vocabulary);
   }
 
@@ -8242,21 +8247,22 @@ inline constexpr TensorNames hugging_face_tensors[] = {
 
 // Fields of config.json, ours, and what a missing one means to Transformers.
 struct ConfigNames {
+  enum Ours { same, no_more, free };  // beside theirs, where a checkpoint is loaded
   std::string_view theirs, ours, usual;
-  bool may_change = false;  // when a checkpoint is loaded
+  Ours may_be = same;
 };
 
 inline constexpr ConfigNames hugging_face_fields[] = {
-    {"vocab_size", "num_items", "30522"},
+    {"vocab_size", "num_items", "30522", ConfigNames::no_more},
     {"hidden_size", "hidden_size", "768"},
     {"num_hidden_layers", "num_layers", "12"},
     {"num_attention_heads", "num_heads", "12"},
     {"intermediate_size", "inner_size", "3072"},
     {"type_vocab_size", "segments", "2"},
     {"layer_norm_eps", "norm_epsilon", "1e-12"},
-    {"max_position_embeddings", "max_length", "512", true},
-    {"hidden_dropout_prob", "dropout", "0.1", true},
-    {"attention_probs_dropout_prob", "attention_dropout", "0.1", true},
+    {"max_position_embeddings", "max_length", "512", ConfigNames::no_more},
+    {"hidden_dropout_prob", "dropout", "0.1", ConfigNames::free},
+    {"attention_probs_dropout_prob", "attention_dropout", "0.1", ConfigNames::free},
 };
 
 // Fields that have one value here, as has one that is missing, and what another would ask for.
@@ -8292,7 +8298,8 @@ class HuggingFaceFolder {
  public:
   explicit HuggingFaceFolder(const Path& folder) : HuggingFaceFolder(folder, read_json(folder)) {}
 
-  // What stands there: the caller may change task, classes and dropout, and lower max_length.
+  // What stands there: the caller may change task, classes and dropout, and have fewer positions
+  // (max_length) and tokens (num_items), the first ones.
   const ModelConfig& config() const { return config_; }
   const std::vector<std::string>& labels() const { return labels_; }  // none but of a classifier
 
@@ -9334,15 +9341,15 @@ inline const Path& HuggingFaceFolder::checked(const Path& folder) {
 inline void HuggingFaceFolder::require_same(ModelConfig model) const {
   detail::require_bert(model);
   model.inner_size = model.encoder().inner_size;
-  const Json ours = to_json(model), theirs = to_json(config_);
+  const Json all = to_json(model), all_theirs = to_json(config_);
   for (const detail::ConfigNames& names : detail::hugging_face_fields) {
-    const std::string mine = ours.at(names.ours).text(), its = theirs.at(names.ours).text();
-    require(names.may_change || mine == its, file_.path(), ": ", names.ours, " of the model is ",
-            mine, ", ", names.theirs, " of config.json ", its);
+    const Json &ours = all.at(names.ours), &theirs = all_theirs.at(names.ours);
+    const bool is_less = ours.number() < theirs.number();
+    require(names.may_be == detail::ConfigNames::free || ours.number() == theirs.number() ||
+                (names.may_be == detail::ConfigNames::no_more && is_less),
+            file_.path(), ": ", names.ours, " of the model is ", ours.text(), ", ", names.theirs,
+            " of config.json ", theirs.text());
   }
-  require(model.max_length <= config_.max_length, file_.path(), ": max_length of the model is ",
-          model.max_length, ", expected at most max_position_embeddings of config.json, ",
-          config_.max_length);
 }
 
 // By their names of today.
@@ -9356,18 +9363,17 @@ inline HuggingFaceFolder::Names HuggingFaceFolder::names_in_file() const {
   return names;
 }
 
-// Positions may be fewer here than there.
+// Positions and tokens may be fewer here than there.
 inline void HuggingFaceFolder::copy(const detail::SharedTensor& tensor, const std::string& name,
                                     float* to) const {
-  Shape shape = tensor.shape();
-  if (tensor.ours->name != "position_embedding.weight" || shape[0] == config_.max_length) {
-    return file_.copy(name, shape, to);
-  }
-  const std::size_t count = tensor.ours->size;
-  shape[0] = config_.max_length;
-  std::vector<float> all(checked_product(shape, name));
-  file_.copy(name, shape, all.data());
-  std::copy_n(all.data(), count, to);
+  const Shape ours = tensor.shape();
+  Shape theirs = ours;
+  if (tensor.ours->rows == Rows::tokens) theirs[0] = config_.num_items;
+  if (tensor.ours->name == "position_embedding.weight") theirs[0] = config_.max_length;
+  if (theirs == ours) return file_.copy(name, ours, to);
+  std::vector<float> all(checked_product(theirs, name));
+  file_.copy(name, theirs, all.data());
+  std::copy_n(all.data(), checked_product(ours, name), to);
 }
 
 inline std::vector<std::string> HuggingFaceFolder::load(Engine& engine) const {

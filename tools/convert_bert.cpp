@@ -9,7 +9,7 @@ using namespace bert4rec;
 struct Options {
   Path from, to;
   std::string name = "best_model";
-  std::size_t max_length = 0;
+  std::size_t max_length = 0, classes = 0;
   bool overwrite = false;
 };
 
@@ -18,14 +18,15 @@ Options parse(int argc, char** argv) {
   cli::CommandLine line("convert_bert",
                         "turns a folder of Hugging Face (config.json, model.safetensors, "
                         "vocab.txt)\ninto a models folder of ours (best_model.safetensors, "
-                        "vocab.txt), or such a folder\ninto one that Transformers loads: whichever "
-                        "--from is not",
+                        "labels.json, vocab.txt), or\nsuch a folder into one that Transformers "
+                        "loads: whichever --from is not",
                         "convert_bert --from chinese-roberta-wwm-ext --to output/models");
   line.option("from", options.from, "folder to read (must be given)");
   line.option("to", options.to, "folder to write (must be given)");
-  line.option("name", options.name, "name of our model file, without .safetensors");
+  line.option("name", options.name, "which model of ours: best_model or final_model");
   line.option("max-length", options.max_length,
               "keep so many positions of a Hugging Face model; 0: all");
+  line.option("classes", options.classes, "make it a classifier of so many labels; 0: what it is");
   line.flag("overwrite", options.overwrite, "replace what the folder holds");
   line.parse(argc, argv);
   if (options.from.empty() || options.to.empty()) {
@@ -34,28 +35,23 @@ Options parse(int argc, char** argv) {
   return options;
 }
 
-// vocab.txt of the folder to read, or an empty path if it has none.
-Path vocabulary_of(const Path& from) {
-  const Path path = from / "vocab.txt";
-  return path_exists(path) ? path : Path();
-}
-
-void require_new(const Options& options, std::initializer_list<std::string> names) {
+void require_free(const Options& options, std::initializer_list<std::string> names) {
   for (const std::string& name : names) {
     require(options.overwrite || !path_exists(options.to / path_from(name)), options.to, ": holds ",
             name, " already; --overwrite replaces it");
   }
 }
 
-// One line: what a model is.
-std::string described(const Engine& engine) {
+void report(const Options& options, const Engine& engine) {
   const ModelConfig& config = engine.config();
-  const std::string classes =
-      config.classes > 0 ? join(" into ", cli::grouped(config.classes), " labels") : "";
-  return join(enum_name(config.task), classes, ", ", config.num_layers, " layers of ",
-              config.hidden_size, ", ", cli::grouped(config.num_items), " tokens, ",
-              cli::grouped(engine.table().size()), " parameters");
+  std::cout << path_text(options.to) << ": written, " << enum_name(config.task);
+  if (config.classes > 0) std::cout << " into " << cli::grouped(config.classes) << " labels";
+  std::cout << ", " << config.num_layers << " layers of " << config.hidden_size << ", "
+            << cli::grouped(config.num_items) << " tokens, " << cli::grouped(engine.table().size())
+            << " parameters\n";
 }
+
+// ---- From Hugging Face --------------------------------------------------------------------------
 
 // Texts would be cut otherwise than the model learned them.
 void warn_if_cased(const Path& from) {
@@ -64,52 +60,80 @@ void warn_if_cased(const Path& from) {
   const Json json = Json::parse(read_file(path), path_text(path));
   const Json* lower = json.find("do_lower_case");
   if (lower == nullptr || lower->text() != "false") return;
-  std::cerr << "convert_bert: " << path_text(path)
-            << " has do_lower_case false, but our tokens are always lower case\n";
+  std::cerr << "convert_bert: warning: " << path_text(path)
+            << " has do_lower_case false, but tokens are made from lower case here\n";
+}
+
+// The model to make of it, with no more tokens than the vocabulary has.
+ModelConfig model_of(const HuggingFaceFolder& folder, const WordPiece& words,
+                     const Options& options) {
+  ModelConfig config = folder.config();
+  require(words.size() <= config.num_items, options.from, ": vocab.txt has ", words.size(),
+          " tokens, the model ", config.num_items);
+  config.num_items = words.size();
+  if (options.max_length > 0) config.max_length = options.max_length;
+  if (options.classes > 0) {
+    config.task = TaskKind::classification, config.classes = options.classes;
+  }
+  validate(config);
+  return config;
+}
+
+// Names of labels, in number those of the model.
+std::vector<std::string> labels_of(const HuggingFaceFolder& folder, const ModelConfig& config) {
+  std::vector<std::string> labels = folder.labels();
+  if (labels.size() == config.classes) return labels;
+  labels.clear();
+  while (labels.size() < config.classes) labels.push_back(join("LABEL_", labels.size()));
+  return labels;
 }
 
 void from_hugging_face(const Options& options) {
   const std::string file = options.name + ".safetensors";
-  require_new(options, {file, "vocab.txt"});
+  require_free(options, {file, "labels.json", "vocab.txt"});
+  std::cout << path_text(options.from) << ": of Hugging Face, to a models folder of ours\n";
   const HuggingFaceFolder folder(options.from);
-  ModelConfig config = folder.config();
-  if (options.max_length > 0) config.max_length = options.max_length;
-  validate(config);
-  const Path vocabulary = vocabulary_of(options.from);
-  const std::string words = vocabulary.empty() ? "" : vocabulary_text(vocabulary, config);
+  const std::string vocabulary = read_file(options.from / "vocab.txt");
+  const WordPiece words(vocabulary, path_text(options.from / "vocab.txt"));
+  const ModelConfig config = model_of(folder, words, options);
+  const std::vector<std::string> labels = labels_of(folder, config);
   const auto engine = make_cpu_engine(config, TrainConfig(), Start::random);
-  const std::vector<std::string> lacking = folder.load(*engine);
-  Metadata metadata;
-  if (!folder.labels().empty()) {
-    metadata["labels"] = Json(Json::Array(folder.labels().begin(), folder.labels().end())).text();
+  for (const std::string& name : folder.load(*engine)) {
+    std::cout << "  begins at random, since the file lacks it: " << name << "\n";
   }
   make_folder(options.to);
   const FolderLock lock(options.to);
   settle(lock);
   remove_stale_temporaries(options.to);
+  const std::string data = bert4rec::detail::hexadecimal(checksum(vocabulary));
   FileSet set(lock);
-  save_engine(set, file, *engine, metadata);
-  if (!vocabulary.empty()) set.write("vocab.txt", words);
+  save_engine(set, file, *engine, {{"data", data}});
+  set.write("labels.json", labels_text(data, vocabulary, labels));
+  set.write("vocab.txt", vocabulary);
   set.commit();
-  std::cout << path_text(options.from) << ": from Hugging Face: " << described(*engine) << "\n";
-  for (const std::string& name : lacking) {
-    std::cout << "not in the file, so with initial values: " << name << "\n";
-  }
+  report(options, *engine);
   warn_if_cased(options.from);
 }
 
+// ---- To Hugging Face ----------------------------------------------------------------------------
+
 void to_hugging_face(const Options& options) {
-  require_new(options, {"config.json", "model.safetensors", "vocab.txt"});
-  const Safetensors file = open_model(options.from, options.name);
-  std::vector<std::string> labels;
-  const auto stored = file.metadata().find("labels");
-  if (stored != file.metadata().end()) {
-    const Json names = Json::parse(stored->second, join(file.path(), ": labels"));
-    for (const Json& label : names.array()) labels.push_back(label.string());
+  if (options.max_length > 0 || options.classes > 0) {
+    throw cli::UsageError("--max-length and --classes are for models of Hugging Face");
   }
-  const auto engine = load_model(file);
-  save_hugging_face(options.to, *engine, labels, vocabulary_of(options.from));
-  std::cout << path_text(options.from) << ": to Hugging Face: " << described(*engine) << "\n";
+  require_free(options, {"config.json", "model.safetensors", "vocab.txt"});
+  std::cout << path_text(options.from) << ": a models folder of ours, to Hugging Face\n";
+  const auto engine = load_model(open_model(options.from, options.name));
+  const Path path = options.from / "labels.json";
+  std::vector<std::string> labels;
+  if (path_exists(path)) {
+    const Json json = read_sealed_json(path);
+    in_context(path_text(path), [&] {
+      for (const Json& label : json.at("labels").array()) labels.push_back(label.string());
+    });
+  }
+  save_hugging_face(options.to, *engine, labels, options.from / "vocab.txt");
+  report(options, *engine);
 }
 
 int convert(int argc, char** argv) {
@@ -121,8 +145,6 @@ int convert(int argc, char** argv) {
           " config.json (of Hugging Face) ", theirs ? "and " : "nor ", options.name,
           ".safetensors (ours)");
   theirs ? from_hugging_face(options) : to_hugging_face(options);
-  std::cout << path_text(options.to) << ": written"
-            << (vocabulary_of(options.from).empty() ? ", without a vocab.txt" : "") << "\n";
   return 0;
 }
 

@@ -185,8 +185,11 @@ def make_reference():
 
 def write_checkpoints(folder):
     initial = make_initial()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words += [f"w{i}" for i in range(FIRST_WORD, CONFIG["vocab_size"])]
     for name in MODELS:
         make_model(name, initial, torch.float32).save_pretrained(folder / name)
+        (folder / name / "vocab.txt").write_text("\n".join(words) + "\n")
 
 
 def check_checkpoint(folder):
