@@ -1,4 +1,4 @@
-// bert4rec.hpp: BERT4Rec in one C++20 header. Version 0.5.0.
+// bert4rec.hpp: BERT4Rec in one C++20 header. Version 0.6.0.
 // Copyright (c) 2026 The bert4rec.hpp authors. SPDX-License-Identifier: MIT (text at the end).
 //
 // BERT4Rec (Sun et al., "BERT4Rec: Sequential Recommendation with Bidirectional Encoder
@@ -75,10 +75,10 @@
 // ================================================================================================
 
 #define BERT4REC_VERSION_MAJOR 0
-#define BERT4REC_VERSION_MINOR 5
+#define BERT4REC_VERSION_MINOR 6
 #define BERT4REC_VERSION_PATCH 0
-#define BERT4REC_VERSION 500  // MAJOR * 10000 + MINOR * 100 + PATCH
-#define BERT4REC_VERSION_STRING "0.5.0"
+#define BERT4REC_VERSION 600  // MAJOR * 10000 + MINOR * 100 + PATCH
+#define BERT4REC_VERSION_STRING "0.6.0"
 
 #if defined(min) || defined(max)
 #error "bert4rec.hpp needs std::min and std::max: define NOMINMAX before windows.h is included"
@@ -1879,6 +1879,7 @@ struct ModelConfig {
   double norm_epsilon = 1e-5;
   std::size_t segments = 0;
   std::size_t classes = 0;
+  double initializer_range = 0.02;
 
   // visit(name, value, minimum, maximum, meaning) for each field. Model files name those of the
   // first version always, later ones where they are not at their default: so the bytes of a model
@@ -1907,6 +1908,8 @@ struct ModelConfig {
     visit("segments", self.segments, 0, 16,
           "kinds of text that a row may have; 0: no such vectors");
     visit("classes", self.classes, 0, 1'000'000, "labels of a classifier");
+    visit("initializer_range", self.initializer_range, 0.0, 1.0,
+          "deviation of initial weights; narrow models may want more than BERT's 0.02");
   }
 
   bool reads_text() const {
@@ -2124,7 +2127,7 @@ Config config_from_json(const Json& json, Config config = {}) {
 // PyTorch module with nn.TransformerEncoder, so torch loads our files as they are.
 
 enum class Init {
-  normal,  // deviation 0.02, cut at two deviations (BERT)
+  normal,  // deviation ModelConfig::initializer_range, cut at two deviations (BERT)
   zeros,
   ones,
   log_scale  // first_log_scale
@@ -2241,8 +2244,8 @@ struct EncoderTensors {
 };
 
 // Initial values of the parameters: a function of the seed and the place of each number alone.
-inline std::vector<float> initial_parameters(const TensorTable& table, std::uint64_t seed,
-                                             ThreadPool& pool) {
+inline std::vector<float> initial_parameters(const TensorTable& table, double initializer_range,
+                                             std::uint64_t seed, ThreadPool& pool) {
   std::vector<float> values(table.size());
   const Key key = stream_key(seed, Stream::weights);
   for (const TensorSpec& spec : table) {
@@ -2252,7 +2255,8 @@ inline std::vector<float> initial_parameters(const TensorTable& table, std::uint
     if (spec.init != Init::normal) continue;
     pool.parallel_ranges(spec.size, 4096, [&](std::size_t begin, std::size_t end, std::size_t) {
       for (std::size_t i = begin; i < end; ++i) {
-        tensor[i] = static_cast<float>(0.02 * truncated_normal(key, spec.offset + i));
+        const double z = truncated_normal(key, spec.offset + i);
+        tensor[i] = static_cast<float>(initializer_range * z);
       }
     });
   }
@@ -5737,7 +5741,8 @@ class CpuEngine : public Engine {
                  kernels) {
     check_arithmetic();
     if (start == Start::zeros) return;
-    write(State::parameters, initial_parameters(table_, train.seed, compute_.pool));
+    write(State::parameters,
+          initial_parameters(table_, model.initializer_range, train.seed, compute_.pool));
   }
 
   const ModelConfig& config() const override { return config_; }
@@ -8263,6 +8268,7 @@ inline constexpr ConfigNames hugging_face_fields[] = {
     {"max_position_embeddings", "max_length", "512", ConfigNames::no_more},
     {"hidden_dropout_prob", "dropout", "0.1", ConfigNames::free},
     {"attention_probs_dropout_prob", "attention_dropout", "0.1", ConfigNames::free},
+    {"initializer_range", "initializer_range", "0.02", ConfigNames::free},
 };
 
 // Fields that have one value here, as has one that is missing, and what another would ask for.
@@ -8298,8 +8304,8 @@ class HuggingFaceFolder {
  public:
   explicit HuggingFaceFolder(const Path& folder) : HuggingFaceFolder(folder, read_json(folder)) {}
 
-  // What stands there: the caller may change task, classes and dropout, and have fewer positions
-  // (max_length) and tokens (num_items), the first ones.
+  // What stands there: the caller may change task, classes, dropout and initializer_range, and have
+  // fewer positions (max_length) and tokens (num_items), the first ones.
   const ModelConfig& config() const { return config_; }
   const std::vector<std::string>& labels() const { return labels_; }  // none but of a classifier
 

@@ -396,15 +396,15 @@ void check_initial_tensor(const TensorSpec& spec, std::span<const float> values)
 void check_initial_parameters() {
   ThreadPool pool(2);
   const TensorTable table = bert4rec_tensors(default_model());
-  const std::vector<float> values = initial_parameters(table, 42, pool);
+  const std::vector<float> values = initial_parameters(table, 0.02, 42, pool);
   check_equal(values.size(), table.size());
   for (const TensorSpec& spec : table) {
     check_initial_tensor(spec, std::span(values).subspan(spec.offset, spec.size));
   }
   const TensorTable tiny = bert4rec_tensors(tiny_model(Architecture::torch));
-  const std::vector<float> few = initial_parameters(tiny, 42, pool);
-  check(few == initial_parameters(tiny, 42, pool), "same seed, same numbers");
-  check(few != initial_parameters(tiny, 43, pool), "other seed, other numbers");
+  const std::vector<float> few = initial_parameters(tiny, 0.02, 42, pool);
+  check(few == initial_parameters(tiny, 0.02, 42, pool), "same seed, same numbers");
+  check(few != initial_parameters(tiny, 0.02, 43, pool), "other seed, other numbers");
   check(std::equal(few.begin(), few.begin() + 32, values.begin()), "a function of the place");
   const std::span<const float> first(few.data(), 28), second(few.data() + 32, 28);
   check(!std::equal(first.begin(), first.end(), second.begin()), "tensors differ");

@@ -32,7 +32,7 @@ std::uint64_t initial_weights() {
   ThreadPool pool(3);
   const TensorTable table = bert4rec_tensors(model);
   check(table.size() > 1'000'000, join(table.size(), " numbers"));
-  return checksum_of(initial_parameters(table, 42, pool), 0);
+  return checksum_of(initial_parameters(table, 0.02, 42, pool), 0);
 }
 
 // ---- Steps -------------------------------------------------------------------------------------

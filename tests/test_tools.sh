@@ -40,8 +40,8 @@ $4" good/"$2" >"$1/$2"
 
 # ---- usage --------------------------------------------------------------------------------------
 for tool in train_model recommend evaluate_model import_interactions make_demo_data \
-  audit_dataset export_vectors benchmark tokenize_text train_classifier predict_text \
-  convert_bert make_report_lists reproduce_report; do
+  make_demo_text audit_dataset export_vectors benchmark tokenize_text train_classifier \
+  predict_text convert_bert make_report_lists reproduce_report; do
   expect 0 "Example" "$bin/$tool" --help
   expect 2 "unknown option --nonsense" "$bin/$tool" --nonsense
   expect 2 "unexpected word" "$bin/$tool" nonsense
@@ -381,6 +381,20 @@ expect 0 "" "$bin/make_demo_data" --output demo
 for name in items.jsonl histories.jsonl dataset.json; do
   cmp demo/$name "$here/data/demo/$name" >out 2>&1 && ok || bad "demo/$name differs"
 done
+texts=$here/data/demo_text
+expect 0 "579" "$bin/make_demo_text" --output demo_text
+for name in vocab.txt train.tsv dev.tsv test.tsv; do
+  cmp demo_text/$name "$texts/$name" >out 2>&1 && ok || bad "demo_text/$name differs"
+done
+expect 0 "" "$bin/make_demo_text" --output other_text --seed 43
+cmp -s demo_text/test.tsv other_text/test.tsv && bad "another seed gave the same texts" || ok
+expect 2 "--test 0: expected 1 ... 20000" "$bin/make_demo_text" --output t --test 0
+cat "$texts"/*.tsv | cut -f2 | sort | uniq -d >out
+[ "$(cat out)" = text ] && ok || bad "a text stands twice in data/demo_text"
+cat "$texts"/*.tsv | cut -f2 | "$bin/tokenize_text" --vocab "$texts/vocab.txt" >out 2>err
+awk '{ tokens += NF; unknown += gsub(/\[UNK\]/, ""); if (NF == 0) exit 1 }
+  END { exit !(NR == 5003 && unknown > 0 && unknown < 0.01 * tokens) }' out && ok ||
+  bad "of the tokens of data/demo_text some, but less than 1 %, are unknown, and no line is empty"
 
 # ---- the seed's report: lists as promised, and the mistake that makes them look learnt ----------
 expect 0 "" "$bin/make_report_lists" --output lists
@@ -604,12 +618,12 @@ expect 1 "holds pytorch_model.bin, but no model.safetensors" convert theirs o
 # differently: ends of lines, quotes, the folder of the programs, the names of variables.
 commands() {
   tr -d '\r"$%' <"$1" | sed -e ':join' -e '/[\\^]$/{N;s/[\\^]\n */ /;b join' -e '}' |
-    sed -n 's/^.*[\\/]\(\(train_model\|evaluate_model\|recommend\) --\)/\1/p' | tr -s ' '
+    sed -n 's/^.*[\\/]\([a-z_]* --\)/\1/p' | grep -v help | sort | tr -s ' '
 }
 commands "$here/tools/quickstart.sh" >sh_commands
 commands "$here/tools/quickstart.bat" >bat_commands
 expect 0 "" grep -q '^train_model .*--hidden-size 64 .*--best-by top10$' sh_commands
-expect 0 "" test "$(wc -l <sh_commands)" = 3
+expect 0 "" test "$(wc -l <sh_commands)" = 5
 expect 0 "" diff sh_commands bat_commands
 
 echo "$passed passed, $failed failed"

@@ -104,7 +104,7 @@ void predict_one(Ensemble& ensemble, const Options& options) {
     print_all(probabilities, ensemble.labels());
 }
 
-// Lines of a file that may be larger than memory: label, tab, probability for each.
+// Lines of a file that may be larger than memory: label, probability and text for each.
 void predict_lines(Ensemble& ensemble, const Options& options) {
   constexpr std::size_t at_once = 256;
   std::vector<std::string> lines;
@@ -118,7 +118,7 @@ void predict_lines(Ensemble& ensemble, const Options& options) {
       }
       const std::size_t best = best_label(probabilities[i]);
       std::cout << ensemble.labels()[best] << "\t" << cli::fixed(double{probabilities[i][best]}, 4)
-                << "\n";
+                << "\t" << some[i] << "\n";
     }
     lines.clear();
   };

@@ -1,17 +1,20 @@
 @echo off
 rem What tools/quickstart.sh does elsewhere, on Windows: from a fresh checkout to recommendations.
 rem Builds, trains on data\demo, evaluates, and recommends ten titles to one viewer; a few minutes.
+rem With "text": a classifier of texts, trained on data\demo_text.
 rem
-rem   tools\quickstart.bat [OUTPUT]        (default: output\demo)
+rem   tools\quickstart.bat [text] [OUTPUT]   (default: output\demo, or output\demo_text)
 rem
 rem BERT4REC_PROGRAMS: a folder with the programs (default: build; built there if they are missing).
 setlocal
 cd /d "%~dp0.."
+set "what=items"
+if /i "%~1" == "text" set "what=text" & shift
 set "output=%~1"
-if not defined output set "output=output\demo"
+if not defined output if %what% == text (set "output=output\demo_text") else set "output=output\demo"
 set "programs=%BERT4REC_PROGRAMS%"
 if not defined programs set "programs=build"
-if exist "%programs%\train_model.exe" if exist "%programs%\recommend.exe" goto train
+if exist "%programs%\train_model.exe" if exist "%programs%\recommend.exe" goto built
 
 echo.
 echo == looking for compiler and libraries
@@ -25,7 +28,8 @@ if errorlevel 1 goto help
 cmake --build "%programs%"
 if errorlevel 1 goto failed
 
-:train
+:built
+if %what% == text goto text
 echo.
 echo == training on data/demo
 "%programs%\train_model" --data data/demo --output "%output%" --overwrite ^
@@ -52,6 +56,28 @@ echo checkpoints  %output%\checkpoints
 echo pictures     %output%\plots\*.png (and training_metrics.json)
 echo log          %output%\logs\training.log
 echo your own data: %programs%\import_interactions --help
+exit /b 0
+
+:text
+echo.
+echo == training on data/demo_text: masked text first, then labels
+"%programs%\train_classifier" --texts data/demo_text/train.tsv --dev data/demo_text/dev.tsv ^
+  --test data/demo_text/test.tsv --vocab data/demo_text/vocab.txt --output "%output%" --overwrite ^
+  --hidden-size 64 --num-heads 2 --max-length 48 --initializer-range 0.08 ^
+  --pretrain 8 --pretrain-lr 0.003 --epochs 12 --batch-size 32 --lr 0.002 --warmup-steps 150
+if errorlevel 1 goto failed
+
+echo.
+echo == ten texts that it has not seen
+"%programs%\predict_text" --models "%output%/models" --input data/demo_text/examples.txt
+if errorlevel 1 goto failed
+
+echo.
+echo == where things are
+echo models       %output%\models (best_model.safetensors, labels.json, vocab.txt)
+echo pictures     %output%\plots\*.png (and training_metrics.json)
+echo figures      %output%\evaluation.json
+echo your own texts: %programs%\train_classifier --help
 exit /b 0
 
 :missing
