@@ -44,8 +44,8 @@
 //    4 JSON                       11 Encoder               18 Tasks
 //    5 Flat files                 12 Losses                19 Training
 //    6 Threads                    13 Heads                 20 Recommendation
-//    7 Configuration              14 Data
-//    A Bodies of JSON and safetensors (of chapters 4 and 5)
+//    7 Configuration              14 Data                  21 Hugging Face files
+//    A Bodies of JSON, safetensors and Hugging Face files (of chapters 4, 5 and 21)
 //    B The kernels on vectors (of chapter 9)
 //    C The characters of Unicode (of chapter 14, "Text"); stands before B
 //
@@ -1489,6 +1489,8 @@ using Metadata = std::map<std::string, std::string, std::less<>>;
 
 // Adds "checksum" to the metadata: of the rest of it, and of the numbers.
 void write_safetensors(const Path& path, std::span<const NamedTensor> tensors, Metadata metadata);
+void write_safetensors(FileSet& set, std::string_view name, std::span<const NamedTensor> tensors,
+                       Metadata metadata);
 
 // What stands in such a file before the numbers, for who writes them piece by piece.
 std::string safetensors_head(std::span<const NamedTensor> tensors, const Metadata& metadata);
@@ -6935,6 +6937,16 @@ inline constexpr std::string_view labels_file = "models/labels.json",
                                   vocabulary_file = "models/vocab.txt";
 }
 
+// labels.json: {"data": fingerprint, "vocabulary": checksum of vocab.txt, "labels": [...]}
+inline std::string labels_text(const std::string& fingerprint, std::string_view vocabulary,
+                               const std::vector<std::string>& labels) {
+  Json json;
+  json.set("data", fingerprint);
+  json.set("vocabulary", detail::hexadecimal(checksum(vocabulary)));
+  json.set("labels", Json::Array(labels.begin(), labels.end()));
+  return sealed(json.text(2)) + "\n";
+}
+
 // What a text model is trained on: rows of tokens of one vocabulary, which goes with the model.
 struct TextData {
   std::string vocabulary;           // the text of vocab.txt
@@ -6974,13 +6986,8 @@ class TextTask : public Task {
     return facts;
   }
 
-  // labels.json: {"data": fingerprint, "vocabulary": checksum of vocab.txt, "labels": [...]}
   void write_files(FileSet& set) const override {
-    Json json;
-    json.set("data", fingerprint_);
-    json.set("vocabulary", detail::hexadecimal(checksum(data_.vocabulary)));
-    json.set("labels", Json::Array(data_.labels.begin(), data_.labels.end()));
-    set.write(detail::labels_file, sealed(json.text(2)) + "\n");
+    set.write(detail::labels_file, labels_text(fingerprint_, data_.vocabulary, data_.labels));
     set.write(detail::vocabulary_file, data_.vocabulary);
   }
 
@@ -7321,8 +7328,11 @@ struct TrainingMetrics {
 inline constexpr std::array<std::pair<State, std::string_view>, 3> state_prefixes{
     {{State::parameters, ""}, {State::first_moment, "adam.m."}, {State::second_moment, "adam.v."}}};
 
-// Writes an engine's parameters, or all its numbers, to a safetensors file.
-inline void save_engine(const Path& path, Engine& engine, bool with_moments, Metadata metadata) {
+namespace detail {
+
+// Calls write(tensors, metadata) with an engine's parameters, or all its numbers.
+template <class Write>
+void with_tensors(Engine& engine, bool with_moments, Metadata metadata, Write&& write) {
   std::vector<std::vector<float>> values;
   std::vector<NamedTensor> tensors;
   for (const auto& [state, prefix] : state_prefixes) {
@@ -7335,7 +7345,23 @@ inline void save_engine(const Path& path, Engine& engine, bool with_moments, Met
   }
   metadata["format"] = "pt";  // what Python's loaders expect to find
   metadata["model_config"] = brief_json(engine.config()).text();
-  write_safetensors(path, tensors, std::move(metadata));
+  write(tensors, std::move(metadata));
+}
+
+}  // namespace detail
+
+// Writes an engine's parameters, or all its numbers, to a safetensors file ...
+inline void save_engine(const Path& path, Engine& engine, bool with_moments, Metadata metadata) {
+  detail::with_tensors(
+      engine, with_moments, std::move(metadata),
+      [&](const auto& tensors, Metadata all) { write_safetensors(path, tensors, std::move(all)); });
+}
+
+// ... and its parameters to one of a set of files.
+inline void save_engine(FileSet& set, std::string_view name, Engine& engine, Metadata metadata) {
+  detail::with_tensors(engine, false, std::move(metadata), [&](const auto& tensors, Metadata all) {
+    write_safetensors(set, name, tensors, std::move(all));
+  });
 }
 
 // Throws unless a file holds the tensors of a table, by name and shape, and nothing else. (A
@@ -8185,7 +8211,148 @@ inline std::size_t best_label(std::span<const float> probabilities) {
 }
 
 // ================================================================================================
-// A  Appendix to chapters 4 and 5: bodies of JSON and safetensors
+// 21  Hugging Face files
+// ================================================================================================
+// BERT as the library Transformers has it: a folder with config.json and model.safetensors.
+//   const HuggingFaceFolder bert("chinese-roberta-wwm-ext");
+//   ModelConfig model = bert.config();
+//   model.task = TaskKind::classification, model.classes = 10, model.max_length = 128;
+//   const auto engine = make_cpu_engine(model, train, Start::random);
+//   for (const std::string& name : bert.load(*engine)) std::cout << name << " is new\n";
+//   ...
+//   save_hugging_face("mine", *engine, labels, "vocab.txt");
+// Chapters 10 to 13 with Architecture::paper are BERT, so both compute the same numbers. What else
+// a config.json may ask for is refused by name. Three tables say what stands where; how they are
+// walked, appendix A.
+
+namespace detail {
+
+// Tensors of theirs and ours whose names go on with "weight" or "bias"; # is the number of a layer.
+struct TensorNames {
+  std::string_view theirs;
+  std::string_view ours;            // empty: nothing here has a use for it
+  std::size_t part = 0, parts = 1;  // theirs is one of so many equal parts of our rows
+  bool is_written = !ours.empty();  // or else only read, where a file has it
+};
+
+inline constexpr TensorNames hugging_face_tensors[] = {
+    {"bert.embeddings.word_embeddings.", "item_embedding."},
+    {"bert.embeddings.position_embeddings.", "position_embedding."},
+    {"bert.embeddings.token_type_embeddings.", "segment_embedding."},
+    {"bert.embeddings.LayerNorm.", "embedding_norm."},
+    {"bert.encoder.layer.#.attention.self.query.", "encoder.layers.#.self_attn.in_proj_", 0, 3},
+    {"bert.encoder.layer.#.attention.self.key.", "encoder.layers.#.self_attn.in_proj_", 1, 3},
+    {"bert.encoder.layer.#.attention.self.value.", "encoder.layers.#.self_attn.in_proj_", 2, 3},
+    {"bert.encoder.layer.#.attention.self.in_proj_", "encoder.layers.#.self_attn.in_proj_", 0, 1,
+     false},
+    {"bert.encoder.layer.#.attention.self.Wqkv.", "encoder.layers.#.self_attn.in_proj_", 0, 1,
+     false},
+    {"bert.encoder.layer.#.attention.output.dense.", "encoder.layers.#.self_attn.out_proj."},
+    {"bert.encoder.layer.#.attention.output.LayerNorm.", "encoder.layers.#.norm1."},
+    {"bert.encoder.layer.#.intermediate.dense.", "encoder.layers.#.linear1."},
+    {"bert.encoder.layer.#.output.dense.", "encoder.layers.#.linear2."},
+    {"bert.encoder.layer.#.output.LayerNorm.", "encoder.layers.#.norm2."},
+    {"bert.pooler.dense.", "pooler.dense."},
+    {"classifier.", "classifier."},
+    {"cls.predictions.transform.dense.", "head.dense."},
+    {"cls.predictions.transform.LayerNorm.", "head.norm."},
+    {"cls.predictions.", "output."},   // the bias; the weight is the table of tokens,
+    {"cls.predictions.decoder.", ""},  // of which this is a second copy
+    {"cls.seq_relationship.", ""},     // whether two sentences follow one another
+};
+
+// Fields of config.json, ours, and what a missing one means to Transformers.
+struct ConfigNames {
+  enum Ours { same, no_more, free };  // beside theirs, where a checkpoint is loaded
+  std::string_view theirs, ours, usual;
+  Ours may_be = same;
+};
+
+inline constexpr ConfigNames hugging_face_fields[] = {
+    {"vocab_size", "num_items", "30522", ConfigNames::no_more},
+    {"hidden_size", "hidden_size", "768"},
+    {"num_hidden_layers", "num_layers", "12"},
+    {"num_attention_heads", "num_heads", "12"},
+    {"intermediate_size", "inner_size", "3072"},
+    {"type_vocab_size", "segments", "2"},
+    {"layer_norm_eps", "norm_epsilon", "1e-12"},
+    {"max_position_embeddings", "max_length", "512", ConfigNames::no_more},
+    {"hidden_dropout_prob", "dropout", "0.1", ConfigNames::free},
+    {"attention_probs_dropout_prob", "attention_dropout", "0.1", ConfigNames::free},
+    {"initializer_range", "initializer_range", "0.02", ConfigNames::free},
+};
+
+// Fields that have one value here, as has one that is missing, and what another would ask for.
+struct FixedField {
+  std::string_view name, value, otherwise;
+};
+
+inline constexpr FixedField hugging_face_fixed[] = {
+    {"model_type", "\"bert\"", "another network (RoBERTa counts positions from its padding on)"},
+    {"hidden_act", "\"gelu\"", "another activation than GELU by erf"},
+    {"position_embedding_type", "\"absolute\"", "attention that knows of distances"},
+    {"is_decoder", "false", "attention to earlier tokens alone"},
+    {"add_cross_attention", "false", "attention to a second text"},
+    {"tie_word_embeddings", "true", "an output with a table of its own"},
+    {"problem_type", "\"single_label_classification\"", "a loss other than softmax"},
+};
+
+struct SharedTensor;
+
+}  // namespace detail
+
+// The model that a config.json describes: a classifier, or else one that names hidden tokens.
+ModelConfig config_from_hugging_face(const Json& json);
+
+// The labels of a classifier, in order. Without names they are LABEL_0, LABEL_1 as in Transformers.
+std::vector<std::string> labels_from_hugging_face(const Json& json);
+
+// A config.json for a model.
+Json config_for_hugging_face(ModelConfig config, const std::vector<std::string>& labels);
+
+// A folder with a checkpoint, of which only the header is held in memory.
+class HuggingFaceFolder {
+ public:
+  explicit HuggingFaceFolder(const Path& folder) : HuggingFaceFolder(folder, read_json(folder)) {}
+
+  // What stands there: the caller may change task, classes, dropout and initializer_range, and have
+  // fewer positions (max_length) and tokens (num_items), the first ones.
+  const ModelConfig& config() const { return config_; }
+  const std::vector<std::string>& labels() const { return labels_; }  // none but of a classifier
+
+  // Copies what the engine's model has: the encoder, which must be whole, and of its head what the
+  // file has. Returns the names of our tensors that the file lacks: those keep their values. What
+  // only BERT has is left alone; a tensor that BERT lacks is an error.
+  std::vector<std::string> load(Engine& engine) const;
+
+ private:
+  using Names = std::map<std::string, std::string, std::less<>>;
+
+  HuggingFaceFolder(const Path& folder, const Json& json);
+  static Json read_json(const Path& folder);
+  static const Path& checked(const Path& folder);
+  void require_same(ModelConfig model) const;
+  Names names_in_file() const;
+  void copy(const detail::SharedTensor& tensor, const std::string& name, float* to) const;
+  std::vector<std::string> names_of_heads(std::span<const detail::SharedTensor> absent,
+                                          const ModelConfig& model) const;
+
+  Safetensors file_;
+  ModelConfig config_;
+  std::vector<std::string> labels_;
+};
+
+// Writes such a folder: config.json, model.safetensors, and vocab.txt if one is given. Files of
+// these names are replaced together, others stay. (BERT has segments: a model without gets one, of
+// zeros.)
+void save_hugging_face(const Path& folder, Engine& engine,
+                       const std::vector<std::string>& labels = {}, const Path& vocabulary = {});
+
+// The text of a vocab.txt, which must fit the model.
+std::string vocabulary_text(const Path& path, const ModelConfig& config);
+
+// ================================================================================================
+// A  Appendix to chapters 4, 5 and 21: bodies of JSON, safetensors and Hugging Face files
 // ================================================================================================
 // How the classes declared there do what they offer, and the numbers in decimal that JSON needs.
 
@@ -8790,15 +8957,32 @@ inline std::string safetensors_head(std::span<const NamedTensor> tensors,
   return std::string(reinterpret_cast<const char*>(&size), sizeof size) + text;
 }
 
+namespace detail {
+
+// Calls write(bytes) for all of a file, piece by piece.
+template <class Write>
+void write_tensors(std::span<const NamedTensor> tensors, Metadata metadata, Write&& write) {
+  std::uint64_t sum = checksum(metadata);
+  for (const NamedTensor& tensor : tensors) sum = checksum(bytes_of(tensor), sum);
+  metadata["checksum"] = hexadecimal(sum);
+  write(safetensors_head(tensors, metadata));
+  for (const NamedTensor& tensor : tensors) write(bytes_of(tensor));
+}
+
+}  // namespace detail
+
 inline void write_safetensors(const Path& path, std::span<const NamedTensor> tensors,
                               Metadata metadata) {
-  std::uint64_t sum = checksum(metadata);
-  for (const NamedTensor& tensor : tensors) sum = checksum(detail::bytes_of(tensor), sum);
-  metadata["checksum"] = detail::hexadecimal(sum);
   AtomicFile file(path);
-  file.write(safetensors_head(tensors, metadata));
-  for (const NamedTensor& tensor : tensors) file.write(detail::bytes_of(tensor));
+  detail::write_tensors(tensors, std::move(metadata),
+                        [&](std::string_view bytes) { file.write(bytes); });
   file.commit();
+}
+
+inline void write_safetensors(FileSet& set, std::string_view name,
+                              std::span<const NamedTensor> tensors, Metadata metadata) {
+  detail::write_tensors(tensors, std::move(metadata),
+                        [&](std::string_view bytes) { set.write(name, bytes); });
 }
 
 namespace detail {
@@ -9000,6 +9184,297 @@ inline void Safetensors::copy(std::string_view name, std::span<const std::size_t
     require(std::isfinite(*number), path(), ": tensor \"", shown(name), "\" holds ",
             std::isnan(*number) ? "NaN" : "infinity", " at element ", number - out);
   }
+}
+
+// ---- Hugging Face files ------------------------------------------------------------------------
+
+namespace detail {
+
+// Of an object; nullptr for null, too.
+inline const Json* field_of(const Json& json, std::string_view name) {
+  const Json* found = json.find(name);
+  return found == nullptr || found->is_null() ? nullptr : found;
+}
+
+inline bool is_classifier(const Json& json) {
+  const Json* names = field_of(json, "architectures");
+  return names != nullptr &&
+         names->text().find("\"BertForSequenceClassification\"") != std::string::npos;
+}
+
+}  // namespace detail
+
+inline std::vector<std::string> labels_from_hugging_face(const Json& json) {
+  const Json* names = detail::field_of(json, "id2label");
+  const Json* count = detail::field_of(json, "num_labels");
+  std::vector<std::string> labels;
+  if (names != nullptr) {
+    for (std::size_t i = 0; i < names->object().size(); ++i) {
+      in_context("id2label", [&] { labels.push_back(names->at(join(i)).string()); });
+    }
+    return labels;
+  }
+  const std::int64_t number = count == nullptr ? 2 : count->integer();
+  require(number >= 0 && number <= 1'000'000, "num_labels is ", number);
+  for (std::int64_t i = 0; i < number; ++i) labels.push_back(join("LABEL_", i));
+  return labels;
+}
+
+inline ModelConfig config_from_hugging_face(const Json& json) {
+  for (const auto& [name, value, otherwise] : detail::hugging_face_fixed) {
+    const Json* found = detail::field_of(json, name);
+    if (found != nullptr && found->text() != value) {
+      fail("field \"", name, "\" is ", shown(found->text()), ", expected ", value,
+           "; not computed here: ", otherwise);
+    }
+  }
+  Json ours;
+  for (const detail::ConfigNames& names : detail::hugging_face_fields) {
+    const Json* found = detail::field_of(json, names.theirs);
+    if (found != nullptr) in_context(std::string(names.theirs), [&] { return found->number(); });
+    ours.set(names.ours, found != nullptr ? *found : Json::parse(names.usual));
+  }
+  ours.set("architecture", enum_name(Architecture::paper));
+  const bool classifies = detail::is_classifier(json);
+  ours.set("task", enum_name(classifies ? TaskKind::classification : TaskKind::masked_text));
+  if (classifies) ours.set("classes", labels_from_hugging_face(json).size());
+  return config_from_json<ModelConfig>(ours);
+}
+
+inline Json config_for_hugging_face(ModelConfig config, const std::vector<std::string>& labels) {
+  config.inner_size = config.encoder().inner_size;
+  config.segments = std::max<std::size_t>(config.segments, 1);  // of zeros then
+  const bool classifies = config.task == TaskKind::classification;
+  Json json;
+  json.set("architectures",
+           Json::Array{classifies ? "BertForSequenceClassification" : "BertForMaskedLM"});
+  for (const auto& field : detail::hugging_face_fixed) {
+    json.set(field.name, Json::parse(field.value));
+  }
+  const Json ours = to_json(config);
+  for (const auto& names : detail::hugging_face_fields) json.set(names.theirs, ours.at(names.ours));
+  if (!classifies) return json;
+  Json by_number, by_label;
+  for (std::size_t i = 0; i < config.classes; ++i) {
+    const std::string label = labels.empty() ? join("LABEL_", i) : labels[i];
+    by_number.set(join(i), label), by_label.set(label, i);
+  }
+  json.set("id2label", std::move(by_number)), json.set("label2id", std::move(by_label));
+  return json;
+}
+
+namespace detail {
+
+// One tensor of theirs, and where its numbers are among ours.
+struct SharedTensor {
+  std::string theirs;
+  const TensorSpec* ours;  // nullptr if this model has no use for it
+  std::size_t part, parts;
+  bool is_written;
+
+  std::size_t offset() const { return ours->offset + part * (ours->size / parts); }
+  Shape shape() const {
+    Shape shape = ours->shape;
+    shape[0] /= parts;
+    return shape;
+  }
+};
+
+// The table for a model: all that its file may hold.
+inline std::vector<SharedTensor> shared_tensors(const TensorTable& table, std::size_t layers) {
+  std::unordered_map<std::string_view, const TensorSpec*> by_name;
+  for (const TensorSpec& spec : table) by_name[spec.name] = &spec;
+  std::vector<SharedTensor> shared;
+  for (const TensorNames& names : hugging_face_tensors) {
+    const auto in_layer = [](std::string_view name, std::size_t layer) {
+      const std::size_t at = name.find('#');
+      return at == name.npos ? std::string(name)
+                             : join(name.substr(0, at), layer, name.substr(at + 1));
+    };
+    const bool is_of_layer = names.theirs.find('#') != names.theirs.npos;
+    for (std::size_t i = 0; i < (is_of_layer ? layers : 1); ++i) {
+      for (const char* end : {"weight", "bias"}) {
+        const auto found = by_name.find(in_layer(names.ours, i) + end);
+        shared.push_back({in_layer(names.theirs, i) + end,
+                          found == by_name.end() ? nullptr : found->second, names.part, names.parts,
+                          names.is_written});
+      }
+    }
+  }
+  return shared;
+}
+
+// The name of today for one in a file: with "bert." where that belongs, and a LayerNorm's gamma and
+// beta as weight and bias.
+inline std::string name_of_today(std::string_view name) {
+  std::string_view bare = name;
+  for (const std::string_view prefix : {"bert.", "roberta."}) {
+    if (name.starts_with(prefix)) bare.remove_prefix(prefix.size());
+  }
+  bool is_inside = false;
+  for (const char* part : {"embeddings.", "encoder.", "pooler."}) {
+    is_inside = is_inside || bare.starts_with(part);
+  }
+  std::string today = is_inside ? join("bert.", bare) : std::string(name);
+  for (const auto& [old, now] : {std::pair{"LayerNorm.gamma", "LayerNorm.weight"},
+                                 std::pair{"LayerNorm.beta", "LayerNorm.bias"}}) {
+    if (today.ends_with(old)) today.replace(today.size() - std::strlen(old), today.npos, now);
+  }
+  return today;
+}
+
+inline void require_bert(const ModelConfig& config) {
+  require(config.reads_text() && config.architecture == Architecture::paper, "a model of task ",
+          enum_name(config.task), " and architecture ", enum_name(config.architecture),
+          ": BERT's are masked-text and classification, and paper");
+}
+
+}  // namespace detail
+
+inline HuggingFaceFolder::HuggingFaceFolder(const Path& folder, const Json& json)
+    : file_(checked(folder) / "model.safetensors") {
+  in_context(path_text(folder / "config.json"), [&] {
+    config_ = config_from_hugging_face(json);
+    if (config_.task == TaskKind::classification) labels_ = labels_from_hugging_face(json);
+  });
+}
+
+inline Json HuggingFaceFolder::read_json(const Path& folder) {
+  settle(folder);
+  const Path path = folder / "config.json";
+  return Json::parse(read_file(path), path_text(path));
+}
+
+inline const Path& HuggingFaceFolder::checked(const Path& folder) {
+  if (path_exists(folder / "model.safetensors")) return folder;
+  for (const char* other : {"pytorch_model.bin", "model.safetensors.index.json"}) {
+    require(!path_exists(folder / other), folder, ": holds ", other,
+            ", but no model.safetensors: from_pretrained(...) and save_pretrained(...) of "
+            "Transformers write one");
+  }
+  return folder;
+}
+
+inline void HuggingFaceFolder::require_same(ModelConfig model) const {
+  detail::require_bert(model);
+  model.inner_size = model.encoder().inner_size;
+  const Json all = to_json(model), all_theirs = to_json(config_);
+  for (const detail::ConfigNames& names : detail::hugging_face_fields) {
+    const Json &ours = all.at(names.ours), &theirs = all_theirs.at(names.ours);
+    const bool is_less = ours.number() < theirs.number();
+    require(names.may_be == detail::ConfigNames::free || ours.number() == theirs.number() ||
+                (names.may_be == detail::ConfigNames::no_more && is_less),
+            file_.path(), ": ", names.ours, " of the model is ", ours.text(), ", ", names.theirs,
+            " of config.json ", theirs.text());
+  }
+}
+
+// By their names of today.
+inline HuggingFaceFolder::Names HuggingFaceFolder::names_in_file() const {
+  Names names;
+  for (const std::string& name : file_.names()) {
+    const auto [at, is_new] = names.emplace(detail::name_of_today(name), name);
+    require(is_new, file_.path(), ": tensors \"", shown(at->second), "\" and \"", shown(name),
+            "\" are the same");
+  }
+  return names;
+}
+
+// Positions and tokens may be fewer here than there.
+inline void HuggingFaceFolder::copy(const detail::SharedTensor& tensor, const std::string& name,
+                                    float* to) const {
+  const Shape ours = tensor.shape();
+  Shape theirs = ours;
+  if (tensor.ours->rows == Rows::tokens) theirs[0] = config_.num_items;
+  if (tensor.ours->name == "position_embedding.weight") theirs[0] = config_.max_length;
+  if (theirs == ours) return file_.copy(name, ours, to);
+  std::vector<float> all(checked_product(theirs, name));
+  file_.copy(name, theirs, all.data());
+  std::copy_n(all.data(), checked_product(ours, name), to);
+}
+
+inline std::vector<std::string> HuggingFaceFolder::load(Engine& engine) const {
+  require_same(engine.config());
+  std::vector<float> values(engine.table().size());
+  engine.read(State::parameters, values);
+  Names names = names_in_file();
+  std::vector<detail::SharedTensor> absent;
+  std::unordered_map<const TensorSpec*, std::size_t> rows;  // that the file has
+  for (auto& tensor : detail::shared_tensors(engine.table(), config_.num_layers)) {
+    const auto found = names.find(tensor.theirs);
+    if (found == names.end()) {
+      if (tensor.ours != nullptr && tensor.is_written) absent.push_back(tensor);
+      continue;
+    }
+    if (tensor.ours != nullptr) {
+      copy(tensor, found->second, values.data() + tensor.offset());
+      rows[tensor.ours] += tensor.shape()[0];
+      require(rows[tensor.ours] <= tensor.ours->shape[0], file_.path(), ": tensor \"",
+              tensor.theirs, "\" is there packed and in parts");
+    }
+    names.erase(found);
+  }
+  names.erase("bert.embeddings.position_ids");  // 0, 1, 2 ...
+  if (!names.empty()) {
+    fail(file_.path(), ": tensor \"", shown(names.begin()->second), "\" is not one of BERT");
+  }
+  std::erase_if(absent, [&](const auto& tensor) {  // they came packed
+    return rows[tensor.ours] == tensor.ours->shape[0];
+  });
+  std::vector<std::string> lacking = names_of_heads(absent, engine.config());
+  engine.write(State::parameters, values);
+  return lacking;
+}
+
+// Of tensors that the file lacks; throws for one of the encoder.
+inline std::vector<std::string> HuggingFaceFolder::names_of_heads(
+    std::span<const detail::SharedTensor> absent, const ModelConfig& model) const {
+  TensorTable encoder;
+  add_tensors<EncoderTensors<float>>(encoder, model.encoder());
+  std::vector<std::string> names;
+  for (const detail::SharedTensor& tensor : absent) {
+    require(tensor.ours->offset >= encoder.size(), file_.path(), ": missing tensor \"",
+            tensor.theirs, "\", shape ", Json(tensor.shape()).text());
+    names.push_back(tensor.ours->name);
+  }
+  return names;
+}
+
+inline std::string vocabulary_text(const Path& path, const ModelConfig& config) {
+  std::string text = read_file(path);
+  const WordPiece words(text, path_text(path));
+  require(words.size() <= config.num_items, path, ": ", words.size(), " tokens, the model has ",
+          config.num_items);
+  return text;
+}
+
+inline void save_hugging_face(const Path& folder, Engine& engine,
+                              const std::vector<std::string>& labels, const Path& vocabulary) {
+  const ModelConfig& config = engine.config();
+  detail::require_bert(config);
+  require(labels.empty() || labels.size() == config.classes, labels.size(),
+          " labels, the model has ", config.classes);
+  std::vector<float> values(engine.table().size());
+  const std::vector<float> zeros(config.hidden_size);
+  engine.read(State::parameters, values);
+  std::vector<NamedTensor> tensors;
+  for (const auto& tensor : detail::shared_tensors(engine.table(), config.num_layers)) {
+    if (!tensor.is_written) continue;
+    if (tensor.ours != nullptr) {
+      tensors.push_back({tensor.theirs, tensor.shape(), values.data() + tensor.offset()});
+    } else if (tensor.theirs == "bert.embeddings.token_type_embeddings.weight") {
+      tensors.push_back({tensor.theirs, {1, config.hidden_size}, zeros.data()});
+    }
+  }
+  make_folder(folder);
+  const FolderLock lock(folder);
+  settle(lock);
+  remove_stale_temporaries(folder);
+  FileSet set(lock);
+  set.write("config.json", config_for_hugging_face(config, labels).text(2) + "\n");
+  write_safetensors(set, "model.safetensors", tensors, {{"format", "pt"}});
+  if (!vocabulary.empty()) set.write("vocab.txt", vocabulary_text(vocabulary, config));
+  set.commit();
 }
 
 // ================================================================================================

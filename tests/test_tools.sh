@@ -41,7 +41,7 @@ $4" good/"$2" >"$1/$2"
 # ---- usage --------------------------------------------------------------------------------------
 for tool in train_model recommend evaluate_model import_interactions make_demo_data \
   make_demo_text audit_dataset export_vectors benchmark tokenize_text train_classifier \
-  predict_text make_report_lists reproduce_report; do
+  predict_text convert_bert make_report_lists reproduce_report; do
   expect 0 "Example" "$bin/$tool" --help
   expect 2 "unknown option --nonsense" "$bin/$tool" --nonsense
   expect 2 "unexpected word" "$bin/$tool" nonsense
@@ -571,6 +571,47 @@ expect 1 "item_mappings" "$bin/recommend" --data good --model letters/models --u
 expect 1 "run/models/vocab.txt" "$bin/predict_text" --models run/models --text a
 expect 2 "expected one of --text, --input and --evaluate" predict
 expect 1 "needs texts (train_classifier)" train good o --task classification
+
+# ---- BERT of Hugging Face ----------------------------------------------------------------------
+convert() {
+  from=$1 to=$2
+  shift 2
+  "$bin/convert_bert" --from "$from" --to "$to" "$@"
+}
+expect 0 "theirs: written, classification into 2 labels" convert letters/models theirs
+for name in config.json model.safetensors vocab.txt; do
+  [ -s theirs/$name ] && ok || bad "theirs/$name is missing"
+done
+expect 0 "ours: written, classification into 2 labels" convert theirs ours
+grep -q "begins at random" out && bad "all tensors are there" || ok
+predict --input letters.tsv >lines 2>err
+expect 0 "" "$bin/predict_text" --models ours --input letters.tsv
+cmp -s out lines && ok || bad "there and back: other labels or probabilities"
+expect 1 "theirs: holds config.json already; --overwrite replaces it" convert letters/models theirs
+expect 1 "ours: holds best_model.safetensors already" convert theirs ours
+expect 0 "written" convert letters/models theirs --overwrite --name final_model
+expect 0 "written, masked-text, 2 layers" convert masked/pretrained/models unnamed
+expect 0 "begins at random, since the file lacks it: classifier.weight" \
+  convert unnamed five --classes 5 --max-length 8
+expect 0 "into 5 labels" convert five theirs5
+grep -q '"LABEL_4": 4' theirs5/config.json && ok || bad "names of five labels"
+grep -q '"max_position_embeddings": 8' theirs5/config.json && ok || bad "eight positions"
+expect 1 "max_length of the model is 100, max_position_embeddings of config.json 8" \
+  convert theirs5 o8 --max-length 100
+[ -e o8 ] && bad "a folder of nothing" || ok
+expect 1 "holds neither config.json (of Hugging Face) nor best_model.safetensors (ours)" convert good o
+cp letters/models/best_model.safetensors theirs5
+expect 1 "holds both config.json" convert theirs5 o
+expect 1 "a model of task items and architecture torch" convert run/models o
+expect 2 "--from and --to must be given" "$bin/convert_bert" --from theirs
+expect 2 "are for models of Hugging Face" convert letters/models o --classes 3
+cp vocab.txt theirs && expect 1 "vocab.txt has 11 tokens, the model 9" convert theirs o
+head -c 3000 unnamed/model.safetensors >cut && mv cut unnamed/model.safetensors
+expect 1 "truncated" convert unnamed o
+sed 's/"gelu"/"relu"/' theirs/config.json >config && mv config theirs/config.json
+expect 1 'theirs/config.json: field "hidden_act" is "relu", expected "gelu"' convert theirs o
+rm theirs/model.safetensors && : >theirs/pytorch_model.bin
+expect 1 "holds pytorch_model.bin, but no model.safetensors" convert theirs o
 
 # ---- both quickstarts run the same commands ---------------------------------------------------
 # commands FILE: its calls of the three programs, one a line, without what the shells write
