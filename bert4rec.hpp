@@ -8,7 +8,7 @@
 //
 // This file is the whole algorithm: flat files and JSON, a Transformer encoder with its backward
 // pass written out, AdamW, the Cloze task, training that resumes bit for bit, evaluation and
-// recommendation. It needs the C++20 standard library and a POSIX system or Windows, and prints
+// recommendation; and on the same encoder, matching and the classification of texts. It needs the C++20 standard library and a POSIX system or Windows, and prints
 // nothing.
 //
 //     #include "bert4rec.hpp"
@@ -31,8 +31,9 @@
 //   B  rows (one user's window each)      H  hidden size (width of a token vector)
 //   N  tokens of all rows together        A  attention heads, each D = H / A wide
 //   M  asked places of all rows           L  longest window (number of position vectors)
-//   V  vocabulary rows: 0 PAD, 1 MASK, 2 UNK, and item i at row i + 3
+//   V  vocabulary rows: 0 PAD, 1 MASK, 2 UNK, and item i at row i + 3; or the tokens of texts
 //   I  items, V - 3                       K  items drawn as negatives, R for each asked place
+//   C  labels of a classifier
 // A batch is ragged: rows stand one behind the other in tokens[N] without padding, row r being
 // tokens[offsets[r]] ... tokens[offsets[r + 1] - 1]. So no attention mask exists, and no padding
 // bug.
@@ -43,7 +44,7 @@
 //    3 Arithmetic, random numbers 10 Layers                17 Evaluation
 //    4 JSON                       11 Encoder               18 Tasks
 //    5 Flat files                 12 Losses                19 Training
-//    6 Threads                    13 Heads                 20 Recommendation
+//    6 Threads                    13 Heads                 20 Use: titles, labels
 //    7 Configuration              14 Data                  21 Hugging Face files
 //    A Bodies of JSON, safetensors and Hugging Face files (of chapters 4, 5 and 21)
 //    B The kernels on vectors (of chapter 9)
@@ -52,6 +53,7 @@
 // In an hour: 7 (what can be chosen), 10 and 11 (the network, forward and backward), 12 and 13
 // (from vectors to a loss), then of 14 "Batches" and of 18 ItemTask (the Cloze task). Chapter 9
 // says what the inner loops compute; 2 to 6 are tools that need no reading before they are used.
+// Of texts speak the ends of 13, 14, 18 and 20, and 21.
 //
 // Options, defined before the include:
 //   BERT4REC_PORTABLE   compile only the plain kernels: slower, standard C++ only (chapter 9);
@@ -7421,8 +7423,7 @@ inline std::unique_ptr<Engine> load_model(const Safetensors& file, std::size_t t
 }
 
 // Gives a model the sizes of the encoder of another, on whose parameters it is to begin.
-inline void take_sizes(ModelConfig& model, const Safetensors& file) {
-  const auto other = stored_config<ModelConfig>(file, "model_config");
+inline void take_sizes(ModelConfig& model, const ModelConfig& other) {
   model.hidden_size = other.hidden_size, model.inner_size = other.inner_size;
   model.num_layers = other.num_layers, model.num_heads = other.num_heads;
   model.max_length = other.max_length, model.segments = other.segments;
@@ -7852,8 +7853,10 @@ class Trainer {
 };
 
 // ================================================================================================
-// 20  Recommendation
+// 20  Use: titles, labels
 // ================================================================================================
+
+// ---- Recommendation ----------------------------------------------------------------------------
 // The history, a [MASK] behind its newest item, and the items that score highest there among those
 // the history does not hold. Ties: the lower item number first.
 

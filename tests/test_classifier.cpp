@@ -295,7 +295,7 @@ void test_begins() {
   const Safetensors file = open_model(folder / "masked" / "models");
   ModelConfig model;
   model.task = TaskKind::classification, model.classes = 2, model.num_items = 10;
-  take_sizes(model, file);
+  take_sizes(model, stored_config<ModelConfig>(file, "model_config"));
   check_equal(model.hidden_size, 16u);
   check_equal(model.max_length, 8u);
   model.architecture = Architecture::paper;

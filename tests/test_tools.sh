@@ -591,6 +591,7 @@ expect 1 "theirs: holds config.json already; --overwrite replaces it" convert le
 expect 1 "ours: holds best_model.safetensors already" convert theirs ours
 expect 0 "written" convert letters/models theirs --overwrite --name final_model
 expect 0 "written, masked-text, 2 layers" convert masked/pretrained/models unnamed
+expect 0 "begins at random: classifier.weight" classify hf --epochs 1 --from unnamed --max-length 8
 expect 0 "begins at random, since the file lacks it: classifier.weight" \
   convert unnamed five --classes 5 --max-length 8
 expect 0 "into 5 labels" convert five theirs5

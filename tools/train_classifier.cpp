@@ -58,7 +58,9 @@ Options parse(int argc, char** argv) {
   options.columns.add_flags(line);
   line.option("vocab", options.vocab, "vocab.txt: a WordPiece token a line; empty: that of --from");
   line.option("output", options.output, "folder for models, checkpoints, plots and logs");
-  line.option("from", options.from, "models folder to begin with (its sizes go before flags)");
+  line.option("from", options.from,
+              "models folder, or checkpoint of Hugging Face, to begin with; its sizes go before "
+              "flags");
   line.option("pretrain", options.pretrain,
               "epochs of masked text on the training texts first, in output/pretrained");
   line.option("pretrain-lr", options.pretrain_rate, "AdamW step size in that");
@@ -155,6 +157,21 @@ void add_texts(Texts& rows, const WordPiece& words, const std::vector<LabelledTe
   }
 }
 
+// Whether a folder holds what Transformers wrote, and not a model of ours.
+bool is_checkpoint(const Path& folder) { return path_exists(folder / "config.json"); }
+
+// Those of the model to begin with. Of a checkpoint's positions the first --max-length are taken.
+void take_sizes(Options& options) {
+  ModelConfig& model = options.model;
+  const std::size_t max_length = model.max_length;
+  if (is_checkpoint(options.from)) {
+    take_sizes(model, HuggingFaceFolder(options.from).config());
+    model.max_length = std::min(model.max_length, max_length);
+  } else {
+    take_sizes(model, stored_config<ModelConfig>(open_model(options.from), "model_config"));
+  }
+}
+
 // That of a model to begin with must be the same.
 std::string read_vocabulary(const Options& options) {
   const Path theirs = options.from / "vocab.txt";
@@ -216,10 +233,10 @@ bool train(std::unique_ptr<Task> task, const TrainConfig& config, const Path& ou
               << trainer.metrics().epoch_text(trainer.metrics().evaluations()) << " from "
               << path_text(checkpoint) << std::endl;
   } else if (!from.empty()) {
-    const Safetensors file = open_model(from);
-    for (const std::string& name : begin_with(file, trainer.engine())) {
-      std::cout << "  begins at random: " << name << "\n";
-    }
+    const std::vector<std::string> others = is_checkpoint(from)
+                                                ? HuggingFaceFolder(from).load(trainer.engine())
+                                                : begin_with(open_model(from), trainer.engine());
+    for (const std::string& name : others) std::cout << "  begins at random: " << name << "\n";
   }
   cli::ProgressBar bar;
   TrainerCallbacks callbacks;
@@ -299,7 +316,7 @@ int run(int argc, char** argv) {
   const std::string vocabulary = read_vocabulary(options);
   const WordPiece words(
       vocabulary, path_text(options.vocab.empty() ? options.from / "vocab.txt" : options.vocab));
-  if (!options.from.empty()) take_sizes(options.model, open_model(options.from));
+  if (!options.from.empty()) take_sizes(options);
   cli::catch_stop_signals();
   if (options.overwrite) std::filesystem::remove(options.output / evaluation_name);
   Path from = options.from;
