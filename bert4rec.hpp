@@ -8,8 +8,8 @@
 //
 // This file is the whole algorithm: flat files and JSON, a Transformer encoder with its backward
 // pass written out, AdamW, the Cloze task, training that resumes bit for bit, evaluation and
-// recommendation; and on the same encoder, matching and the classification of texts. It needs the C++20 standard library and a POSIX system or Windows, and prints
-// nothing.
+// recommendation; and on the same encoder, matching and the classification of texts. It needs the
+// C++20 standard library and a POSIX system or Windows, and prints nothing.
 //
 //     #include "bert4rec.hpp"
 //     #include <iostream>
