@@ -552,6 +552,10 @@ for texts in letters.csv letters.jsonl "bare.tsv --no-header"; do
 done
 expect 0 "test: accuracy 100.00%" classify other $learn --overwrite --test letters.csv
 grep -q "test texts stand in the training texts too" out && ok || bad "no word about the test texts"
+sed 's/\t1$/\t2/; s/\t0$/\t1/; s/\t2$/\t0/' letters.tsv | head -5 >turned.tsv
+expect 0 "warning: 4 of 4 test texts stand in the training texts too (4 with another label)" \
+  classify other --epochs 1 --overwrite --test turned.tsv
+grep -q '^  ".*" is [01] and [01]$' out && ok || bad "no text with two labels is named"
 expect 2 "--texts is missing" "$bin/train_classifier"
 expect 2 "--vocab is missing" "$bin/train_classifier" --texts letters.tsv
 expect 2 "expected between 0 and 1" classify o --dev-share 1
@@ -615,11 +619,12 @@ rm theirs/model.safetensors && : >theirs/pytorch_model.bin
 expect 1 "holds pytorch_model.bin, but no model.safetensors" convert theirs o
 
 # ---- both quickstarts run the same commands ---------------------------------------------------
-# commands FILE: its calls of the three programs, one a line, without what the shells write
+programs='train_model\|evaluate_model\|recommend\|train_classifier\|predict_text'
+# commands FILE: its calls of the programs, one a line, without what the shells write
 # differently: ends of lines, quotes, the folder of the programs, the names of variables.
 commands() {
   tr -d '\r"$%' <"$1" | sed -e ':join' -e '/[\\^]$/{N;s/[\\^]\n */ /;b join' -e '}' |
-    sed -n 's/^.*[\\/]\([a-z_]* --\)/\1/p' | grep -v help | sort | tr -s ' '
+    sed -n "s/^.*[\\\\/]\\(\\($programs\\) --\\)/\\1/p" | grep -v help | sort | tr -s ' '
 }
 commands "$here/tools/quickstart.sh" >sh_commands
 commands "$here/tools/quickstart.bat" >bat_commands

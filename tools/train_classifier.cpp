@@ -115,6 +115,10 @@ void hold_out(Corpus& corpus, const std::vector<std::string>& labels, const Opti
   require(!corpus.dev.empty(), "--dev-share ", options.dev_share, " holds out no text");
 }
 
+void name_examples(const texts::Overlap& found) {
+  for (const std::string& example : found.examples) std::cout << "  " << example << "\n";
+}
+
 void warn(const texts::FirstLabels& train, const std::vector<LabelledText>& other,
           std::string_view name) {
   const texts::Overlap found = texts::overlap(train, other);
@@ -122,6 +126,7 @@ void warn(const texts::FirstLabels& train, const std::vector<LabelledText>& othe
   std::cout << "warning: " << cli::grouped(found.repeated) << " of " << cli::grouped(other.size())
             << " " << name << " texts stand in the training texts too ("
             << cli::grouped(found.contradicted) << " with another label)\n";
+  name_examples(found);
 }
 
 // Reads the files, and says what makes their figures doubtful.
@@ -135,7 +140,8 @@ Corpus read_corpus(const Options& options) {
           shown(labels.front()), "\", expected two labels or more");
   if (options.dev.empty()) hold_out(corpus, labels, options);
   const texts::FirstLabels first = texts::first_labels(corpus.train);
-  const texts::Overlap inside = texts::overlap(first, corpus.train);
+  texts::Overlap inside = texts::overlap(first, corpus.train);
+  inside.examples.resize(std::min(inside.examples.size(), inside.contradicted));
   std::cout << cli::grouped(corpus.train.size()) << " texts to train on, "
             << cli::grouped(corpus.dev.size()) << " to validate";
   if (!corpus.test.empty()) std::cout << ", " << cli::grouped(corpus.test.size()) << " to test";
@@ -143,6 +149,7 @@ Corpus read_corpus(const Options& options) {
   if (const std::size_t repeats = corpus.train.size() - first.size()) {
     std::cout << "warning: " << cli::grouped(repeats) << " training texts repeat another ("
               << cli::grouped(inside.contradicted) << " with another label)\n";
+    name_examples(inside);
   }
   warn(first, corpus.dev, "validation");
   warn(first, corpus.test, "test");
@@ -310,8 +317,10 @@ int stopped(const Options& options, std::string command) {
 
 int run(int argc, char** argv) {
   Options options = parse(argc, argv);
-  require(options.resume || options.overwrite || !holds_run(options.output), options.output,
-          ": holds a run already: --resume continues it, --overwrite replaces it");
+  for (const Path& output : {options.output, options.output / "pretrained"}) {
+    require(options.resume || options.overwrite || !holds_run(output), output,
+            ": holds a run already: --resume continues it, --overwrite replaces it");
+  }
   const Corpus corpus = read_corpus(options);
   const std::string vocabulary = read_vocabulary(options);
   const WordPiece words(

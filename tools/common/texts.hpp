@@ -118,8 +118,9 @@ inline std::size_t label_number(const std::vector<std::string>& labels, const st
 // ---- What makes figures doubtful ----------------------------------------------------------------
 
 struct Overlap {
-  std::size_t repeated = 0;      // texts of the other file that stand in the training file
-  std::size_t contradicted = 0;  // of these, with another label there
+  std::size_t repeated = 0;           // texts of the other file that stand in the training file
+  std::size_t contradicted = 0;       // of these, with another label there
+  std::vector<std::string> examples;  // the first of them, those with another label before others
 };
 
 using FirstLabels = std::unordered_map<std::string_view, std::string_view>;
@@ -132,12 +133,22 @@ inline FirstLabels first_labels(const std::vector<LabelledText>& train) {
 }
 
 inline Overlap overlap(const FirstLabels& train, const std::vector<LabelledText>& other) {
+  constexpr std::size_t most_examples = 3, longest = 60;
   Overlap found;
+  std::vector<std::string> agree;
   for (const LabelledText& one : other) {
     const auto same = train.find(one.text);
     if (same == train.end()) continue;
-    ++found.repeated;
-    found.contradicted += same->second != one.label;
+    const bool contradicts = same->second != one.label;
+    ++found.repeated, found.contradicted += contradicts;
+    std::vector<std::string>& examples = contradicts ? found.examples : agree;
+    if (examples.size() == most_examples) continue;
+    examples.push_back(bert4rec::join("\"", shown(one.text, longest), "\" is ", one.label,
+                                      contradicts ? " and " : "",
+                                      contradicts ? same->second : std::string_view()));
+  }
+  for (std::string& text : agree) {
+    if (found.examples.size() < most_examples) found.examples.push_back(std::move(text));
   }
   return found;
 }
