@@ -21,11 +21,14 @@ cmake -S "$here/tests/consumer" -B found -DCMAKE_PREFIX_PATH="$work/prefix" >>lo
 cmake --build found >>log || { cat log; exit 1; }
 found/consumer
 
-echo "the example of the README, and the same one in the header"
-sed -n '/^```cpp$/,/^```$/p' "$here/README.md" | sed '/^```/d' >example.cpp
+echo "the examples of the README, and the first of them in the header"
+awk '/^```/ { n += inside = $0 == "```cpp"; next } inside { print >("example" n ".cpp") }' \
+  "$here/README.md"
+mv example1.cpp example.cpp
 sed -n 's/^\/\/     //p' "$here/bert4rec.hpp" | sed -n '/^#include "bert4rec/,/^}/p' >header.cpp
 diff example.cpp header.cpp
 "$CXX" $CXXFLAGS -std=c++20 -O2 -pthread -I "$here" example.cpp -o example
+"$CXX" $CXXFLAGS -std=c++20 -fsyntax-only -I "$here" example2.cpp
 
 echo "in standard C++ where it is asked for, or where the compiler is neither GCC nor Clang"
 strict="$CXX $CXXFLAGS -std=c++20 -pedantic-errors -fsyntax-only"
