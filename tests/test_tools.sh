@@ -556,6 +556,10 @@ sed 's/\t1$/\t2/; s/\t0$/\t1/; s/\t2$/\t0/' letters.tsv | head -5 >turned.tsv
 expect 0 "warning: 4 of 4 test texts stand in the training texts too (4 with another label)" \
   classify other --epochs 1 --overwrite --test turned.tsv
 grep -q '^  ".*" is [01] and [01]$' out && ok || bad "no text with two labels is named"
+printf 'text\tlabel\na b\t1\nc a c c b\t1\n' >half.tsv
+expect 0 "on the 1 that do not stand in the training texts" classify other $learn --overwrite \
+  --test half.tsv
+grep -q '"test_unseen": {' other/evaluation.json && ok || bad "evaluation.json lacks test_unseen"
 expect 2 "--texts is missing" "$bin/train_classifier"
 expect 2 "--vocab is missing" "$bin/train_classifier" --texts letters.tsv
 expect 2 "expected between 0 and 1" classify o --dev-share 1

@@ -292,14 +292,21 @@ bool pretrain(const Options& options, const Corpus& corpus, const std::string& v
 // The picture is that of the test texts, if there are any.
 void report(const Options& options, const Corpus& corpus) {
   Classifier classifier(options.output / "models", "best_model", options.train.threads);
+  const texts::FirstLabels first = texts::first_labels(corpus.train);
   Json json;
-  const auto add = [&](const char* name, const std::vector<LabelledText>& all) {
+  const auto add = [&](const std::string& name, const std::vector<LabelledText>& all) {
     if (all.empty()) return;
     const Confusion confusion = texts::evaluate(classifier, all);
     texts::print(std::cout, name, confusion, classifier.labels());
     json.set(name, texts::to_json(confusion, classifier.labels()));
     write_file(options.output / bert4rec::detail::confusion_file,
                plots::confusion_figure(confusion, classifier.labels(), name).png());
+    const std::vector<LabelledText> unseen = texts::unseen(first, all);
+    if (unseen.empty() || unseen.size() == all.size()) return;
+    const Confusion honest = texts::evaluate(classifier, unseen);
+    std::cout << "  accuracy " << cli::percent(honest.accuracy()) << " on the "
+              << cli::grouped(unseen.size()) << " that do not stand in the training texts\n";
+    json.set(name + "_unseen", texts::to_json(honest, classifier.labels()));
   };
   add("validation", corpus.dev);
   add("test", corpus.test);

@@ -153,6 +153,15 @@ inline Overlap overlap(const FirstLabels& train, const std::vector<LabelledText>
   return found;
 }
 
+// Those of the other file that do not stand in the training file.
+inline std::vector<LabelledText> unseen(const FirstLabels& train,
+                                        const std::vector<LabelledText>& other) {
+  std::vector<LabelledText> found;
+  std::copy_if(other.begin(), other.end(), std::back_inserter(found),
+               [&](const LabelledText& one) { return !train.contains(one.text); });
+  return found;
+}
+
 // ---- How well a classifier does -----------------------------------------------------------------
 
 // `classifier` has labels() and probabilities(texts).
