@@ -2006,7 +2006,7 @@ struct TrainConfig {
           "cut the users in so many parts, of which one is held out; 0: validation_ratio");
     visit("fold", self.fold, 1, 1'000'000, "which of them is held out, from 1");
     visit("validation_limit", self.validation_limit, 0, 1'000'000'000,
-          "users to validate on after an epoch, evenly spread; 0: all");
+          "users or texts to validate on after an epoch, evenly spread; 0: all");
     visit("best_by", self.best_by, 0, 4, "what tells the best epoch");
     visit("patience", self.patience, 0, 10'000'000,
           "stop after so many epochs without a better one; 0: never");
@@ -3151,24 +3151,24 @@ void attention_forward(Compute<Real>& compute, const EncoderConfig& config, cons
                        const Queries& queries, const DropoutSite& dropout, const Real* q_all,
                        const Real* kv, Real* weights, Real* out) {
   const Real scale = 1 / std::sqrt(static_cast<Real>(config.head_size()));
-  compute.pool.parallel_for(
-      group.all.rows() * config.num_heads, [&](std::size_t task, std::size_t w) {
-        const AttentionHead at(config, group, queries, task);
-        for (std::size_t first = 0; first < at.m; first += at.block) {
-          const std::size_t m = std::min(at.block, at.m - first), n = at.visible(first + m - 1);
-          const View<const Real> q = at.q(q_all).from(first), k = at.k(kv), v = at.v(kv);
-          const View<Real> P = at.P(weights).from(first), R{compute.scratch(w), n};
-          compute.multiply(w, m, n, at.D, q, k.T(), P);
-          for (std::size_t i = 0; i < m; ++i) {
-            Real* row = P.from(i).data;
-            const std::size_t seen = at.visible(first + i);
-            compute.kernels.softmax(row, scale, seen);
-            std::fill(row + seen, row + n, Real(0));
-            dropout.apply(compute.kernels, row, R.from(i).data, n, at.dropout_row + first + i);
-          }
-          compute.multiply(w, m, at.D, n, R, v, at.q(out).from(first));
-        }
-      });
+  const std::size_t tasks = group.all.rows() * config.num_heads;
+  compute.pool.parallel_for(tasks, [&](std::size_t task, std::size_t w) {
+    const AttentionHead at(config, group, queries, task);
+    for (std::size_t first = 0; first < at.m; first += at.block) {
+      const std::size_t m = std::min(at.block, at.m - first), n = at.visible(first + m - 1);
+      const View<const Real> q = at.q(q_all).from(first), k = at.k(kv), v = at.v(kv);
+      const View<Real> P = at.P(weights).from(first), R{compute.scratch(w), n};
+      compute.multiply(w, m, n, at.D, q, k.T(), P);
+      for (std::size_t i = 0; i < m; ++i) {
+        Real* row = P.from(i).data;
+        const std::size_t seen = at.visible(first + i);
+        compute.kernels.softmax(row, scale, seen);
+        std::fill(row + seen, row + n, Real(0));
+        dropout.apply(compute.kernels, row, R.from(i).data, n, at.dropout_row + first + i);
+      }
+      compute.multiply(w, m, at.D, n, R, v, at.q(out).from(first));
+    }
+  });
 }
 
 // With R = dropout(P):
@@ -3182,37 +3182,37 @@ void attention_backward(Compute<Real>& compute, const EncoderConfig& config, con
                         const Real* kv, const Real* weights, const Real* d_out, Real* d_q,
                         Real* d_kv) {
   const Real scale = 1 / std::sqrt(static_cast<Real>(config.head_size()));
-  compute.pool.parallel_for(
-      group.all.rows() * config.num_heads, [&](std::size_t task, std::size_t w) {
-        const AttentionHead at(config, group, queries, task);
-        const View<const Real> k = at.k(kv), v = at.v(kv);
-        const View<Real> dk = at.k(d_kv), dv = at.v(d_kv);
-        for (std::size_t row = at.m == 0 ? 0 : at.visible(at.m - 1); row < at.n; ++row) {
-          std::fill_n(dk.from(row).data, at.D, Real(0));  // keys that nobody sees
-          std::fill_n(dv.from(row).data, at.D, Real(0));
-        }
-        for (std::size_t end = at.m; end > 0;) {
-          const std::size_t first = (end - 1) / at.block * at.block, m = end - first;
-          const std::size_t n = at.visible(end - 1);
-          const View<const Real> q = at.q(q_all).from(first), P = at.P(weights).from(first);
-          const View<const Real> d_o = at.q(d_out).from(first);
-          const View<Real> R{compute.scratch(w), n}, d_S = R.from(m), dq = at.q(d_q).from(first);
-          const bool add = end < at.m;
-          for (std::size_t i = 0; i < m; ++i) {
-            dropout.apply(compute.kernels, P.from(i).data, R.from(i).data, n,
-                          at.dropout_row + first + i);
-          }
-          compute.multiply(w, n, at.D, m, R.T(), d_o, {add ? dv.data : nullptr, dv.row}, dv);
-          compute.multiply(w, m, n, at.D, d_o, v.T(), d_S);
-          for (std::size_t i = 0; i < m; ++i) {
-            compute.kernels.softmax_backward(P.from(i).data, R.from(i).data, d_S.from(i).data,
-                                             scale, n);
-          }
-          compute.multiply(w, m, at.D, n, d_S, k, dq);
-          compute.multiply(w, n, at.D, m, d_S.T(), q, {add ? dk.data : nullptr, dk.row}, dk);
-          end = first;
-        }
-      });
+  const std::size_t tasks = group.all.rows() * config.num_heads;
+  compute.pool.parallel_for(tasks, [&](std::size_t task, std::size_t w) {
+    const AttentionHead at(config, group, queries, task);
+    const View<const Real> k = at.k(kv), v = at.v(kv);
+    const View<Real> dk = at.k(d_kv), dv = at.v(d_kv);
+    for (std::size_t row = at.m == 0 ? 0 : at.visible(at.m - 1); row < at.n; ++row) {
+      std::fill_n(dk.from(row).data, at.D, Real(0));  // keys that nobody sees
+      std::fill_n(dv.from(row).data, at.D, Real(0));
+    }
+    for (std::size_t end = at.m; end > 0;) {
+      const std::size_t first = (end - 1) / at.block * at.block, m = end - first;
+      const std::size_t n = at.visible(end - 1);
+      const View<const Real> q = at.q(q_all).from(first), P = at.P(weights).from(first);
+      const View<const Real> d_o = at.q(d_out).from(first);
+      const View<Real> R{compute.scratch(w), n}, d_S = R.from(m), dq = at.q(d_q).from(first);
+      const bool add = end < at.m;
+      for (std::size_t i = 0; i < m; ++i) {
+        dropout.apply(compute.kernels, P.from(i).data, R.from(i).data, n,
+                      at.dropout_row + first + i);
+      }
+      compute.multiply(w, n, at.D, m, R.T(), d_o, {add ? dv.data : nullptr, dv.row}, dv);
+      compute.multiply(w, m, n, at.D, d_o, v.T(), d_S);
+      for (std::size_t i = 0; i < m; ++i) {
+        compute.kernels.softmax_backward(P.from(i).data, R.from(i).data, d_S.from(i).data, scale,
+                                         n);
+      }
+      compute.multiply(w, m, at.D, n, d_S, k, dq);
+      compute.multiply(w, n, at.D, m, d_S.T(), q, {add ? dk.data : nullptr, dk.row}, dk);
+      end = first;
+    }
+  });
 }
 
 // Scratch numbers that one thread needs for attention: two matrices [L,L].

@@ -2,7 +2,7 @@
 # All tests, from a fresh checkout: plain with g++ and clang++, with libc++, under AddressSanitizer
 # with UndefinedBehaviorSanitizer, the threaded ones under ThreadSanitizer, and the fuzz targets.
 #
-#   sh tests/run.sh              all that needs nothing unusual (forty minutes on two cores)
+#   sh tests/run.sh              all that needs nothing unusual (an hour on two cores)
 #   sh tests/run.sh quick        only the plain build with the default compiler
 #   sh tests/run.sh fuzz [SECONDS]  the fuzz targets of tests/fuzz with clang++, each for so long (10)
 #   sh tests/run.sh everywhere   the same bits with other compilers and options, on AArch64 (qemu) and

@@ -214,15 +214,6 @@ void print_epoch(const EpochReport& report, const TrainingMetrics& metrics) {
             << std::endl;
 }
 
-void draw_batch(cli::ProgressBar& bar, const BatchReport& report) {
-  const auto left =
-      static_cast<double>((report.epochs - report.epoch + 1) * report.batches - report.batch);
-  bar.show(report.batch, report.batches, join("epoch ", report.epoch, "/", report.epochs),
-           join("loss ", cli::fixed(report.so_far.loss(), 4), "  accuracy ",
-                cli::percent(report.so_far.accuracy(0)), "  ", cli::fixed(report.rate, 1),
-                " batches/s  ", cli::duration(left / report.rate), " left"));
-}
-
 // Whether a folder holds all that a run was to give.
 bool is_finished(const Path& output) {
   return path_exists(output / bert4rec::detail::final_model_file);
@@ -247,7 +238,7 @@ bool train(std::unique_ptr<Task> task, const TrainConfig& config, const Path& ou
   }
   cli::ProgressBar bar;
   TrainerCallbacks callbacks;
-  callbacks.on_batch = [&](const BatchReport& report) { draw_batch(bar, report); };
+  callbacks.on_batch = [&](const BatchReport& report) { bar.show(report, "accuracy"); };
   callbacks.on_epoch = [&](const EpochReport& report) {
     bar.clear();
     print_epoch(report, trainer.metrics());

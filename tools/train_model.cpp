@@ -199,15 +199,6 @@ bool collapsed(const TrainingMetrics& metrics) {
   return false;
 }
 
-void draw_batch(cli::ProgressBar& bar, const BatchReport& report) {
-  const auto left =
-      static_cast<double>((report.epochs - report.epoch + 1) * report.batches - report.batch);
-  bar.show(report.batch, report.batches, join("epoch ", report.epoch, "/", report.epochs),
-           join("loss ", cli::fixed(report.so_far.loss(), 4), "  top-1 ",
-                cli::percent(report.so_far.accuracy(0)), "  ", cli::fixed(report.rate, 1),
-                " batches/s  ", cli::duration(left / report.rate), " left"));
-}
-
 int stopped(const Options& options, std::string command) {
   const int signal = cli::received_signal;
   if (!options.resume) command += " --resume";
@@ -245,7 +236,7 @@ std::optional<TrainingMetrics> train(const Options& options, const Dataset& data
   cli::ProgressBar bar;
   bool told = false;
   TrainerCallbacks callbacks;
-  callbacks.on_batch = [&](const BatchReport& report) { draw_batch(bar, report); };
+  callbacks.on_batch = [&](const BatchReport& report) { bar.show(report, "top-1"); };
   callbacks.on_epoch = [&](const EpochReport& report) {
     bar.clear();
     print_epoch(report, trainer.metrics());

@@ -407,6 +407,15 @@ class ProgressBar {
     last_ = now;
     drawn_ = true;
   }
+  // A batch of training; top_1 is what its share of first ranks is called.
+  void show(const bert4rec::BatchReport& report, std::string_view top_1) {
+    const auto left =
+        static_cast<double>((report.epochs - report.epoch + 1) * report.batches - report.batch);
+    show(report.batch, report.batches, join("epoch ", report.epoch, "/", report.epochs),
+         join("loss ", fixed(report.so_far.loss(), 4), "  ", top_1, " ",
+              percent(report.so_far.accuracy(0)), "  ", fixed(report.rate, 1), " batches/s  ",
+              duration(left / report.rate), " left"));
+  }
   // Removes the bar, so that a line can be printed.
   void clear() {
     if (drawn_) std::cerr << "\r\033[K" << std::flush;
