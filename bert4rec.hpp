@@ -2812,6 +2812,14 @@ struct View {
 template <class Real>
 class Compute {
  public:
+  template <class Element>
+  using Array = Buffer<Element>;
+
+  // Numbers a token that attention keeps from forward to backward.
+  static std::size_t attention_numbers(const EncoderConfig& config) {
+    return config.num_heads * config.max_length;
+  }
+
   Compute(std::size_t threads, std::size_t scratch_size, std::size_t sums_size,
           const detail::Kernels<Real>& kernels_of_this_machine)
       : pool(threads), kernels(kernels_of_this_machine), block_sums_(sums_size) {
@@ -2910,6 +2918,15 @@ struct DropoutSite {
   }
 };
 
+// x[N,H] becomes dropout(x), forward and backward alike.
+template <class Real>
+void dropout_rows(Compute<Real>& compute, std::size_t N, std::size_t H, std::size_t first_token,
+                  const DropoutSite& dropout, Real* x) {
+  compute.for_rows(N, [&](std::size_t t) {
+    dropout.apply(compute.kernels, x + t * H, x + t * H, H, first_token + t);
+  });
+}
+
 // ---- Linear: y[N,O] = x[N,I] w[O,I]^T + b[O] ---------------------------------------------------
 
 template <class Real>
@@ -2965,6 +2982,12 @@ void norm_backward(Compute<Real>& compute, std::size_t N, std::size_t H, const R
     compute.kernels.normalize_backward(row, statistics[t], gain, dy + t * H, H);
     after(t);
   });
+}
+template <class Real>
+void norm_backward(Compute<Real>& compute, std::size_t N, std::size_t H, const Real* x,
+                   const detail::RowStatistics<Real>* statistics, const Real* gain, Real* dy,
+                   Real* dgain, Real* dbias) {
+  norm_backward(compute, N, H, x, statistics, gain, dy, dgain, dbias, [](std::size_t) {});
 }
 
 // ---- Residual and norm: y = LayerNorm(x + dropout(f)), the Post-LN of eq. 5 and 6 --------------
@@ -3305,21 +3328,21 @@ class DropoutPlan {
   std::uint32_t threshold_ = 0, attention_threshold_ = 0, inner_threshold_ = 0;
 };
 
-// to[i] = from[asked[i]], rows of H numbers; `to` may be `from`, for asked[i] >= i.
+// to[i] = from[asked[i]] for the asked places of the group, rows of H numbers.
 template <class Real>
-void gather_rows(std::size_t H, std::span<const std::size_t> asked, const Real* from, Real* to) {
-  for (std::size_t i = 0; i < asked.size(); ++i) {
-    std::memmove(to + i * H, from + asked[i] * H, H * sizeof(Real));
+void gather_rows(Compute<Real>&, std::size_t H, const RowGroup& group, const Real* from, Real* to) {
+  for (std::size_t i = 0; i < group.asked.size(); ++i) {
+    std::copy_n(from + group.asked[i] * H, H, to + i * H);
   }
 }
 
 // The backward of gather_rows, in place: row i moves to asked[i], and the other rows of x[N,H]
 // become 0. From the last row to the first, so that none is overwritten before it has moved.
 template <class Real>
-void scatter_rows(std::size_t H, std::size_t N, std::span<const std::size_t> asked, Real* x) {
-  std::size_t left = asked.size();
-  for (std::size_t t = N; t-- > 0;) {
-    if (left > 0 && asked[left - 1] == t) {
+void scatter_rows(Compute<Real>&, std::size_t H, const RowGroup& group, Real* x) {
+  std::size_t left = group.asked.size();
+  for (std::size_t t = group.tokens.size(); t-- > 0;) {
+    if (left > 0 && group.asked[left - 1] == t) {
       std::memmove(x + t * H, x + --left * H, H * sizeof(Real));
     } else {
       std::fill(x + t * H, x + (t + 1) * H, Real(0));
@@ -3327,11 +3350,16 @@ void scatter_rows(std::size_t H, std::size_t N, std::span<const std::size_t> ask
   }
 }
 
-template <class Real>
+// `Machine` is what computes: the processor or, in cuda/engine.cpp, a GPU, for which the functions
+// called here (linear_forward and so on) exist a second time.
+template <class Real, class Machine = Compute<Real>>
 class Encoder {
  public:
-  Encoder(const EncoderConfig& config, const TensorTable& table, Real* parameters, Real* gradients)
+  // `capacity`: tokens of the largest group.
+  Encoder(const EncoderConfig& config, const TensorTable& table, Real* parameters, Real* gradients,
+          std::size_t capacity)
       : config_(config),
+        capacity_(capacity),
         w_(tensors_at<EncoderTensors<Real>>(config, table, parameters)),
         g_(tensors_at<EncoderTensors<Real>>(config, table, gradients)) {
     for (std::size_t layer = 0; layer < config.num_layers; ++layer) {
@@ -3339,22 +3367,18 @@ class Encoder {
     }
   }
 
-  std::size_t capacity() const { return capacity_; }  // tokens of the largest group
+  std::size_t capacity() const { return capacity_; }
   Real* item_weight() const { return w_.item; }
   Real* item_gradient() const { return g_.item; }
 
   // Vectors [M,H] of the asked places; valid until the next forward. Nobody reads anything else of
   // the last layer, so there only they are queries, and only they go on.
-  const Real* forward(Compute<Real>& compute, const RowGroup& group, const DropoutPlan& dropout) {
+  const Real* forward(Machine& compute, const RowGroup& group, const DropoutPlan& dropout) {
     const std::size_t N = group.all.size(), H = config_.hidden_size, inner = config_.inner_size;
-    const DropoutSite embedding_dropout = dropout.embedding();
     embedding_forward(compute, H, group, w_.item, w_.position, w_.segment, embedded_.data());
     norm_forward(compute, N, H, embedded_.data(), w_.gain, w_.bias, config_.norm_epsilon,
                  x0_.data(), statistics_.data());
-    compute.for_rows(N, [&](std::size_t t) {
-      Real* row = x0_.data() + t * H;
-      embedding_dropout.apply(compute.kernels, row, row, H, group.all.first() + t);
-    });
+    dropout_rows(compute, N, H, group.all.first(), dropout.embedding(), x0_.data());
     const Real* x = x0_.data();
     for (std::size_t i = 0; i < config_.num_layers; ++i) {
       const auto& w = w_.layers[i];
@@ -3363,7 +3387,7 @@ class Encoder {
       const std::size_t Q = queries.rows.size(), first = queries.rows.first();
       const Real* query_x = x;  // [Q,H]
       if (is_last(i)) {
-        gather_rows(H, group.asked, x, query_x_.data());
+        gather_rows(compute, H, group, x, query_x_.data());
         query_x = query_x_.data();
       }
       linear_forward(compute, Q, H, H, query_x, w.in_weight, w.in_bias, s.q.data());
@@ -3387,8 +3411,7 @@ class Encoder {
 
   // The mirror of forward(), line by line from the bottom. d[M,H], with room for [N,H], is the
   // gradient of the loss with respect to what forward() returned; it is overwritten.
-  void backward(Compute<Real>& compute, const RowGroup& group, const DropoutPlan& dropout,
-                Real* d) {
+  void backward(Machine& compute, const RowGroup& group, const DropoutPlan& dropout, Real* d) {
     const std::size_t N = group.all.size(), H = config_.hidden_size, inner = config_.inner_size;
     Real *narrow = d_narrow_.data(), *wide = d_wide_.data();
     for (std::size_t i = config_.num_layers; i-- > 0;) {
@@ -3413,20 +3436,20 @@ class Encoder {
       attention_backward(compute, config_, group, queries, dropout.attention(i), s.q.data(),
                          s.kv.data(), s.weights.data(), d_context, d_q, d_kv);
       linear_backward(compute, Q, H, H, query_x, w.in_weight, d_q, g.in_weight, g.in_bias, d, true);
-      if (is_last(i)) scatter_rows(H, N, group.asked, d);
+      if (is_last(i)) scatter_rows(compute, H, group, d);
       linear_backward(compute, N, 2 * H, H, x, w.in_weight + H * H, d_kv, g.in_weight + H * H,
                       g.in_bias + H, d, true);
     }
-    const DropoutSite embedding_dropout = dropout.embedding();
-    compute.for_rows(N, [&](std::size_t t) {
-      embedding_dropout.apply(compute.kernels, d + t * H, d + t * H, H, group.all.first() + t);
-    });
-    norm_backward(compute, N, H, embedded_.data(), statistics_.data(), w_.gain, d, g_.gain, g_.bias,
-                  [](std::size_t) {});
+    dropout_rows(compute, N, H, group.all.first(), dropout.embedding(), d);
+    norm_backward(compute, N, H, embedded_.data(), statistics_.data(), w_.gain, d, g_.gain,
+                  g_.bias);
     embedding_backward(compute, H, group, d, g_.item, g_.position, g_.segment);
   }
 
  private:
+  template <class Element>
+  using Array = typename Machine::template Array<Element>;
+
   bool is_last(std::size_t layer) const { return layer + 1 == config_.num_layers; }
   Queries queries_of(const RowGroup& group, std::size_t layer) const {
     return is_last(layer) ? Queries{group.asked_rows, group.asked} : Queries{group.all, {}};
@@ -3437,7 +3460,7 @@ class Encoder {
     Activations(const EncoderConfig& c, std::size_t C)
         : q(C * c.hidden_size),
           kv(C * 2 * c.hidden_size),
-          weights(C * c.num_heads * c.max_length),
+          weights(C * Machine::attention_numbers(c)),
           context(C * c.hidden_size),
           sum1(C * c.hidden_size),
           a(C * c.hidden_size),
@@ -3447,24 +3470,24 @@ class Encoder {
           x(C * c.hidden_size),
           statistics1(C),
           statistics2(C) {}
-    Buffer<Real> q, kv;             // [Q,H] and [N,2H], keys before values
-    Buffer<Real> weights;           // softmax of attention, [A,m,n] for each row
-    Buffer<Real> context, sum1, a;  // [Q,H] output of attention; x + W_out context; its norm
-    Buffer<Real> u, h;              // [Q,4H] W1 a; its activation
-    Buffer<Real> sum2, x;           // [Q,H] a + W2 h; its norm, the output of the layer
-    Buffer<detail::RowStatistics<Real>> statistics1, statistics2;  // [Q] of the two norms
+    Array<Real> q, kv;             // [Q,H] and [N,2H], keys before values
+    Array<Real> weights;           // what attention keeps: its softmax, [A,m,n] for each row
+    Array<Real> context, sum1, a;  // [Q,H] output of attention; x + W_out context; its norm
+    Array<Real> u, h;              // [Q,4H] W1 a; its activation
+    Array<Real> sum2, x;           // [Q,H] a + W2 h; its norm, the output of the layer
+    Array<detail::RowStatistics<Real>> statistics1, statistics2;  // [Q] of the two norms
   };
 
   EncoderConfig config_;
-  std::size_t capacity_ = group_capacity(config_);
+  std::size_t capacity_;
   EncoderTensors<Real> w_, g_;
-  Buffer<Real> embedded_{capacity_ * config_.hidden_size};  // [N,H] item + position
-  Buffer<Real> x0_{capacity_ * config_.hidden_size};        // [N,H] its norm, the first layer's x
-  Buffer<Real> query_x_{capacity_ * config_.hidden_size};   // [M,H] the last layer's x where asked
-  Buffer<detail::RowStatistics<Real>> statistics_{capacity_};  // [N]
+  Array<Real> embedded_{capacity_ * config_.hidden_size};  // [N,H] item + position
+  Array<Real> x0_{capacity_ * config_.hidden_size};        // [N,H] its norm, the first layer's x
+  Array<Real> query_x_{capacity_ * config_.hidden_size};   // [M,H] the last layer's x where asked
+  Array<detail::RowStatistics<Real>> statistics_{capacity_};  // [N]
   // Gradients on their way: [N,H], and [N,4H] of the inner layer or of q, kv and context.
-  Buffer<Real> d_narrow_{capacity_ * config_.hidden_size};
-  Buffer<Real> d_wide_{capacity_ * std::max(config_.inner_size, 4 * config_.hidden_size)};
+  Array<Real> d_narrow_{capacity_ * config_.hidden_size};
+  Array<Real> d_wide_{capacity_ * std::max(config_.inner_size, 4 * config_.hidden_size)};
   std::vector<Activations> layers_;
 };
 
@@ -3765,8 +3788,7 @@ class ItemHead {
   void transform_backward(Compute<Real>& compute, std::size_t M, const Real* x, Real* d) {
     if (config_.architecture == Architecture::torch) return;
     const std::size_t H = config_.hidden_size;
-    norm_backward(compute, M, H, active_.data(), statistics_.data(), w_.gain, d, g_.gain, g_.shift,
-                  [](std::size_t) {});
+    norm_backward(compute, M, H, active_.data(), statistics_.data(), w_.gain, d, g_.gain, g_.shift);
     activation_backward(compute, M, H, 0, DropoutSite{}, dense_.data(), d);
     std::copy(d, d + M * H, active_.data());  // the product below cannot work in place
     linear_backward(compute, M, H, H, x, w_.dense_weight, active_.data(), g_.dense_weight,
@@ -5885,7 +5907,8 @@ class CpuEngine : public Engine {
   Buffer<Real> parameters_{table_.size()}, gradients_{table_.size()};  // in the order of table_
   AdamW<Real> optimizer_{compute_,           table_,           train_, Head<Real>::draws(train_),
                          parameters_.data(), gradients_.data()};
-  Encoder<Real> encoder_{config_.encoder(), table_, parameters_.data(), gradients_.data()};
+  Encoder<Real> encoder_{config_.encoder(), table_, parameters_.data(), gradients_.data(),
+                         group_capacity(config_.encoder())};
   Head<Real> head_{config_, train_, table_, parameters_.data(), gradients_.data(), encoder_};
   Buffer<Real> d_x_{encoder_.capacity() * config_.hidden_size};  // [M,H], with room for [N,H]
   Groups groups_{config_.encoder()};
