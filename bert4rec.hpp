@@ -5512,6 +5512,27 @@ inline double learning_rate_at(const TrainConfig& config, std::uint64_t step, st
   return config.learning_rate;
 }
 
+// Of step t for tensors that do not decay, and for those that do; gradient_scale is that of clipping.
+template <class Real>
+std::array<detail::AdamConstants<Real>, 2> adam_constants(const TrainConfig& config,
+                                                          std::uint64_t t, double learning_rate,
+                                                          double gradient_scale) {
+  const double b1 = config.adam_beta1, b2 = config.adam_beta2;
+  const double shrinks = std::max(0.0, 1 - b1 / std::sqrt(b2));  // each step without gradient
+  detail::AdamConstants<Real> kept{static_cast<Real>(1 - b1),
+                                   static_cast<Real>(1 - b2),
+                                   static_cast<Real>(config.adam_epsilon),
+                                   static_cast<Real>(learning_rate / (1 - detail::power(b1, t))),
+                                   static_cast<Real>(1 / std::sqrt(1 - detail::power(b2, t))),
+                                   Real(1),
+                                   static_cast<Real>(gradient_scale),
+                                   static_cast<Real>(0x1p17 / shrinks)};
+  detail::AdamConstants<Real> decayed = kept;
+  decayed.decay_factor =
+      static_cast<Real>(1 - detail::rounded(learning_rate * config.weight_decay));
+  return {kept, decayed};
+}
+
 // The optimizer of a model, with its moments. A step: begin(), gradients, gradient_norm(), step().
 template <class Real>
 class AdamW {
@@ -5571,7 +5592,7 @@ class AdamW {
 
   // One update. `t` counts from 1; gradient_scale is that of clipping.
   void step(std::uint64_t t, double learning_rate, double gradient_scale) {
-    const auto constants = constants_of(t, learning_rate, gradient_scale);
+    const auto constants = adam_constants<Real>(config_, t, learning_rate, gradient_scale);
     for (const auto& [first, last] : whole_) update(first, last, constants);
     for_touched([&](const Tensor& tensor, std::size_t row, std::size_t) {
       update_row(row, tensor.width, constants[tensor.decay]);
@@ -5663,25 +5684,6 @@ class AdamW {
   void update_row(std::size_t at, std::size_t n, const Constants& constants) {
     compute_.kernels.adamw(parameters_ + at, gradients_ + at, first_.data() + at,
                            second_.data() + at, constants, n);
-  }
-
-  // Of a step for tensors that do not decay, and for those that do.
-  std::array<Constants, 2> constants_of(std::uint64_t t, double learning_rate,
-                                        double gradient_scale) const {
-    const double b1 = config_.adam_beta1, b2 = config_.adam_beta2;
-    const double shrinks = std::max(0.0, 1 - b1 / std::sqrt(b2));  // each step without gradient
-    Constants kept{static_cast<Real>(1 - b1),
-                   static_cast<Real>(1 - b2),
-                   static_cast<Real>(config_.adam_epsilon),
-                   static_cast<Real>(learning_rate / (1 - detail::power(b1, t))),
-                   static_cast<Real>(1 / std::sqrt(1 - detail::power(b2, t))),
-                   Real(1),
-                   static_cast<Real>(gradient_scale),
-                   static_cast<Real>(0x1p17 / shrinks)};
-    Constants decayed = kept;
-    decayed.decay_factor =
-        static_cast<Real>(1 - detail::rounded(learning_rate * config_.weight_decay));
-    return {kept, decayed};
   }
 
   Compute<Real>& compute_;

@@ -1,0 +1,22 @@
+// The engine on a GPU, for a program that is linked with engine.cpp and kernels.cu (README.md):
+//
+//     bert4rec::Trainer(data, model, train, "output", bert4rec::make_cuda_engine).run();
+//
+// In float32 it gives the bits of the engine on the processor: the same losses, the same files.
+#ifndef BERT4REC_CUDA_ENGINE_HPP
+#define BERT4REC_CUDA_ENGINE_HPP
+
+#include "bert4rec.hpp"
+
+namespace bert4rec {
+
+// An EngineMaker: on the first GPU of this machine. Throws where there is none.
+std::unique_ptr<Engine> make_cuda_engine(const ModelConfig& model, const TrainConfig& train,
+                                         Start start);
+
+// On another one, counted from 0.
+EngineMaker cuda_engine_maker(int device);
+
+}  // namespace bert4rec
+
+#endif

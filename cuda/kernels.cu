@@ -1,0 +1,1491 @@
+// The kernels of the GPU and the functions of kernels.cuh that start them. nvcc compiles this file;
+// any C++ compiler does, too, with tests/cuda/emulation.hpp in place of CUDA: then each thread of a
+// kernel can be stepped through in a debugger. README.md goes through the file as a course would.
+//
+// Compile without contraction (nvcc: -fmad=false): this file says itself where a product and a sum
+// are one instruction, as the header does, and gives the same bits in float32.
+
+#include "kernels.cuh"
+
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+#define BERT4REC_UNROLL _Pragma("unroll")
+#define BERT4REC_UNROLL_16 _Pragma("unroll 16")
+#else
+#include "emulation.hpp"
+#define BERT4REC_UNROLL
+#define BERT4REC_UNROLL_16
+#endif
+
+#include <cstring>
+
+namespace bert4rec::cuda {
+
+// ---- A device and its memory -------------------------------------------------------------------
+
+struct Stream {
+  cudaStream_t handle = nullptr;
+};
+
+namespace {
+
+// Every call of CUDA stands in check().
+void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  fail_on_device(std::string("CUDA: ") + what + ": " + cudaGetErrorString(error));
+}
+
+cudaDeviceProp properties(int index) {
+  cudaDeviceProp found{};
+  check(cudaGetDeviceProperties(&found, index), "properties of the device");
+  return found;
+}
+
+// Starts kernel(args...) with `shared` bytes of shared memory.
+template <class... Parameters, class... Arguments>
+void launch(Device& device, const char* name, void (*kernel)(Parameters...), dim3 grid,
+            unsigned block, std::size_t shared, Arguments... arguments) {
+  if (grid.x == 0 || grid.y == 0) return;
+  constexpr std::size_t usual = 48 << 10;
+  if (shared > usual) {
+    check(
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+        name);
+  }
+#if defined(__CUDACC__)
+  kernel<<<grid, block, shared, device.stream().handle>>>(arguments...);
+#else
+  static_cast<void>(device);
+  emulation::launch(name, grid, dim3(block), shared, [=] { kernel(arguments...); });
+#endif
+  check(cudaGetLastError(), name);
+}
+
+unsigned blocks_for(std::size_t work, std::size_t a_block) {
+  return static_cast<unsigned>((work + a_block - 1) / a_block);
+}
+
+}  // namespace
+
+int device_count() {
+  int count = 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+}
+
+Device::Device(int index) : index_(index), stream_(new Stream) {
+  use();
+  check(cudaStreamCreate(&stream_->handle), "a stream");
+}
+Device::~Device() {
+  static_cast<void>(cudaStreamDestroy(stream_->handle));
+  delete stream_;
+}
+void Device::use() const { check(cudaSetDevice(index_), "the device"); }
+std::string Device::name() const { return properties(index_).name; }
+std::size_t Device::free_memory() const {
+  std::size_t left = 0, all = 0;
+  check(cudaMemGetInfo(&left, &all), "free memory");
+  return left;
+}
+unsigned Device::processors() const {
+  return static_cast<unsigned>(properties(index_).multiProcessorCount);
+}
+std::size_t Device::shared_memory() const { return properties(index_).sharedMemPerBlockOptin; }
+void Device::wait() { check(cudaStreamSynchronize(stream_->handle), "kernels"); }
+
+void* allocate(std::size_t bytes, const char* what) {
+  void* memory = nullptr;
+  const cudaError_t error = cudaMalloc(&memory, bytes == 0 ? 1 : bytes);
+  if (error == cudaErrorMemoryAllocation) {
+    static_cast<void>(cudaGetLastError());
+    fail_on_device("the GPU has no " + std::to_string((bytes + (1 << 20) - 1) >> 20) +
+                   " MiB left for " + what +
+                   "; a smaller --batch-size, --max-length or model needs less");
+  }
+  check(error, what);
+  return memory;
+}
+void release(void* memory) { static_cast<void>(cudaFree(memory)); }
+
+void copy_in(Device& device, void* to, const void* from, std::size_t bytes) {
+  if (bytes == 0) return;
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, device.stream().handle),
+        "a copy to the device");
+}
+void copy_out(Device& device, void* to, const void* from, std::size_t bytes) {
+  if (bytes == 0) return;
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, device.stream().handle),
+        "a copy from the device");
+}
+void copy(Device& device, void* to, const void* from, std::size_t bytes) {
+  if (bytes == 0) return;
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, device.stream().handle),
+        "a copy on the device");
+}
+void fill_zeros(Device& device, void* to, std::size_t bytes) {
+  if (bytes == 0) return;
+  check(cudaMemsetAsync(to, 0, bytes, device.stream().handle), "zeros");
+}
+
+namespace {
+
+// ---- What kernels stand on ---------------------------------------------------------------------
+
+// The shared memory of the block.
+template <class Element>
+__device__ Element* shared_memory() {
+#if defined(__CUDACC__)
+  extern __shared__ __align__(16) unsigned char memory[];
+  return reinterpret_cast<Element*>(memory);
+#else
+  return reinterpret_cast<Element*>(emulation::shared_memory());
+#endif
+}
+
+__device__ float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+__device__ float minus_infinity() { return __uint_as_float(0xff800000); }
+
+// A sum over a row has 16 partial sums, lane j those of elements j, j + 16, ... (chapter 9): half a
+// warp works on a row, and a block on so many rows.
+constexpr int lanes_wide = 16;  // as shuffles take it
+constexpr unsigned lanes = lanes_wide, row_threads = 128, rows_a_block = row_threads / lanes;
+
+__device__ std::size_t row_at_hand() {
+  return std::size_t{blockIdx.x} * rows_a_block + threadIdx.x / lanes;
+}
+__device__ unsigned lane_at_hand() { return threadIdx.x % lanes; }
+__device__ unsigned half_warp() { return 0xffffu << (threadIdx.x % 32 / lanes * lanes); }
+
+// The upper half of the lanes is added to the lower until one is left, which all receive.
+__device__ float sum_lanes(float sum) {
+  for (unsigned half = lanes / 2; half > 0; half /= 2) {
+    sum += __shfl_down_sync(half_warp(), sum, half, lanes_wide);
+  }
+  return __shfl_sync(half_warp(), sum, 0, lanes_wide);
+}
+__device__ unsigned sum_lanes(unsigned sum) {
+  for (int half = lanes_wide / 2; half > 0; half /= 2) {
+    sum += __shfl_xor_sync(half_warp(), sum, half, lanes_wide);
+  }
+  return sum;
+}
+__device__ float largest_of_lanes(float value) {
+  for (int half = lanes_wide / 2; half > 0; half /= 2) {
+    const float other = __shfl_xor_sync(half_warp(), value, half, lanes_wide);
+    value = value < other ? other : value;
+  }
+  return value;
+}
+
+// ---- Functions (chapters 3 and 9) --------------------------------------------------------------
+
+template <std::size_t n>
+__device__ float polynomial(float x, const float (&coefficients)[n]) {
+  float sum = coefficients[0];
+  for (std::size_t i = 1; i < n; ++i) sum = fused(sum, x, coefficients[i]);
+  return sum;
+}
+
+// For -87.33 < x < 88.73.
+__device__ float exp_in_range(float x) {
+  constexpr float one_over_log2 = 1.44269502f, log2_high = 0.693145752f, log2_low = 1.42860677e-06f;
+  constexpr float round_to_integer = 12582912.0f;
+  constexpr float coefficients[] = {0.00137894717f, 0.00836867001f, 0.0416688882f, 0.166665211f,
+                                    0.499999911f,   1.0f,           1.0f};
+  const float shifted = fused(x, one_over_log2, round_to_integer), n = shifted - round_to_integer;
+  const float r = fused(n, -log2_low, fused(n, -log2_high, x));
+  const unsigned bits = __float_as_uint(polynomial(r, coefficients));
+  return __uint_as_float(bits + (__float_as_uint(shifted) << 23));  // times 2^n
+}
+
+__device__ float exp_of(float x) {
+  if (x < -87.3365402f) return 0;
+  return x <= 88.7228317f ? exp_in_range(x) : x + __uint_as_float(0x7f800000);
+}
+
+__device__ float erf_of(float x) {
+  constexpr float small[] = {-0.000625433109f, 0.00504296133f, -0.0267996024f,
+                             0.112827145f,     -0.376125813f,  0.128379166f};
+  constexpr float large[] = {0.000199899747f, -0.00308199134f, 0.0223810375f,   -0.104250237f,
+                             -0.636820614f,   -1.12788939f,    -0.000144213613f};
+  const float size = fabsf(x);
+  if (!(size > 0.875f)) return fused(x, polynomial(x * x, small), x);
+  const float rest = exp_in_range(polynomial(size < 3.925f ? size : 3.925f, large));
+  return copysignf(1 - rest, x);
+}
+
+__device__ double natural_log(double x) {
+  if (!(x < __longlong_as_double(0x7ff0000000000000))) return x;
+  constexpr unsigned long long root_of_half = 0x3fe6a09e667f3bcd;
+  const auto bits = static_cast<unsigned long long>(__double_as_longlong(x));
+  const long long n = static_cast<long long>(bits - root_of_half) >> 52;
+  const double m = __longlong_as_double(
+      static_cast<long long>(bits - (static_cast<unsigned long long>(n) << 52)));
+  const double s = (m - 1) / (m + 1), square = s * s;
+  double series = 0;  // s^2 / 3 + s^4 / 5 + ...
+  for (int k = 23; k >= 3; k -= 2) series = square * (1.0 / k + series);
+  constexpr double log2_high = 0x1.62e42fee00000p-1, log2_low = 0x1.a39ef35793c76p-33;
+  const auto exponent = static_cast<double>(n);
+  const double low = exponent * log2_low + 2 * s * series;
+  return exponent * log2_high + (2 * s + low);
+}
+
+// 64 random bits of Threefry-2x32-20.
+__device__ unsigned long long random_bits(unsigned key_low, unsigned key_high, unsigned x0,
+                                          unsigned x1) {
+  constexpr unsigned rotations[8] = {13, 15, 26, 6, 17, 29, 16, 24};
+  const unsigned keys[3] = {key_low, key_high, 0x1BD11BDAu ^ key_low ^ key_high};
+  x0 += keys[0];
+  x1 += keys[1];
+  BERT4REC_UNROLL
+  for (unsigned block = 1; block <= 5; ++block) {
+    BERT4REC_UNROLL
+    for (unsigned round = 0; round < 4; ++round) {
+      const unsigned turn = rotations[(block - 1) % 2 * 4 + round];
+      x0 += x1;
+      x1 = (x1 << turn) | (x1 >> (32 - turn));
+      x1 ^= x0;
+    }
+    x0 += keys[block % 3];
+    x1 += keys[(block + 1) % 3] + block;
+  }
+  return (static_cast<unsigned long long>(x1) << 32) | x0;
+}
+
+__device__ float dropout_scale(const Dropout& dropout) {
+  return static_cast<float>(65536.0 / (65536.0 - dropout.threshold));
+}
+
+// body(i, kept) for the elements i < n of a row that are this lane's, in ascending order; `kept`
+// says whether dropout leaves element i of row `row`. One draw decides four elements.
+template <class Body>
+__device__ void for_dropout(const Dropout& dropout, std::size_t row, unsigned n, Body&& body) {
+  for (unsigned chunk = 0; chunk < n; chunk += 64) {
+    const unsigned lane = lane_at_hand();
+    const unsigned long long bits =
+        dropout.threshold == 0 ? 0
+                               : random_bits(dropout.key_low, dropout.key_high,
+                                             chunk / 64 * 16 + lane, static_cast<unsigned>(row));
+    for (unsigned quarter = 0; quarter < 4; ++quarter) {
+      const unsigned i = chunk + 16 * quarter + lane;
+      if (i < n) body(i, (bits >> (16 * quarter) & 0xffff) >= dropout.threshold);
+    }
+  }
+}
+
+// ---- Products ----------------------------------------------------------------------------------
+// C[m,n] = start + A B, by blocks of [16 T, 16 T] of C. The block walks along k in steps of `depth`,
+// which all its 256 threads bring to shared memory, each A(i,k) and B(k,j) once; a thread owns T x T
+// elements of C, in registers, and adds up in ascending k.
+
+struct Matrix {
+  const float* data;
+  std::size_t row, col;
+};
+
+constexpr unsigned depth = 16, product_side = 16;
+
+// Brings A(first + i, k + l) for i < width, l < depth to to[l][i]; rows from `end` on stay out.
+// Neighbouring threads read neighbouring numbers of memory.
+template <unsigned width>
+__device__ void bring(const Matrix& a, std::size_t first, std::size_t end, std::size_t k,
+                      std::size_t k_end, float* to) {
+  for (unsigned index = threadIdx.x; index < width * depth; index += product_side * product_side) {
+    const bool along_k = a.col == 1;
+    const unsigned i = along_k ? index / depth : index % width;
+    const unsigned l = along_k ? index % depth : index / width;
+    const bool inside = first + i < end && k + l < k_end;
+    to[l * (width + 4) + i] = inside ? a.data[(first + i) * a.row + (k + l) * a.col] : 0.0f;
+  }
+}
+
+template <unsigned T>
+__global__ void __launch_bounds__(256)
+    multiply_kernel(std::size_t m, std::size_t n, std::size_t k, Matrix a, Matrix b_transposed,
+                    const float* start, std::size_t start_row, float* c, std::size_t c_row) {
+  constexpr unsigned width = product_side * T, stride = width + 4;
+  float *a_part = shared_memory<float>(), *b_part = a_part + depth * stride;
+  const std::size_t first_row = std::size_t{blockIdx.x} * width;
+  const std::size_t first_col = std::size_t{blockIdx.y} * width;
+  const unsigned ty = threadIdx.x / product_side, tx = threadIdx.x % product_side;
+  // Its rows are first_row + 4 ty + 64 (r / 4) + r % 4, its columns likewise: fours of neighbours.
+  const auto place = [](unsigned t, unsigned r) { return 4 * t + r / 4 * 64 + r % 4; };
+
+  float sum[T][T];
+  BERT4REC_UNROLL
+  for (unsigned r = 0; r < T; ++r) {
+    BERT4REC_UNROLL
+    for (unsigned s = 0; s < T; ++s) {
+      const std::size_t i = first_row + place(ty, r), j = first_col + place(tx, s);
+      sum[r][s] = start != nullptr && i < m && j < n ? start[i * start_row + j] : 0.0f;
+    }
+  }
+  for (std::size_t at = 0; at < k; at += depth) {
+    __syncthreads();
+    bring<width>(a, first_row, m, at, k, a_part);
+    bring<width>(b_transposed, first_col, n, at, k, b_part);
+    __syncthreads();
+    const unsigned steps = k - at < depth ? static_cast<unsigned>(k - at) : depth;
+    for (unsigned l = 0; l < steps; ++l) {
+      float a_values[T], b_values[T];
+      BERT4REC_UNROLL
+      for (unsigned r = 0; r < T; r += 4) {
+        const float4 x = *reinterpret_cast<const float4*>(a_part + l * stride + place(ty, r));
+        const float4 y = *reinterpret_cast<const float4*>(b_part + l * stride + place(tx, r));
+        a_values[r] = x.x, a_values[r + 1] = x.y, a_values[r + 2] = x.z, a_values[r + 3] = x.w;
+        b_values[r] = y.x, b_values[r + 1] = y.y, b_values[r + 2] = y.z, b_values[r + 3] = y.w;
+      }
+      BERT4REC_UNROLL
+      for (unsigned r = 0; r < T; ++r) {
+        BERT4REC_UNROLL
+        for (unsigned s = 0; s < T; ++s) sum[r][s] = fused(a_values[r], b_values[s], sum[r][s]);
+      }
+    }
+  }
+  BERT4REC_UNROLL
+  for (unsigned r = 0; r < T; ++r) {
+    BERT4REC_UNROLL
+    for (unsigned s = 0; s < T; ++s) {
+      const std::size_t i = first_row + place(ty, r), j = first_col + place(tx, s);
+      if (i < m && j < n) c[i * c_row + j] = sum[r][s];
+    }
+  }
+}
+
+// ---- Sums over rows ----------------------------------------------------------------------------
+// First the sums of the blocks, a thread for each column of each block; then these are added.
+
+constexpr unsigned column_threads = 64;
+
+__device__ std::size_t column_at_hand() {
+  return std::size_t{blockIdx.y} * column_threads + threadIdx.x;
+}
+
+__global__ void column_sums_kernel(Blocks blocks, std::size_t width, const float* dy,
+                                   float* partial) {
+  const std::size_t j = column_at_hand();
+  if (j >= width) return;
+  float sum = 0;
+  for (std::size_t t = blocks.begins[blockIdx.x]; t < blocks.begins[blockIdx.x + 1]; ++t) {
+    sum += dy[t * width + j];
+  }
+  partial[blockIdx.x * width + j] = sum;
+}
+
+// partial[b] holds dgain[H] and then dbias[H].
+__global__ void normalize_parameters_kernel(Blocks blocks, std::size_t H, const float* x,
+                                            const Statistics* statistics, const float* dy,
+                                            float* partial) {
+  const std::size_t j = column_at_hand();
+  if (j >= H) return;
+  float gain = 0, bias = 0;
+  for (std::size_t t = blocks.begins[blockIdx.x]; t < blocks.begins[blockIdx.x + 1]; ++t) {
+    const Statistics row = statistics[t];
+    gain = fused(dy[t * H + j], (x[t * H + j] - row.mean) * row.inverse_deviation, gain);
+    bias += dy[t * H + j];
+  }
+  partial[blockIdx.x * 2 * H + j] = gain;
+  partial[blockIdx.x * 2 * H + H + j] = bias;
+}
+
+// out[j] += partial[0,j] + partial[1,j] + ..., in this order from out[j] on
+__global__ void add_blocks_kernel(std::size_t blocks, std::size_t width, const float* partial,
+                                  std::size_t stride, float* out) {
+  const std::size_t j = std::size_t{blockIdx.x} * column_threads + threadIdx.x;
+  if (j >= width) return;
+  float sum = out[j];
+  BERT4REC_UNROLL_16
+  for (std::size_t b = 0; b < blocks; ++b) sum += partial[b * stride + j];
+  out[j] = sum;
+}
+
+// ---- Norms, dropout, activations ---------------------------------------------------------------
+
+// y = gain (x - mean) / deviation + bias, of one row
+__device__ Statistics normalize_row(unsigned n, const float* x, const float* gain,
+                                    const float* bias, float epsilon, float* y) {
+  const auto count = static_cast<float>(n);
+  float sum = 0, squares = 0;
+  for (unsigned i = lane_at_hand(); i < n; i += lanes) sum += x[i];
+  const float mean = sum_lanes(sum) / count;
+  for (unsigned i = lane_at_hand(); i < n; i += lanes) {
+    squares = fused(x[i] - mean, x[i] - mean, squares);
+  }
+  const float inverse = 1 / sqrtf(sum_lanes(squares) / count + epsilon);
+  for (unsigned i = lane_at_hand(); i < n; i += lanes) {
+    y[i] = fused(gain[i], (x[i] - mean) * inverse, bias[i]);
+  }
+  return {mean, inverse};
+}
+
+__global__ void normalize_kernel(std::size_t N, unsigned H, const float* x, const float* gain,
+                                 const float* bias, float epsilon, float* y,
+                                 Statistics* statistics) {
+  const std::size_t t = row_at_hand();
+  if (t >= N) return;
+  const Statistics row = normalize_row(H, x + t * H, gain, bias, epsilon, y + t * H);
+  if (lane_at_hand() == 0) statistics[t] = row;
+}
+
+__global__ void add_and_normalize_kernel(std::size_t N, unsigned H, std::size_t first_row,
+                                         Dropout dropout, const float* x, float* f,
+                                         const float* gain, const float* bias, float epsilon,
+                                         float* y, Statistics* statistics) {
+  const std::size_t t = row_at_hand();
+  if (t >= N) return;
+  const float scale = dropout_scale(dropout);
+  x += t * H, f += t * H;
+  for_dropout(dropout, first_row + t, H,
+              [&](unsigned i, bool kept) { f[i] = (kept ? f[i] * scale : 0.0f) + x[i]; });
+  const Statistics row = normalize_row(H, f, gain, bias, epsilon, y + t * H);
+  if (lane_at_hand() == 0) statistics[t] = row;
+}
+
+__global__ void normalize_backward_kernel(std::size_t N, unsigned H, std::size_t first_row,
+                                          Dropout dropout, const float* x,
+                                          const Statistics* statistics, const float* gain,
+                                          float* dy, float* df) {
+  const std::size_t t = row_at_hand();
+  if (t >= N) return;
+  const auto count = static_cast<float>(H);
+  const Statistics row = statistics[t];
+  x += t * H, dy += t * H;
+  const auto z = [&](unsigned i) { return (x[i] - row.mean) * row.inverse_deviation; };
+  float sum_e = 0, sum_ez = 0;
+  for (unsigned i = lane_at_hand(); i < H; i += lanes) {
+    const float e = dy[i] * gain[i];
+    sum_e += e;
+    sum_ez = fused(e, z(i), sum_ez);
+    dy[i] = e;
+  }
+  const float mean_e = sum_lanes(sum_e) / count, mean_ez = sum_lanes(sum_ez) / count;
+  const float scale = dropout_scale(dropout);
+  for_dropout(dropout, first_row + t, H, [&](unsigned i, bool kept) {
+    dy[i] = fused(z(i), -mean_ez, dy[i] - mean_e) * row.inverse_deviation;
+    if (df != nullptr) df[t * H + i] = kept ? dy[i] * scale : 0.0f;
+  });
+}
+
+__global__ void dropout_kernel(std::size_t N, unsigned H, std::size_t first_row, Dropout dropout,
+                               const float* x, float* y) {
+  const std::size_t t = row_at_hand();
+  if (t >= N) return;
+  const float scale = dropout_scale(dropout);
+  for_dropout(dropout, first_row + t, H,
+              [&](unsigned i, bool kept) { y[t * H + i] = kept ? x[t * H + i] * scale : 0.0f; });
+}
+
+constexpr float half_root = 0.70710678118654752440f;
+
+__global__ void gelu_kernel(std::size_t N, unsigned width, std::size_t first_row, Dropout dropout,
+                            const float* u, float* h) {
+  const std::size_t t = row_at_hand();
+  if (t >= N) return;
+  const float scale = dropout_scale(dropout);
+  u += t * width;
+  for_dropout(dropout, first_row + t, width, [&](unsigned i, bool kept) {
+    const float active = u[i] * 0.5f * (1 + erf_of(u[i] * half_root));
+    h[t * width + i] = kept ? active * scale : 0.0f;
+  });
+}
+
+__global__ void gelu_backward_kernel(std::size_t N, unsigned width, std::size_t first_row,
+                                     Dropout dropout, const float* u, float* dh) {
+  const std::size_t t = row_at_hand();
+  if (t >= N) return;
+  const float scale = dropout_scale(dropout);
+  u += t * width, dh += t * width;
+  for_dropout(dropout, first_row + t, width, [&](unsigned i, bool kept) {
+    const float cumulative = fused(erf_of(u[i] * half_root), 0.5f, 0.5f);
+    const float density = exp_of(u[i] * u[i] * -0.5f) * 0.39894228040143267794f;
+    dh[i] = (kept ? dh[i] * scale : 0.0f) * fused(u[i], density, cumulative);
+  });
+}
+
+constexpr unsigned flat_threads = 256;  // of kernels that take numbers one by one
+
+__device__ std::size_t place_at_hand() {
+  return std::size_t{blockIdx.x} * flat_threads + threadIdx.x;
+}
+
+__global__ void tanh_kernel(std::size_t n, const float* u, float* y) {
+  const std::size_t i = place_at_hand();
+  if (i >= n) return;
+  const float e = exp_of(-2 * fabsf(u[i]));
+  y[i] = copysignf((1 - e) / (1 + e), u[i]);
+}
+
+__global__ void tanh_backward_kernel(std::size_t n, const float* y, float* dy) {
+  const std::size_t i = place_at_hand();
+  if (i < n) dy[i] *= fused(-y[i], y[i], 1.0f);
+}
+
+// ---- Rows of tables ----------------------------------------------------------------------------
+
+__global__ void embed_kernel(std::size_t N, unsigned H, const std::uint32_t* tokens,
+                             const std::uint32_t* positions, const std::uint32_t* segments,
+                             const float* item, const float* position, const float* segment,
+                             float* e) {
+  const std::size_t t = row_at_hand();
+  if (t >= N) return;
+  const float *of_item = item + std::size_t{tokens[t]} * H,
+              *of_position = position + std::size_t{positions[t]} * H;
+  const std::uint32_t kind = segments == nullptr ? 0 : segments[t];
+  for (unsigned i = lane_at_hand(); i < H; i += lanes) {
+    float sum = of_item[i] + of_position[i];
+    if (segment != nullptr) sum += segment[std::size_t{kind} * H + i];
+    e[t * H + i] = sum;
+  }
+}
+
+__global__ void add_rows_kernel(Sorted sorted, std::size_t H, const float* from, float* out) {
+  const std::size_t j = column_at_hand();
+  if (j >= H) return;
+  float* to = out + std::size_t{sorted.ids[blockIdx.x]} * H + j;
+  float sum = *to;
+  for (std::uint32_t i = sorted.begins[blockIdx.x]; i < sorted.begins[blockIdx.x + 1]; ++i) {
+    sum += from[std::size_t{sorted.places[i]} * H + j];
+  }
+  *to = sum;
+}
+
+__global__ void gather_kernel(std::size_t rows, unsigned H, const std::uint32_t* places,
+                              const float* from, float* to) {
+  const std::size_t t = row_at_hand();
+  if (t >= rows) return;
+  const float* row = from + std::size_t{places[t]} * H;
+  for (unsigned i = lane_at_hand(); i < H; i += lanes) to[t * H + i] = row[i];
+}
+
+__global__ void scatter_kernel(std::size_t rows, unsigned H, const std::uint32_t* places,
+                               const float* from, float* to) {
+  const std::size_t t = row_at_hand();
+  if (t >= rows) return;
+  float* row = to + std::size_t{places[t]} * H;
+  for (unsigned i = lane_at_hand(); i < H; i += lanes) row[i] = from[t * H + i];
+}
+
+// ---- Attention ---------------------------------------------------------------------------------
+// A block has one head of one row (blockIdx.y is the head), and of it a tile: some queries and all
+// keys that they see, or some keys and all queries that see them. The scores S of a tile stay in
+// shared memory, and the backward computes them again: no matrix [n,n] is ever stored.
+
+constexpr unsigned attention_threads = 128, key_part = 32, most_queries = 16;
+
+struct Tile {
+  std::size_t first_key, first_query;  // of the row, among tokens and among queries
+  unsigned n, m;                       // keys and queries of the row
+  unsigned first;                      // key or query of the row that the tile begins with
+};
+
+__device__ Tile tile_at_hand(const Attention& at, const std::uint32_t* tiles, std::size_t count) {
+  const std::uint32_t row = tiles[blockIdx.x];
+  return {at.keys[row], at.queries[row], at.keys[row + 1] - at.keys[row],
+          at.queries[row + 1] - at.queries[row], tiles[count + blockIdx.x]};
+}
+
+// How many keys query i of the row sees.
+__device__ unsigned visible(const Attention& at, const Tile& tile, unsigned i) {
+  if (!at.causal) return tile.n;
+  if (at.places == nullptr) return i + 1;
+  return at.places[tile.first_query + i] - static_cast<std::uint32_t>(tile.first_key) + 1;
+}
+
+// What dropout counts as the row of query i.
+__device__ std::size_t dropout_row(const Attention& at, const Tile& tile, unsigned i) {
+  return (at.first_query + tile.first_query) * at.A + std::size_t{blockIdx.y} * tile.m + i;
+}
+
+__device__ float* kept_of(const Attention& at, const Tile& tile, unsigned i, float* kept) {
+  return kept + ((tile.first_query + i) * at.A + blockIdx.y) * attention_kept;
+}
+
+__device__ float score_scale(const Attention& at) { return 1 / sqrtf(static_cast<float>(at.D)); }
+
+// Rows of D numbers, `stride` apart, to shared memory.
+__device__ void bring_rows(unsigned rows, unsigned D, const float* from, std::size_t stride,
+                           float* to, unsigned to_stride) {
+  for (unsigned index = threadIdx.x; index < rows * D; index += blockDim.x) {
+    const unsigned i = index / D, d = index % D;
+    to[i * to_stride + d] = from[i * stride + d];
+  }
+}
+
+// to[i,j] = a_i b_j for i < m, j < n. a[m,D] stands in shared memory, and of b, whose rows are
+// `stride` apart in device memory, `part` takes key_part rows at a time.
+__device__ void dot_rows(unsigned m, unsigned n, unsigned D, const float* a, const float* b,
+                         std::size_t stride, float* part, float* to, unsigned to_stride) {
+  constexpr unsigned warps = attention_threads / key_part, each = most_queries / warps;
+  const unsigned j = threadIdx.x % key_part, first_i = threadIdx.x / key_part;
+  for (unsigned first = 0; first < n; first += key_part) {
+    const unsigned rows = n - first < key_part ? n - first : key_part;
+    __syncthreads();
+    bring_rows(rows, D, b + first * stride, stride, part, D + 1);
+    __syncthreads();
+    if (j >= rows) continue;
+    float sum[each] = {};
+    for (unsigned d = 0; d < D; ++d) {
+      const float value = part[j * (D + 1) + d];
+      BERT4REC_UNROLL
+      for (unsigned r = 0; r < each; ++r) {
+        sum[r] = fused(a[(first_i + r * warps) * D + d], value, sum[r]);
+      }
+    }
+    BERT4REC_UNROLL
+    for (unsigned r = 0; r < each; ++r) {
+      const unsigned i = first_i + r * warps;
+      if (i < m) to[i * to_stride + first + j] = sum[r];
+    }
+  }
+}
+
+// to[i,d] = sum_j w[i,j] b_j[d] in ascending j; w stands in shared memory, b as above.
+__device__ void sum_rows(unsigned m, unsigned n, unsigned D, const float* w, unsigned w_stride,
+                         const float* b, std::size_t stride, float* part, float* to,
+                         std::size_t to_stride) {
+  constexpr unsigned each = 8;
+  for (unsigned chunk = 0; chunk < m * D; chunk += each * attention_threads) {
+    const unsigned base = chunk + threadIdx.x;
+    float sum[each] = {};
+    for (unsigned first = 0; first < n; first += key_part) {
+      const unsigned rows = n - first < key_part ? n - first : key_part;
+      __syncthreads();
+      bring_rows(rows, D, b + first * stride, stride, part, D + 1);
+      __syncthreads();
+      BERT4REC_UNROLL
+      for (unsigned r = 0; r < each; ++r) {
+        const unsigned index = base + r * attention_threads, i = index / D, d = index % D;
+        if (i >= m) continue;
+        for (unsigned j = 0; j < rows; ++j) {
+          sum[r] = fused(w[i * w_stride + first + j], part[j * (D + 1) + d], sum[r]);
+        }
+      }
+    }
+    BERT4REC_UNROLL
+    for (unsigned r = 0; r < each; ++r) {
+      const unsigned index = base + r * attention_threads, i = index / D, d = index % D;
+      if (i < m) to[i * to_stride + d] = sum[r];
+    }
+  }
+}
+
+// Bytes of shared memory of the kernels that have a tile of queries; `matrices` of them [m,n].
+std::size_t query_tile_bytes(std::size_t D, std::size_t longest, std::size_t queries,
+                             std::size_t matrices) {
+  return sizeof(float) * (matrices * (most_queries * D + queries * longest) + key_part * (D + 1));
+}
+
+//   S = q k^T,   P = softmax(S / sqrt D),   o = dropout(P) v
+__global__ void attention_forward_kernel(Attention at, unsigned queries, const float* q_all,
+                                         const float* kv, float* kept, float* out) {
+  const Tile tile = tile_at_hand(at, at.query_tiles, at.num_query_tiles);
+  const auto H = at.H;
+  const auto D = static_cast<unsigned>(at.D), longest = static_cast<unsigned>(at.longest);
+  const unsigned m = tile.m - tile.first < queries ? tile.m - tile.first : queries;
+  const unsigned n = visible(at, tile, tile.first + m - 1);
+  float *q = shared_memory<float>(), *part = q + most_queries * D, *S = part + key_part * (D + 1);
+  const std::size_t column = blockIdx.y * at.D;
+  const std::size_t place = (tile.first_query + tile.first) * H + column;
+  const float *k = kv + tile.first_key * 2 * H + column, *v = k + H;
+  bring_rows(m, D, q_all + place, H, q, D);
+  dot_rows(m, n, D, q, k, 2 * H, part, S, longest);
+  __syncthreads();
+  const float scale = score_scale(at), kept_scale = dropout_scale(at.dropout);
+  for (unsigned i = threadIdx.x / lanes; i < m; i += attention_threads / lanes) {
+    float* s = S + i * longest;
+    const unsigned seen = visible(at, tile, tile.first + i);
+    float largest = minus_infinity(), sum = 0;
+    for (unsigned j = lane_at_hand(); j < seen; j += lanes) {
+      largest = largest < s[j] ? s[j] : largest;
+    }
+    largest = largest_of_lanes(largest);
+    for (unsigned j = lane_at_hand(); j < seen; j += lanes) {
+      s[j] = exp_of((s[j] - largest) * scale);
+      sum += s[j];
+    }
+    const float inverse = 1 / sum_lanes(sum);
+    for_dropout(at.dropout, dropout_row(at, tile, tile.first + i), n, [&](unsigned j, bool stays) {
+      s[j] = j < seen && stays ? s[j] * inverse * kept_scale : 0.0f;
+    });
+    if (lane_at_hand() == 0) {
+      float* of_query = kept_of(at, tile, tile.first + i, kept);
+      of_query[0] = largest, of_query[1] = inverse;
+    }
+  }
+  sum_rows(m, n, D, S, longest, v, 2 * H, part, out + place, H);
+}
+
+// With R = dropout(P), first for a tile of queries:
+//   dR = do v^T,   dS_ij = (R_ij dR_ij - P_ij sum_k R_ik dR_ik) / sqrt D,   dq = dS k
+__global__ void attention_backward_queries_kernel(Attention at, unsigned queries,
+                                                  const float* q_all, const float* kv, float* kept,
+                                                  const float* d_out, float* d_q) {
+  const Tile tile = tile_at_hand(at, at.query_tiles, at.num_query_tiles);
+  const auto H = at.H;
+  const auto D = static_cast<unsigned>(at.D), longest = static_cast<unsigned>(at.longest);
+  const unsigned m = tile.m - tile.first < queries ? tile.m - tile.first : queries;
+  const unsigned n = visible(at, tile, tile.first + m - 1);
+  float *q = shared_memory<float>(), *d_o = q + most_queries * D, *part = d_o + most_queries * D;
+  float *S = part + key_part * (D + 1), *d_R = S + queries * longest;
+  const std::size_t column = blockIdx.y * at.D;
+  const std::size_t place = (tile.first_query + tile.first) * H + column;
+  const float *k = kv + tile.first_key * 2 * H + column, *v = k + H;
+  bring_rows(m, D, q_all + place, H, q, D);
+  bring_rows(m, D, d_out + place, H, d_o, D);
+  dot_rows(m, n, D, q, k, 2 * H, part, S, longest);
+  dot_rows(m, n, D, d_o, v, 2 * H, part, d_R, longest);
+  __syncthreads();
+  const float scale = score_scale(at), kept_scale = dropout_scale(at.dropout);
+  for (unsigned i = threadIdx.x / lanes; i < m; i += attention_threads / lanes) {
+    float *s = S + i * longest, *d_r = d_R + i * longest;
+    float* of_query = kept_of(at, tile, tile.first + i, kept);
+    const float largest = of_query[0], inverse = of_query[1];
+    const unsigned seen = visible(at, tile, tile.first + i);
+    float sum = 0;
+    for_dropout(at.dropout, dropout_row(at, tile, tile.first + i), n, [&](unsigned j, bool stays) {
+      const float p = j < seen ? exp_of((s[j] - largest) * scale) * inverse : 0.0f;
+      const float r = stays ? p * kept_scale : 0.0f;
+      sum = fused(r, d_r[j], sum);
+      s[j] = p, d_r[j] = r * d_r[j];
+    });
+    const float mean = sum_lanes(sum);
+    for (unsigned j = lane_at_hand(); j < n; j += lanes) {
+      s[j] = scale * fused(s[j], -mean, d_r[j]);
+    }
+    if (lane_at_hand() == 0) of_query[2] = mean;
+  }
+  sum_rows(m, n, D, S, longest, k, 2 * H, part, d_q + place, H);
+}
+
+// ... and then for a tile of keys:   dv = R^T do,   dk = dS^T q, in the order of the header: if
+// attention is causal, blocks of 32 queries from the last to the first.
+constexpr unsigned key_threads = 256, causal_block = 32;
+
+std::size_t key_tile_bytes(std::size_t D, std::size_t keys) {
+  return sizeof(float) * (2 * keys * (D + 1) + 2 * most_queries * (D + keys));
+}
+
+// S and dR of the queries q[m,D] and the keys of the tile.
+__device__ void score_tile(unsigned m, unsigned keys, unsigned D, const float* q, const float* d_o,
+                           const float* k, const float* v, float* S, float* d_R) {
+  for (unsigned index = threadIdx.x; index < m * keys; index += key_threads) {
+    const unsigned i = index / keys, j = index % keys;
+    float s = 0, d_r = 0;
+    for (unsigned d = 0; d < D; ++d) {
+      s = fused(q[i * D + d], k[j * (D + 1) + d], s);
+      d_r = fused(d_o[i * D + d], v[j * (D + 1) + d], d_r);
+    }
+    S[index] = s, d_R[index] = d_r;
+  }
+}
+
+// S becomes R, and dR becomes dS, of query i of the row and `keys` keys from tile.first on.
+__device__ void score_gradient(const Attention& at, const Tile& tile, unsigned i, unsigned keys,
+                               const float* of_query, float* s, float* d_r) {
+  const float scale = score_scale(at), kept_scale = dropout_scale(at.dropout);
+  const unsigned seen = visible(at, tile, i), lane = lane_at_hand();
+  const float largest = of_query[0], inverse = of_query[1], mean = of_query[2];
+  const unsigned long long bits =
+      at.dropout.threshold == 0
+          ? 0
+          : random_bits(at.dropout.key_low, at.dropout.key_high, tile.first / 64 * 16 + lane,
+                        static_cast<unsigned>(dropout_row(at, tile, i)));
+  for (unsigned j = lane; j < keys; j += lanes) {
+    const unsigned key = tile.first + j, quarter = key / 16 % 4;
+    const bool stays = (bits >> (16 * quarter) & 0xffff) >= at.dropout.threshold;
+    const float p = key < seen ? exp_of((s[j] - largest) * scale) * inverse : 0.0f;
+    const float r = stays ? p * kept_scale : 0.0f;
+    d_r[j] = key < seen ? scale * fused(p, -mean, r * d_r[j]) : 0.0f;
+    s[j] = r;
+  }
+}
+
+__global__ void attention_backward_keys_kernel(Attention at, unsigned keys, const float* q_all,
+                                               const float* kv, float* kept, const float* d_out,
+                                               float* d_kv) {
+  const Tile tile = tile_at_hand(at, at.key_tiles, at.num_key_tiles);
+  const auto H = at.H;
+  const auto D = static_cast<unsigned>(at.D);
+  const unsigned width = tile.n - tile.first < keys ? tile.n - tile.first : keys;
+  float *k = shared_memory<float>(), *v = k + keys * (D + 1), *q = v + keys * (D + 1);
+  float *d_o = q + most_queries * D, *S = d_o + most_queries * D, *d_R = S + most_queries * keys;
+  const std::size_t column = blockIdx.y * at.D;
+  const std::size_t key_place = (tile.first_key + tile.first) * 2 * H + column;
+  bring_rows(width, D, kv + key_place, 2 * H, k, D + 1);
+  bring_rows(width, D, kv + key_place + H, 2 * H, v, D + 1);
+  const unsigned block = at.causal ? causal_block : tile.m;
+  constexpr unsigned each = 16;  // outputs of a thread at a time
+  for (unsigned base = 0; base < width * D; base += each * key_threads) {
+    float d_k[each] = {}, d_v[each] = {};
+    for (unsigned end = tile.m; end > 0;) {
+      const unsigned begin = (end - 1) / block * block;
+      for (unsigned first = begin; first < end; first += most_queries) {
+        const unsigned m = end - first < most_queries ? end - first : most_queries;
+        if (visible(at, tile, first + m - 1) <= tile.first) continue;
+        const std::size_t place = (tile.first_query + first) * H + column;
+        __syncthreads();
+        bring_rows(m, D, q_all + place, H, q, D);
+        bring_rows(m, D, d_out + place, H, d_o, D);
+        __syncthreads();
+        score_tile(m, width, D, q, d_o, k, v, S, d_R);
+        __syncthreads();
+        if (threadIdx.x / lanes < m) {
+          const unsigned i = threadIdx.x / lanes;
+          score_gradient(at, tile, first + i, width, kept_of(at, tile, first + i, kept),
+                         S + i * width, d_R + i * width);
+        }
+        __syncthreads();
+        for (unsigned i = 0; i < m; ++i) {
+          BERT4REC_UNROLL
+          for (unsigned r = 0; r < each; ++r) {
+            const unsigned index = base + threadIdx.x + r * key_threads;
+            if (index >= width * D) continue;
+            const unsigned j = index / D, d = index % D;
+            d_v[r] = fused(S[i * width + j], d_o[i * D + d], d_v[r]);
+            d_k[r] = fused(d_R[i * width + j], q[i * D + d], d_k[r]);
+          }
+        }
+      }
+      end = begin;
+    }
+    BERT4REC_UNROLL
+    for (unsigned r = 0; r < each; ++r) {
+      const unsigned index = base + threadIdx.x + r * key_threads;
+      if (index >= width * D) continue;
+      const std::size_t to = key_place + std::size_t{index / D} * 2 * H + index % D;
+      d_kv[to] = d_k[r], d_kv[to + H] = d_v[r];
+    }
+  }
+}
+
+// ---- Losses ------------------------------------------------------------------------------------
+
+// Of a place, by its half warp: all lanes have the loss.
+__device__ void record(const PlaceResults& results, std::size_t i, double loss, Counts counts) {
+  if (lane_at_hand() != 0) return;
+  results.losses[i] = loss;
+  results.counts[i] = counts;
+  if (!(fabs(loss) <= 1.7976931348623157e308)) *results.broken = 1;
+}
+
+// How many of s[n] are above `value`, and how many equal it.
+__device__ Counts count_above(const float* s, std::size_t n, float value) {
+  unsigned better = 0, ties = 0;
+  for (std::size_t j = lane_at_hand(); j < n; j += lanes) {
+    better += s[j] > value, ties += s[j] == value;
+  }
+  return {sum_lanes(better), sum_lanes(ties)};
+}
+
+// s[n] becomes scale (softmax(s) - [j = target]), but if scale is 0; returns the loss.
+__device__ double softmax_row(float* s, std::size_t n, std::size_t target, float scale) {
+  const float of_target = s[target];
+  float largest = minus_infinity(), sum = 0;
+  for (std::size_t j = lane_at_hand(); j < n; j += lanes) {
+    largest = largest < s[j] ? s[j] : largest;
+  }
+  largest = largest_of_lanes(largest);
+  __syncwarp(half_warp());  // all have read the target's score before it is written over
+  for (std::size_t j = lane_at_hand(); j < n; j += lanes) {
+    const float x = exp_of(s[j] - largest);
+    sum += x;
+    if (scale != 0) s[j] = x;
+  }
+  sum = sum_lanes(sum);
+  const float inverse = 1 / sum;
+  for (std::size_t j = lane_at_hand(); scale != 0 && j < n; j += lanes) {
+    float p = s[j] * inverse;
+    if (j == target) p -= 1;
+    s[j] = p * scale;
+  }
+  return static_cast<double>(largest) - static_cast<double>(of_target) +
+         natural_log(static_cast<double>(sum));
+}
+
+__global__ void softmax_loss_kernel(std::size_t M, std::size_t n, const std::uint32_t* targets,
+                                    const float* weights, float scale, float* s,
+                                    PlaceResults results) {
+  const std::size_t i = row_at_hand();
+  if (i >= M) return;
+  s += i * n;
+  Counts counts = count_above(s, n, s[targets[i]]);
+  counts.ties -= 1;
+  const float factor = weights == nullptr ? scale : scale * weights[i];
+  record(results, i, softmax_row(s, n, targets[i], factor), counts);
+}
+
+// x_i of x[n] becomes 1 / (1 + exp(-x_i)); returns sum_i log(1 + exp x_i). As in the header, the
+// factors 1 + exp(-|x_i|) are multiplied before the logarithm is taken, 64 to a lane.
+__device__ double logistic_row(float* x, std::size_t n) {
+  constexpr std::size_t block = 64 * lanes;
+  double logs = 0;
+  float positive = 0;
+  for (std::size_t first = 0; first < n; first += block) {
+    float product = 1;
+    for (std::size_t i = first + lane_at_hand(); i < n && i < first + block; i += lanes) {
+      const float e = exp_of(-fabsf(x[i])), factor = 1 + e;
+      if (x[i] > 0) positive += x[i];
+      product *= factor;
+      x[i] = (x[i] < 0 ? e : 1.0f) / factor;
+    }
+    const double log_of_lane = natural_log(static_cast<double>(product));
+    for (unsigned lane = 0; lane < lanes; ++lane) {
+      logs += __shfl_sync(half_warp(), log_of_lane, static_cast<int>(lane), lanes_wide);
+    }
+  }
+  return static_cast<double>(sum_lanes(positive)) + logs;
+}
+
+// The loss of gbce from s[1 + K], of which the first is the target's, which become the gradient:
+// logistic_loss() of the header.
+__device__ double logistic_loss_row(float* s, std::size_t K, double beta) {
+  const unsigned lane = lane_at_hand();
+  __syncwarp(half_warp());
+  if (lane == 0) s[0] = -s[0];
+  __syncwarp(half_warp());
+  const double target_loss = beta * logistic_row(s, 1);
+  const double loss = target_loss + logistic_row(s + 1, K);
+  __syncwarp(half_warp());
+  if (lane == 0) s[0] *= -static_cast<float>(beta);
+  __syncwarp(half_warp());
+  const float share = 1.0f / static_cast<float>(K + 1);
+  for (std::size_t j = lane; j < K + 1; j += lanes) s[j] *= share;
+  return loss / static_cast<double>(K + 1);
+}
+
+__global__ void drawn_loss_kernel(DrawnLoss loss, std::size_t M, std::size_t K, unsigned H,
+                                  const float* vectors, const float* w, const float* b, float* s,
+                                  float* d_target, PlaceResults results) {
+  const std::size_t i = row_at_hand();
+  if (i >= M) return;
+  const unsigned lane = lane_at_hand();
+  const std::uint32_t target = loss.targets[i];
+  const float *vector = vectors + i * H, *of_target = w + std::size_t{target} * H;
+  s += i * (K + 1);
+  float sum = 0;
+  for (unsigned d = lane; d < H; d += lanes) sum = fused(vector[d], of_target[d], sum);
+  const float score = sum_lanes(sum) + b[target];
+  if (lane == 0) s[0] = score;
+  for (std::size_t j = lane; j < K; j += lanes) {
+    if (loss.negatives[j] == target) s[1 + j] = minus_infinity();
+  }
+  const Counts counts = count_above(s + 1, K, score);
+  if (loss.softmax) {
+    for (std::size_t j = lane; j < K; j += lanes) s[1 + j] -= loss.log_expected[j];
+  }
+  __syncwarp(half_warp());  // the functions below share the row out anew
+  double value;
+  if (loss.softmax) {
+    value = softmax_row(s, K + 1, 0, loss.scale);
+  } else {
+    value = logistic_loss_row(s, K, loss.beta);
+    for (std::size_t j = lane; j < K + 1; j += lanes) s[j] *= loss.scale;
+  }
+  record(results, i, value, counts);
+  if (lane == 0) d_target[i] = s[0];
+}
+
+__global__ void add_scaled_gathered_kernel(std::size_t rows, unsigned H,
+                                           const std::uint32_t* places, const float* factors,
+                                           const float* from, float* to) {
+  const std::size_t t = row_at_hand();
+  if (t >= rows) return;
+  const float* row = from + std::size_t{places[t]} * H;
+  for (unsigned i = lane_at_hand(); i < H; i += lanes) {
+    to[t * H + i] = fused(factors[t], row[i], to[t * H + i]);
+  }
+}
+
+__global__ void add_scaled_rows_kernel(Sorted sorted, std::size_t H, const float* factors,
+                                       const float* from, float* out) {
+  const std::size_t j = column_at_hand();
+  if (j >= H) return;
+  float* to = out + std::size_t{sorted.ids[blockIdx.x]} * H + j;
+  float sum = *to;
+  for (std::uint32_t i = sorted.begins[blockIdx.x]; i < sorted.begins[blockIdx.x + 1]; ++i) {
+    const std::size_t place = sorted.places[i];
+    sum = fused(factors[place], from[place * H + j], sum);
+  }
+  *to = sum;
+}
+
+// ---- Matching ----------------------------------------------------------------------------------
+
+constexpr float largest_log_scale = 4.605170185988092f;
+
+__device__ float scale_of(const CosineScale& scale) {
+  if (scale.log_scale == nullptr) return scale.fixed;
+  return exp_of(largest_log_scale < *scale.log_scale ? largest_log_scale : *scale.log_scale);
+}
+
+__device__ float length_of(const float* x, unsigned H) {
+  float sum = 0;
+  for (unsigned d = lane_at_hand(); d < H; d += lanes) sum = fused(x[d], x[d], sum);
+  const float length = sqrtf(sum_lanes(sum));
+  return length < 1e-8f ? 1e-8f : length;
+}
+
+__global__ void unit_rows_kernel(std::size_t rows, unsigned H, const float* x, bool scaled,
+                                 CosineScale scale, float* y, float* lengths) {
+  const std::size_t t = row_at_hand();
+  if (t >= rows) return;
+  const float length = length_of(x + t * H, H), inverse = 1 / length;
+  for (unsigned d = lane_at_hand(); y != nullptr && d < H; d += lanes) {
+    const float unit = x[t * H + d] * inverse;
+    y[t * H + d] = scaled ? unit * scale_of(scale) : unit;
+  }
+  if (lengths != nullptr && lane_at_hand() == 0) lengths[t] = length;
+}
+
+// s_c = a u e_c / (|u| |e_c|): half a warp for each pair of a place and a candidate
+__global__ void cosine_kernel(Candidates at) {
+  const std::size_t pair = row_at_hand();
+  if (pair >= at.M * at.C) return;
+  const auto H = static_cast<unsigned>(at.H);
+  const float *e = at.item + std::size_t{at.items[pair]} * H, *u = at.units + pair / at.C * H;
+  const float length = length_of(e, H);
+  float sum = 0;
+  for (unsigned d = lane_at_hand(); d < H; d += lanes) sum = fused(u[d], e[d], sum);
+  const float cosine = sum_lanes(sum) / length;
+  if (lane_at_hand() != 0) return;
+  at.lengths[pair] = length, at.cosines[pair] = cosine, at.s[pair] = scale_of(at.scale) * cosine;
+}
+
+__global__ void matching_loss_kernel(Candidates at, float loss_scale, PlaceResults results) {
+  const std::size_t i = row_at_hand();
+  if (i >= at.M) return;
+  float* s = at.s + i * at.C;
+  const Counts counts = count_above(s + 1, at.C - 1, s[0]);
+  record(results, i, logistic_loss_row(s, at.C - 1, 1.0), counts);
+  for (std::size_t c = lane_at_hand(); c < at.C; c += lanes) s[c] *= loss_scale;
+}
+
+__global__ void matching_users_kernel(Candidates at, const float* user_lengths, float* du) {
+  const std::size_t i = row_at_hand();
+  if (i >= at.M) return;
+  const float *ds = at.s + i * at.C, *cosines = at.cosines + i * at.C;
+  const float a = scale_of(at.scale);
+  for (std::size_t d = lane_at_hand(); d < at.H; d += lanes) {
+    float sum = 0, along = 0;
+    for (std::size_t c = 0; c < at.C; ++c) {
+      const float* e = at.item + std::size_t{at.items[i * at.C + c]} * at.H;
+      sum = fused(ds[c] / at.lengths[i * at.C + c], e[d], sum);
+      along = fused(ds[c], cosines[c], along);
+    }
+    du[i * at.H + d] = fused(-along, at.units[i * at.H + d], sum) * (a / user_lengths[i]);
+  }
+}
+
+__global__ void matching_items_kernel(Candidates at, Sorted sorted, float* d_item) {
+  const std::size_t j = column_at_hand();
+  if (j >= at.H) return;
+  const std::size_t row = std::size_t{sorted.ids[blockIdx.x]} * at.H + j;
+  const float a = scale_of(at.scale), e = at.item[row];
+  float sum = d_item[row];
+  for (std::uint32_t i = sorted.begins[blockIdx.x]; i < sorted.begins[blockIdx.x + 1]; ++i) {
+    const std::size_t pair = sorted.places[i];
+    const float factor = at.s[pair] * a / at.lengths[pair];
+    sum = fused(factor, at.units[pair / at.C * at.H + j], sum);
+    sum = fused(-factor * at.cosines[pair] / at.lengths[pair], e, sum);
+  }
+  d_item[row] = sum;
+}
+
+// One thread, since it is one sum.
+__global__ void matching_scale_kernel(Candidates at, std::size_t first, std::size_t end,
+                                      float* d_log_scale) {
+  const float a = scale_of(at.scale);
+  float sum = 0;
+  BERT4REC_UNROLL_16
+  for (std::size_t pair = first; pair < end; ++pair) {
+    sum = fused(at.s[pair] * a, at.cosines[pair], sum);
+  }
+  const bool beyond = *at.scale.log_scale > largest_log_scale;
+  if (!beyond || sum > 0) *d_log_scale += sum;
+}
+
+__global__ void divide_columns_kernel(std::size_t M, std::size_t I, const float* lengths,
+                                      float* s) {
+  const std::size_t j = column_at_hand();
+  if (j >= I) return;
+  const float inverse = 1 / lengths[j];
+  for (std::size_t i = blockIdx.x; i < M; i += gridDim.x) s[i * I + j] *= inverse;
+}
+
+// ---- Optimizer ---------------------------------------------------------------------------------
+
+__global__ void sum_of_squares_kernel(std::size_t n, const float* g, float* squares) {
+  const std::size_t part = row_at_hand(), block = (n + norm_parts - 1) / norm_parts;
+  const std::size_t begin = part * block < n ? part * block : n;
+  const std::size_t end = begin + block < n ? begin + block : n;
+  float sum = 0;
+  BERT4REC_UNROLL_16
+  for (std::size_t i = begin + lane_at_hand(); i < end; i += lanes) sum = fused(g[i], g[i], sum);
+  sum = sum_lanes(sum);
+  if (lane_at_hand() == 0) squares[part] = sum;
+}
+
+__global__ void decide_kernel(std::size_t ranges, const float* squares, std::size_t rows,
+                              const double* row_squares, double clip_norm, Decision* decision) {
+  double sum = 0;
+  for (std::size_t range = 0; range < ranges; ++range) {
+    double of_range = 0;
+    BERT4REC_UNROLL_16
+    for (std::size_t i = 0; i < norm_parts; ++i) {
+      of_range += static_cast<double>(squares[range * norm_parts + i]);
+    }
+    sum += of_range;
+  }
+  BERT4REC_UNROLL_16
+  for (std::size_t i = 0; i < rows; ++i) sum += row_squares[i];
+  const double norm = sqrt(sum);
+  decision->norm = norm;
+  decision->gradient_scale =
+      clip_norm > 0 && norm > clip_norm ? static_cast<float>(clip_norm / norm) : 1.0f;
+  if (!(norm <= 1.7976931348623157e308)) decision->broken |= 2u;
+}
+
+__device__ void adamw_element(float& p, float g, float& m, float& v, const AdamConstants& c,
+                              float decay_factor, float gradient_scale) {
+  const float gradient = gradient_scale * g;
+  m = fused(gradient - m, c.rate1, m);
+  v = fused(fused(gradient, gradient, -v), c.rate2, v);
+  const float root = fused(sqrtf(v), c.root_correction, c.epsilon);
+  p = fused(p, decay_factor, -(m * c.step_size / root));
+}
+
+__global__ void adamw_kernel(std::size_t n, float* p, const float* g, float* m, float* v,
+                             const std::uint8_t* decays, AdamConstants c,
+                             const Decision* decision) {
+  const std::size_t i = place_at_hand();
+  if (i >= n || decision->broken != 0) return;
+  adamw_element(p[i], g[i], m[i], v[i], c, decays[i] != 0 ? c.decay_factor : 1.0f,
+                decision->gradient_scale);
+}
+
+// The token of row i, and where element j < width of its row is.
+__device__ std::size_t token_of(const TableRows& rows, std::size_t i) {
+  return rows.tokens == nullptr ? i : rows.tokens[i];
+}
+
+// A thread for each number of the rows: body(place in the tensor, token).
+template <class Body>
+__device__ void at_element_of(const TableRows& rows, Body&& body) {
+  const std::size_t index = place_at_hand();
+  if (index >= rows.count * rows.width) return;
+  const std::size_t token = token_of(rows, index / rows.width);
+  body(token * rows.width + index % rows.width, token);
+}
+
+__global__ void zero_rows_kernel(TableRows rows, float* g) {
+  at_element_of(rows, [&](std::size_t at, std::size_t) { g[at] = 0; });
+}
+
+__global__ void square_rows_kernel(TableRows rows, const float* g, double* squares) {
+  const std::size_t i = row_at_hand();
+  if (i >= rows.count) return;
+  g += token_of(rows, i) * rows.width;
+  float sum = 0;
+  for (std::size_t j = lane_at_hand(); j < rows.width; j += lanes) sum = fused(g[j], g[j], sum);
+  sum = sum_lanes(sum);
+  if (lane_at_hand() == 0) squares[i] += static_cast<double>(sum);
+}
+
+__global__ void adamw_rows_kernel(TableRows rows, float* p, const float* g, float* m, float* v,
+                                  AdamConstants c, const Decision* decision) {
+  if (decision->broken != 0) return;
+  at_element_of(rows, [&](std::size_t at, std::size_t) {
+    adamw_element(p[at], g[at], m[at], v[at], c, c.decay_factor, decision->gradient_scale);
+  });
+}
+
+__global__ void replay_rows_kernel(TableRows rows, float* p, float* m, float* v,
+                                   const AdamConstants* steps, const std::uint32_t* taken,
+                                   std::uint32_t end) {
+  at_element_of(rows, [&](std::size_t at, std::size_t token) {
+    float weight = p[at], first = m[at], second = v[at];
+    for (std::uint32_t step = taken[token]; step < end; ++step) {
+      const AdamConstants c = steps[step];
+      first = fused(0 - first, c.rate1, first);
+      second = fused(-second, c.rate2, second);
+      const float rest = first * c.rest_factor;
+      if (rest * rest <= second) first = 0;
+      const float root = fused(sqrtf(second), c.root_correction, c.epsilon);
+      weight = fused(weight, c.decay_factor, -(first * c.step_size / root));
+    }
+    p[at] = weight, m[at] = first, v[at] = second;
+  });
+}
+
+__global__ void set_taken_kernel(TableRows rows, std::uint32_t end, std::uint32_t* taken) {
+  const std::size_t i = place_at_hand();
+  if (i < rows.count) taken[token_of(rows, i)] = end;
+}
+
+}  // namespace
+
+// ---- What starts them --------------------------------------------------------------------------
+
+void multiply(Device& device, std::size_t m, std::size_t n, std::size_t k, const float* a,
+              std::size_t a_row, std::size_t a_col, const float* b, std::size_t b_row,
+              std::size_t b_col, const float* start, std::size_t start_row, float* c,
+              std::size_t c_row) {
+  const Matrix of_a{a, a_row, a_col}, of_b{b, b_col, b_row};
+  // The large tile reads shared memory half as often, if it leaves no processor idle.
+  const bool large = std::size_t{blocks_for(m, 128)} * blocks_for(n, 128) >= device.processors();
+  const unsigned side = large ? 128 : 64;
+  const dim3 grid(blocks_for(m, side), blocks_for(n, side));
+  const std::size_t shared = 2 * depth * (side + 4) * sizeof(float);
+  launch(device, "multiply", large ? multiply_kernel<8> : multiply_kernel<4>, grid, 256, shared, m,
+         n, k, of_a, of_b, start, start_row, c, c_row);
+}
+
+void add_columns(Device& device, const Blocks& blocks, std::size_t width, const float* dy,
+                 float* partial, float* out) {
+  const unsigned columns = blocks_for(width, column_threads);
+  launch(device, "column_sums", column_sums_kernel,
+         dim3(static_cast<unsigned>(blocks.count), columns), column_threads, 0, blocks, width, dy,
+         partial);
+  launch(device, "add_blocks", add_blocks_kernel, dim3(columns), column_threads, 0, blocks.count,
+         width, partial, width, out);
+}
+
+void add_columns(Device& device, std::size_t N, std::size_t width, const float* dy,
+                 std::size_t stride, float* out) {
+  launch(device, "add_blocks", add_blocks_kernel, dim3(blocks_for(width, column_threads)),
+         column_threads, 0, N, width, dy, stride, out);
+}
+
+void normalize(Device& device, std::size_t N, std::size_t H, const float* x, const float* gain,
+               const float* bias, float epsilon, float* y, Statistics* statistics) {
+  launch(device, "normalize", normalize_kernel, dim3(blocks_for(N, rows_a_block)), row_threads, 0,
+         N, static_cast<unsigned>(H), x, gain, bias, epsilon, y, statistics);
+}
+
+void add_and_normalize(Device& device, std::size_t N, std::size_t H, std::size_t first_row,
+                       Dropout dropout, const float* x, float* f, const float* gain,
+                       const float* bias, float epsilon, float* y, Statistics* statistics) {
+  launch(device, "add_and_normalize", add_and_normalize_kernel, dim3(blocks_for(N, rows_a_block)),
+         row_threads, 0, N, static_cast<unsigned>(H), first_row, dropout, x, f, gain, bias, epsilon,
+         y, statistics);
+}
+
+void normalize_parameters(Device& device, const Blocks& blocks, std::size_t H, const float* x,
+                          const Statistics* statistics, const float* dy, float* partial,
+                          float* dgain, float* dbias) {
+  const unsigned columns = blocks_for(H, column_threads);
+  launch(device, "normalize_parameters", normalize_parameters_kernel,
+         dim3(static_cast<unsigned>(blocks.count), columns), column_threads, 0, blocks, H, x,
+         statistics, dy, partial);
+  for (float* out : {dgain, dbias}) {
+    launch(device, "add_blocks", add_blocks_kernel, dim3(columns), column_threads, 0, blocks.count,
+           H, partial + (out == dbias ? H : 0), 2 * H, out);
+  }
+}
+
+void normalize_backward(Device& device, std::size_t N, std::size_t H, std::size_t first_row,
+                        Dropout dropout, const float* x, const Statistics* statistics,
+                        const float* gain, float* dy, float* df) {
+  launch(device, "normalize_backward", normalize_backward_kernel, dim3(blocks_for(N, rows_a_block)),
+         row_threads, 0, N, static_cast<unsigned>(H), first_row, dropout, x, statistics, gain, dy,
+         df);
+}
+
+void dropout(Device& device, std::size_t N, std::size_t H, std::size_t first_row, Dropout dropout,
+             const float* x, float* y) {
+  launch(device, "dropout", dropout_kernel, dim3(blocks_for(N, rows_a_block)), row_threads, 0, N,
+         static_cast<unsigned>(H), first_row, dropout, x, y);
+}
+
+void gelu(Device& device, std::size_t N, std::size_t width, std::size_t first_row, Dropout dropout,
+          const float* u, float* h) {
+  launch(device, "gelu", gelu_kernel, dim3(blocks_for(N, rows_a_block)), row_threads, 0, N,
+         static_cast<unsigned>(width), first_row, dropout, u, h);
+}
+
+void gelu_backward(Device& device, std::size_t N, std::size_t width, std::size_t first_row,
+                   Dropout dropout, const float* u, float* dh) {
+  launch(device, "gelu_backward", gelu_backward_kernel, dim3(blocks_for(N, rows_a_block)),
+         row_threads, 0, N, static_cast<unsigned>(width), first_row, dropout, u, dh);
+}
+
+void tanh(Device& device, std::size_t n, const float* u, float* y) {
+  launch(device, "tanh", tanh_kernel, dim3(blocks_for(n, flat_threads)), flat_threads, 0, n, u, y);
+}
+
+void tanh_backward(Device& device, std::size_t n, const float* y, float* dy) {
+  launch(device, "tanh_backward", tanh_backward_kernel, dim3(blocks_for(n, flat_threads)),
+         flat_threads, 0, n, y, dy);
+}
+
+void embed(Device& device, std::size_t N, std::size_t H, const std::uint32_t* tokens,
+           const std::uint32_t* positions, const std::uint32_t* segments, const float* item,
+           const float* position, const float* segment, float* e) {
+  launch(device, "embed", embed_kernel, dim3(blocks_for(N, rows_a_block)), row_threads, 0, N,
+         static_cast<unsigned>(H), tokens, positions, segments, item, position, segment, e);
+}
+
+void add_rows(Device& device, const Sorted& sorted, std::size_t H, const float* from, float* out) {
+  launch(device, "add_rows", add_rows_kernel,
+         dim3(static_cast<unsigned>(sorted.count), blocks_for(H, column_threads)), column_threads,
+         0, sorted, H, from, out);
+}
+
+void gather(Device& device, std::size_t rows, std::size_t H, const std::uint32_t* places,
+            const float* from, float* to) {
+  launch(device, "gather", gather_kernel, dim3(blocks_for(rows, rows_a_block)), row_threads, 0,
+         rows, static_cast<unsigned>(H), places, from, to);
+}
+
+void scatter(Device& device, std::size_t rows, std::size_t H, const std::uint32_t* places,
+             const float* from, float* to) {
+  launch(device, "scatter", scatter_kernel, dim3(blocks_for(rows, rows_a_block)), row_threads, 0,
+         rows, static_cast<unsigned>(H), places, from, to);
+}
+
+std::size_t query_tile(const Device& device, std::size_t D, std::size_t longest) {
+  std::size_t queries = most_queries;
+  while (queries > 1 && query_tile_bytes(D, longest, queries, 2) > device.shared_memory()) {
+    queries /= 2;
+  }
+  return queries;
+}
+
+std::size_t key_tile(std::size_t D) { return D <= 64 ? 64 : D <= 128 ? 32 : 16; }
+
+void attention_forward(Device& device, const Attention& at, const float* q, const float* kv,
+                       float* kept, float* out) {
+  const std::size_t queries = query_tile(device, at.D, at.longest);
+  launch(device, "attention_forward", attention_forward_kernel,
+         dim3(static_cast<unsigned>(at.num_query_tiles), static_cast<unsigned>(at.A)),
+         attention_threads, query_tile_bytes(at.D, at.longest, queries, 1), at,
+         static_cast<unsigned>(queries), q, kv, kept, out);
+}
+
+void attention_backward(Device& device, const Attention& at, const float* q, const float* kv,
+                        float* kept, const float* d_out, float* d_q, float* d_kv) {
+  const std::size_t queries = query_tile(device, at.D, at.longest), keys = key_tile(at.D);
+  launch(device, "attention_backward_queries", attention_backward_queries_kernel,
+         dim3(static_cast<unsigned>(at.num_query_tiles), static_cast<unsigned>(at.A)),
+         attention_threads, query_tile_bytes(at.D, at.longest, queries, 2), at,
+         static_cast<unsigned>(queries), q, kv, kept, d_out, d_q);
+  launch(device, "attention_backward_keys", attention_backward_keys_kernel,
+         dim3(static_cast<unsigned>(at.num_key_tiles), static_cast<unsigned>(at.A)), key_threads,
+         key_tile_bytes(at.D, keys), at, static_cast<unsigned>(keys), q, kv, kept, d_out, d_kv);
+}
+
+// Grids of kernels that give half a warp to a row, a thread to a number, or a block to an id.
+static dim3 grid_of_rows(std::size_t rows) { return dim3(blocks_for(rows, rows_a_block)); }
+static dim3 grid_of_numbers(std::size_t n) { return dim3(blocks_for(n, flat_threads)); }
+static dim3 grid_of_ids(std::size_t ids, std::size_t columns) {
+  return dim3(static_cast<unsigned>(ids), blocks_for(columns, column_threads));
+}
+
+void softmax_loss(Device& device, std::size_t M, std::size_t n, const std::uint32_t* targets,
+                  const float* weights, float scale, float* s, const PlaceResults& results) {
+  launch(device, "softmax_loss", softmax_loss_kernel, grid_of_rows(M), row_threads, 0, M, n,
+         targets, weights, scale, s, results);
+}
+
+void drawn_loss(Device& device, const DrawnLoss& loss, std::size_t M, std::size_t K, std::size_t H,
+                const float* vectors, const float* w, const float* b, float* s, float* d_target,
+                const PlaceResults& results) {
+  launch(device, "drawn_loss", drawn_loss_kernel, grid_of_rows(M), row_threads, 0, loss, M, K,
+         static_cast<unsigned>(H), vectors, w, b, s, d_target, results);
+}
+
+void add_scaled_gathered(Device& device, std::size_t rows, std::size_t H,
+                         const std::uint32_t* places, const float* factors, const float* from,
+                         float* to) {
+  launch(device, "add_scaled_gathered", add_scaled_gathered_kernel, grid_of_rows(rows), row_threads,
+         0, rows, static_cast<unsigned>(H), places, factors, from, to);
+}
+
+void add_scaled_rows(Device& device, const Sorted& sorted, std::size_t H, const float* factors,
+                     const float* from, float* out) {
+  launch(device, "add_scaled_rows", add_scaled_rows_kernel, grid_of_ids(sorted.count, H),
+         column_threads, 0, sorted, H, factors, from, out);
+}
+
+void unit_rows(Device& device, std::size_t rows, std::size_t H, const float* x,
+               const CosineScale* scale, float* y, float* lengths) {
+  launch(device, "unit_rows", unit_rows_kernel, grid_of_rows(rows), row_threads, 0, rows,
+         static_cast<unsigned>(H), x, scale != nullptr, scale == nullptr ? CosineScale{} : *scale,
+         y, lengths);
+}
+
+void matching_loss(Device& device, const Candidates& at, float loss_scale,
+                   const PlaceResults& results) {
+  launch(device, "cosine", cosine_kernel, grid_of_rows(at.M * at.C), row_threads, 0, at);
+  launch(device, "matching_loss", matching_loss_kernel, grid_of_rows(at.M), row_threads, 0, at,
+         loss_scale, results);
+}
+
+void matching_users(Device& device, const Candidates& at, const float* user_lengths, float* du) {
+  launch(device, "matching_users", matching_users_kernel, grid_of_rows(at.M), row_threads, 0, at,
+         user_lengths, du);
+}
+
+void matching_items(Device& device, const Candidates& at, const Sorted& sorted, float* d_item) {
+  launch(device, "matching_items", matching_items_kernel, grid_of_ids(sorted.count, at.H),
+         column_threads, 0, at, sorted, d_item);
+}
+
+void matching_scale(Device& device, const Candidates& at, std::size_t first, std::size_t end,
+                    float* d_log_scale) {
+  launch(device, "matching_scale", matching_scale_kernel, dim3(1), 1, 0, at, first, end,
+         d_log_scale);
+}
+
+void divide_columns(Device& device, std::size_t M, std::size_t I, const float* lengths, float* s) {
+  const auto rows = static_cast<unsigned>(M < 64 ? M : 64);
+  launch(device, "divide_columns", divide_columns_kernel, grid_of_ids(rows, I), column_threads, 0,
+         M, I, lengths, s);
+}
+
+void sum_of_squares(Device& device, std::size_t n, const float* g, float* squares) {
+  launch(device, "sum_of_squares", sum_of_squares_kernel, grid_of_rows(norm_parts), row_threads, 0,
+         n, g, squares);
+}
+
+void decide(Device& device, std::size_t ranges, const float* squares, std::size_t rows,
+            const double* row_squares, double clip_norm, Decision* decision) {
+  launch(device, "decide", decide_kernel, dim3(1), 1, 0, ranges, squares, rows, row_squares,
+         clip_norm, decision);
+}
+
+void adamw(Device& device, std::size_t n, float* p, const float* g, float* m, float* v,
+           const std::uint8_t* decays, const AdamConstants& constants, const Decision* decision) {
+  launch(device, "adamw", adamw_kernel, grid_of_numbers(n), flat_threads, 0, n, p, g, m, v, decays,
+         constants, decision);
+}
+
+void zero_rows(Device& device, const TableRows& rows, float* g) {
+  launch(device, "zero_rows", zero_rows_kernel, grid_of_numbers(rows.count * rows.width),
+         flat_threads, 0, rows, g);
+}
+
+void square_rows(Device& device, const TableRows& rows, const float* g, double* squares) {
+  launch(device, "square_rows", square_rows_kernel, grid_of_rows(rows.count), row_threads, 0, rows,
+         g, squares);
+}
+
+void adamw_rows(Device& device, const TableRows& rows, float* p, const float* g, float* m, float* v,
+                const AdamConstants& constants, const Decision* decision) {
+  launch(device, "adamw_rows", adamw_rows_kernel, grid_of_numbers(rows.count * rows.width),
+         flat_threads, 0, rows, p, g, m, v, constants, decision);
+}
+
+void replay_rows(Device& device, const TableRows& rows, float* p, float* m, float* v,
+                 const AdamConstants* steps, const std::uint32_t* taken, std::uint32_t end) {
+  launch(device, "replay_rows", replay_rows_kernel, grid_of_numbers(rows.count * rows.width),
+         flat_threads, 0, rows, p, m, v, steps, taken, end);
+}
+
+void set_taken(Device& device, const TableRows& rows, std::uint32_t end, std::uint32_t* taken) {
+  launch(device, "set_taken", set_taken_kernel, grid_of_numbers(rows.count), flat_threads, 0, rows,
+         end, taken);
+}
+
+}  // namespace bert4rec::cuda

@@ -1,0 +1,190 @@
+// The engine on a GPU gives the bits of the engine on the processor: every step of every head, on
+// ragged rows, and what is read from it. Compiled with emulation.hpp it runs everywhere; nvcc makes
+// of the same text the test of a device (tests/cuda/on_device.sh).
+
+#include "bert4rec.hpp"
+#include "check.hpp"
+#include "cuda/engine.hpp"
+
+#if defined(BERT4REC_EMULATION)
+#include "emulation.hpp"
+#endif
+
+using namespace bert4rec;
+
+namespace {
+
+// ---- Cases -------------------------------------------------------------------------------------
+
+struct Case {
+  std::string name;
+  ModelConfig model;
+  TrainConfig train;
+  std::size_t rows = 9, shortest = 1, steps = 3;
+};
+
+// Rows of `shortest` ... L items, of which some are asked for.
+Batch ragged_batch(const Case& at, std::uint64_t step) {
+  Batch batch;
+  const std::size_t L = at.model.max_length, I = at.model.num_items;
+  for (std::size_t row = 0; row < at.rows; ++row) {
+    const Key key = fold_in(fold_in(make_key(17), step), row);
+    const std::size_t n = row == 0 ? L : at.shortest + below(key, 0, L - at.shortest + 1);
+    std::vector<std::int32_t> items;
+    for (std::size_t i = 0; i < n; ++i) {
+      items.push_back(static_cast<std::int32_t>(below(fold_in(key, 1), i, I)));
+    }
+    if (at.model.task == TaskKind::classification) {
+      batch.ask(static_cast<std::int32_t>(row % at.model.classes), items[0]);
+      for (std::size_t i = 1; i < n; ++i) {
+        batch.tokens.push_back(items[i]);
+        batch.segments.resize(batch.tokens.size());
+        batch.segments.back() = i > n / 2 && at.model.segments > 1;
+      }
+      batch.segments.resize(batch.tokens.size());
+      batch.weights.push_back(row % 2 == 0 ? 1.0f : 0.3f);
+      batch.end_row();
+      if (at.model.segments == 0) batch.segments.clear();
+    } else if (at.model.objective == Objective::causal) {
+      add_causal_row(batch, items, at.model);
+    } else {
+      add_cloze_row(batch, items, at.model, 0.3, key);
+    }
+  }
+  const auto draw = [&](std::size_t i) {
+    return static_cast<std::int32_t>(below(fold_in(make_key(23), step), i, I));
+  };
+  if (at.model.task == TaskKind::matching) {
+    for (std::size_t i = 0; i < 3 * batch.asked.size(); ++i) batch.own_negatives.push_back(draw(i));
+  } else if (draws_negatives(at.train.loss)) {
+    for (std::size_t i = 0; i < at.train.negatives; ++i) {
+      batch.negatives.push_back(draw(i));
+      batch.log_expected.push_back(-0.5f - 0.1f * static_cast<float>(i % 3));
+    }
+  }
+  return batch;
+}
+
+std::vector<Case> cases() {
+  Case base;
+  base.model.num_items = 97, base.model.max_length = 23, base.model.hidden_size = 16;
+  base.model.num_heads = 2, base.model.dropout = 0.1, base.model.attention_dropout = 0.2;
+  base.train.threads = 1, base.train.clip_norm = 1, base.train.batch_size = 9;
+  std::vector<Case> all;
+  const auto add = [&](std::string name, auto&& change) {
+    Case made = base;
+    made.name = std::move(name);
+    change(made);
+    all.push_back(made);
+  };
+  add("items, paper", [](Case&) {});
+  add("items, torch", [](Case& c) { c.model.architecture = Architecture::torch; });
+  add("no dropout, three heads of 5, one layer", [](Case& c) {
+    c.model.hidden_size = 15, c.model.num_heads = 3, c.model.num_layers = 1;
+    c.model.dropout = c.model.attention_dropout = 0;
+  });
+  add("causal",
+      [](Case& c) { c.model.objective = Objective::causal, c.model.max_length = 70, c.rows = 4; });
+  add("causal, heads of 40", [](Case& c) {
+    c.model.objective = Objective::causal, c.model.hidden_size = 80, c.rows = 3, c.steps = 2;
+  });
+  add("wide heads, of 72",
+      [](Case& c) { c.model.hidden_size = 72, c.model.num_heads = 1, c.rows = 3, c.steps = 2; });
+  add("two groups, of 2,048 tokens and less", [](Case& c) {
+    c.model.max_length = 200, c.model.hidden_size = 8, c.rows = 19, c.shortest = 90, c.steps = 2;
+    c.model.num_items = 40;
+  });
+  add("more places than items", [](Case& c) { c.model.num_items = 7, c.rows = 30; });
+  for (const Loss loss : {Loss::sampled_softmax, Loss::gbce, Loss::bce}) {
+    for (const Objective objective : {Objective::cloze, Objective::causal}) {
+      add(join(enum_name(loss), ", ", enum_name(objective)), [&](Case& c) {
+        c.train.loss = loss, c.train.negatives = 33, c.model.objective = objective, c.steps = 5;
+        c.train.gbce_t = 0.75;
+      });
+    }
+  }
+  add("two groups of drawn items", [](Case& c) {
+    c.train.loss = Loss::sampled_softmax, c.train.negatives = 20, c.model.max_length = 200;
+    c.model.hidden_size = 8, c.rows = 19, c.shortest = 90, c.steps = 2;
+  });
+  add("matching", [](Case& c) { c.model.task = TaskKind::matching, c.steps = 5; });
+  add("matching with a fixed scale",
+      [](Case& c) { c.model.task = TaskKind::matching, c.model.fixed_scale = 20; });
+  add("classification", [](Case& c) {
+    c.model.task = TaskKind::classification, c.model.classes = 3, c.model.segments = 2;
+    c.model.norm_epsilon = 1e-12, c.model.inner_size = 40;
+  });
+  return all;
+}
+
+// ---- Comparisons -------------------------------------------------------------------------------
+
+// Every bit of two arrays, NaN included.
+void check_bits(std::string_view what, std::span<const float> found,
+                std::span<const float> expected,
+                Place where = {__builtin_FILE(), __builtin_LINE()}) {
+  if (!check(found.size() == expected.size(), join(what, " has another size"), where)) return;
+  std::size_t different = 0, first = 0;
+  for (std::size_t i = found.size(); i-- > 0;) {
+    if (std::bit_cast<std::uint32_t>(found[i]) == std::bit_cast<std::uint32_t>(expected[i]))
+      continue;
+    ++different, first = i;
+  }
+  if (different == 0) return;
+  check(false,
+        join(what, ": ", different, " of ", found.size(), " numbers differ, the first is ", first,
+             ": ", found[first], ", expected ", expected[first]),
+        where);
+}
+
+// ... of all tensors of an engine, by name.
+void check_state(std::string_view what, Engine& found, Engine& expected, State state) {
+  std::vector<float> a(found.table().size()), b(a.size());
+  found.read(state, a), expected.read(state, b);
+  for (const TensorSpec& spec : found.table()) {
+    check_bits(join(what, " ", spec.name), std::span(a).subspan(spec.offset, spec.size),
+               std::span(b).subspan(spec.offset, spec.size));
+  }
+}
+
+void check_tallies(std::string_view what, const Tally& found, const Tally& expected) {
+  check(std::bit_cast<std::uint64_t>(found.loss_sum) ==
+            std::bit_cast<std::uint64_t>(expected.loss_sum),
+        join(what, ": loss ", found.loss_sum, ", expected ", expected.loss_sum));
+  check(found.count == expected.count && found.hits == expected.hits, join(what, ": other counts"));
+}
+
+void check_case(const Case& at) {
+  const auto cpu = make_cpu_engine(at.model, at.train, Start::random);
+  const auto gpu = make_cuda_engine(at.model, at.train, Start::random);
+  for (std::uint64_t step = 0; step < at.steps; ++step) {
+    const Batch batch = ragged_batch(at, step);
+    const Tally expected = cpu->train(batch, step, 1e-3), found = gpu->train(batch, step, 1e-3);
+    check_tallies(join("step ", step), found, expected);
+  }
+  check_state("parameters", *gpu, *cpu, State::parameters);
+  check_state("first moments", *gpu, *cpu, State::first_moment);
+  check_state("second moments", *gpu, *cpu, State::second_moment);
+
+  const Batch batch = ragged_batch(at, 100);
+  check_tallies("evaluation", gpu->evaluate(batch), cpu->evaluate(batch));
+  std::vector<float> a(batch.asked.size() * at.model.targets()), b(a.size());
+  gpu->score(batch, a), cpu->score(batch, b);
+  check_bits("scores", a, b);
+  const std::size_t width = cpu->vector_size();
+  check_equal(gpu->vector_size(), width);
+  if (width == 0) return;
+  a.resize(batch.asked.size() * width), b.resize(a.size());
+  gpu->user_vectors(batch, a), cpu->user_vectors(batch, b);
+  check_bits("user vectors", a, b);
+  a.resize((at.model.num_items - 2) * width), b.resize(a.size());
+  gpu->item_vectors(2, a), cpu->item_vectors(2, b);
+  check_bits("item vectors", a, b);
+}
+
+}  // namespace
+
+int main() {
+  for (const Case& at : cases()) test(at.name, [&] { check_case(at); });
+  return finish();
+}
