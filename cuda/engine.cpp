@@ -796,14 +796,13 @@ class CudaItemHead {
     float* d_s = scores_.data() + 1;
     cuda::multiply(device, M, K, H, vectors, H, 1, drawn_.data(), 1, H, drawn_bias_.data(), 0, d_s,
                    K + 1);
-    const double alpha = static_cast<double>(K) / static_cast<double>(config_.num_items - 1);
     const double t = train_.loss == Loss::gbce ? train_.gbce_t : 0.0;
-    const double beta = 1 - detail::rounded(t * (1 - std::min(1.0, alpha)));
-    cuda::drawn_loss(device,
-                     {train_.loss == Loss::sampled_softmax, beta, compute.targets(),
-                      compute.negatives(), compute.log_expected(), loss_scale},
-                     M, K, H, vectors, w_.weight, w_.bias, scores_.data(), d_target_.data(),
-                     results);
+    const double beta = gbce_beta(t, K, config_.num_items);
+    cuda::drawn_loss(
+        device,
+        {train_.loss == Loss::sampled_softmax, beta, static_cast<float>(gbce_balance(beta, K)),
+         compute.targets(), compute.negatives(), compute.log_expected(), loss_scale},
+        M, K, H, vectors, w_.weight, w_.bias, scores_.data(), d_target_.data(), results);
     cuda::multiply(device, M, H, K, d_s, K + 1, 1, drawn_.data(), H, 1, nullptr, 0, d_vectors, H);
     cuda::add_scaled_gathered(device, M, H, compute.targets(), d_target_.data(), w_.weight,
                               d_vectors);

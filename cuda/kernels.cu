@@ -979,6 +979,7 @@ __global__ void drawn_loss_kernel(DrawnLoss loss, std::size_t M, std::size_t K, 
   if (loss.softmax) {
     value = softmax_row(s, K + 1, 0, loss.scale);
   } else {
+    for (std::size_t j = lane; j < K + 1; j += lanes) s[j] -= loss.balance;
     value = logistic_loss_row(s, K, loss.beta);
     for (std::size_t j = lane; j < K + 1; j += lanes) s[j] *= loss.scale;
   }

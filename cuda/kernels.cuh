@@ -179,8 +179,9 @@ void softmax_loss(Device&, std::size_t M, std::size_t n, const std::uint32_t* ta
 // from column 1 on; column 0 receives vector_i w_target + b_target; then all become the gradient,
 // that of the target in d_target[M], too.
 struct DrawnLoss {
-  bool softmax;  // sampled softmax; else gbce, with its beta
+  bool softmax;  // sampled softmax; else gbce, with its beta and log(K / beta)
   double beta;
+  float balance;
   const std::uint32_t *targets, *negatives;
   const float* log_expected;
   float scale;

@@ -52,7 +52,10 @@ expect 2 "constant|linear|cosine" "$bin/train_model" --schedule step
 expect 2 "--resume takes no value" "$bin/train_model" --resume=yes
 expect 1 "epochs is 0" "$bin/train_model" --data good --output o --epochs 0
 expect 1 "num_heads is 3" "$bin/train_model" --data good --output o --hidden-size 8 --num-heads 3
-expect 1 "no CUDA engine" "$bin/train_model" --data good --gpu
+expect 1 "GPU" "$bin/train_model" --data good --output o --gpu 999 # without CUDA, a device, or so many
+expect 1 "GPU" "$bin/train_model" --gpu --data good --output o --gpu=999
+expect 2 "expected a number" "$bin/train_model" --gpu=first
+expect 1 "float32 alone" "$bin/train_model" --data good --output o --fp16
 expect 1 "missing/items.jsonl" "$bin/train_model" --data missing --output o
 
 # ---- the way it should be -----------------------------------------------------------------------

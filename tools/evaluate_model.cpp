@@ -1,7 +1,7 @@
 // Evaluates a trained model on what its training held out, with baselines and published rows beside
 // it: a table for each protocol.
 
-#include "common/cli.hpp"
+#include "common/gpu.hpp"
 
 namespace {
 
@@ -13,6 +13,7 @@ struct Options {
   HeldOut held_out = HeldOut::test;
   std::uint64_t seed = 42;
   std::size_t threads = 0;
+  gpu::Choice gpu;
   bool baselines_only = false, shuffle_histories = false, json = false, markdown = false;
 };
 
@@ -37,6 +38,7 @@ Options parse(int argc, char** argv) {
               "a file of published rows, such as tools/studies/presets/published-ml1m.json");
   line.option("seed", options.seed, "of drawn candidates, intervals and shuffled histories");
   line.option("threads", options.threads, "threads; 0: one a core");
+  options.gpu.add_flag(line);
   line.flag("json", options.json, "print JSON, with the intervals of all rows");
   line.flag("markdown", options.markdown, "print Markdown");
   line.parse(argc, argv);
@@ -343,7 +345,7 @@ Model load(const Options& options, const Dataset& data) {
   model.train = stored_config<TrainConfig>(file, "train_config");
   require(file.metadata("data") == data.fingerprint(), model.path, ": trained on other data than ",
           options.data);
-  model.engine = load_model(file, options.threads);
+  model.engine = load_model(file, options.threads, options.gpu.maker());
   return model;
 }
 

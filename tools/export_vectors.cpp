@@ -1,7 +1,7 @@
 // Writes the vectors of a trained model's items and of users, for indexes that search by inner
 // product.
 
-#include "common/cli.hpp"
+#include "common/gpu.hpp"
 #include "common/vectors.hpp"
 
 namespace {
@@ -13,6 +13,7 @@ struct Options {
   std::string name = "best_model";
   vectors::Format format = vectors::Format::npy;
   std::size_t threads = 0;
+  gpu::Choice gpu;
 };
 
 Options parse(int argc, char** argv) {
@@ -29,13 +30,14 @@ Options parse(int argc, char** argv) {
   line.option("output", options.output, "folder for the files");
   line.option("format", options.format, "kind of the files of numbers");
   line.option("threads", options.threads, "threads; 0: one a core");
+  options.gpu.add_flag(line);
   line.parse(argc, argv);
   return options;
 }
 
 int export_vectors(int argc, char** argv) {
   const Options options = parse(argc, argv);
-  Recommender recommender(options.model, options.name, options.threads);
+  Recommender recommender(options.model, options.name, options.threads, options.gpu.maker());
   Engine& engine = recommender.engine();
   const Catalogue& catalogue = recommender.catalogue();
   require(engine.vector_size() > 0, options.model, ": a model without vectors of items and users");

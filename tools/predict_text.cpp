@@ -1,6 +1,6 @@
 // Tells the labels of texts by one classifier, or by several whose probabilities are averaged.
 
-#include "common/cli.hpp"
+#include "common/gpu.hpp"
 #include "common/texts.hpp"
 
 namespace {
@@ -12,6 +12,7 @@ struct Options {
   Path input, evaluate;
   texts::Columns columns;
   std::size_t threads = 0;
+  gpu::Choice gpu;
   bool json = false;
 };
 
@@ -30,6 +31,7 @@ Options parse(int argc, char** argv) {
               "TSV, CSV or JSON lines of texts and labels: how many are right");
   options.columns.add_flags(line);
   line.option("threads", options.threads, "threads; 0: one a core");
+  options.gpu.add_flag(line);
   line.flag("json", options.json, "a line of JSON for each text, or for the evaluation");
   line.parse(argc, argv);
   if (line.given("text") + line.given("input") + line.given("evaluate") != 1) {
@@ -46,7 +48,8 @@ class Ensemble {
       const std::size_t length = std::min(rest.find(','), rest.size());
       const Path folder = path_from(std::string(rest.substr(0, length)));
       rest.remove_prefix(std::min(length + 1, rest.size()));
-      members_.push_back(std::make_unique<Classifier>(folder, options.name, options.threads));
+      members_.push_back(
+          std::make_unique<Classifier>(folder, options.name, options.threads, options.gpu.maker()));
       require(members_.back()->labels() == labels(), folder, ": has other labels than the first");
     }
     require(!members_.empty(), "--models names no folder");

@@ -4,7 +4,7 @@
 #ifndef BERT4REC_WITHOUT_CURL
 #include "anilist/anilist.hpp"
 #else
-#include "common/cli.hpp"
+#include "common/gpu.hpp"
 
 // Stands for anilist.hpp where there is no libcurl: everything but --anilist works.
 namespace anilist {
@@ -34,6 +34,7 @@ struct Options {
   std::string name = "best_model", user, items, similar_to, anilist_name, language = "english";
   anilist::Options anilist;
   std::size_t count = 10, threads = 0;
+  gpu::Choice gpu;
   bool json = false;
 };
 
@@ -55,6 +56,7 @@ Options parse(int argc, char** argv) {
   line.option("titles", options.language, "english, romaji or native, where there is one");
   line.option("count", options.count, "how many to recommend");
   line.option("threads", options.threads, "threads; 0: one a core");
+  options.gpu.add_flag(line);
   line.flag("json", options.json, "print JSON");
   anilist::add_options(line, options.anilist);
   line.parse(argc, argv);
@@ -212,7 +214,7 @@ void print_text(const Options& options, const Catalogue& catalogue, ItemSpan abo
 
 int recommend(int argc, char** argv) {
   const Options options = parse(argc, argv);
-  Recommender recommender(options.model, options.name, options.threads);
+  Recommender recommender(options.model, options.name, options.threads, options.gpu.maker());
   const Catalogue& catalogue = recommender.catalogue();
   const bool is_similar = !options.similar_to.empty();
   const std::vector<std::int32_t> about =

@@ -1,6 +1,6 @@
 // Trains a classifier of texts: a BERT encoder from scratch, from masked text, or from a model.
 
-#include "common/cli.hpp"
+#include "common/gpu.hpp"
 #include "common/texts.hpp"
 #include "plots/plots.hpp"
 
@@ -16,6 +16,7 @@ struct Options {
   Path texts, dev, test, vocab, output = "output", from, unlabelled;
   double dev_share = 0.1, pretrain_rate = 1e-3;
   std::size_t pretrain = 0;
+  gpu::Choice gpu;
   bool resume = false, overwrite = false;
 };
 
@@ -67,6 +68,7 @@ Options parse(int argc, char** argv) {
   line.option("unlabelled", options.unlabelled, "further texts for that, in a file as --texts");
   line.configuration(options.train, {{"learning_rate", "lr"}}, hidden_train_fields);
   line.configuration(options.model, {}, hidden_model_fields);
+  options.gpu.add_flag(line);
   line.flag("resume", options.resume,
             "continue the run in the output folder; the other flags as "
             "they were");
@@ -222,7 +224,7 @@ bool is_finished(const Path& output) {
 // Trains in `output`; false if a signal stopped it.
 bool train(std::unique_ptr<Task> task, const TrainConfig& config, const Path& output,
            const Path& from, const Options& options) {
-  Trainer trainer(std::move(task), config, output);
+  Trainer trainer(std::move(task), config, output, options.gpu.maker());
   std::cout << cli::grouped(trainer.engine().table().size()) << " parameters\n";
   const bool resume = options.resume && holds_run(output);
   if (resume) {
@@ -282,7 +284,8 @@ bool pretrain(const Options& options, const Corpus& corpus, const std::string& v
 
 // The picture is that of the test texts, if there are any.
 void report(const Options& options, const Corpus& corpus) {
-  Classifier classifier(options.output / "models", "best_model", options.train.threads);
+  Classifier classifier(options.output / "models", "best_model", options.train.threads,
+                        options.gpu.maker());
   const texts::FirstLabels first = texts::first_labels(corpus.train);
   Json json;
   const auto add = [&](const std::string& name, const std::vector<LabelledText>& all) {

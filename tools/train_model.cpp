@@ -1,7 +1,7 @@
 // Trains BERT4Rec on a folder of items.jsonl and histories.jsonl.
 
 #include "common/audit.hpp"
-#include "common/cli.hpp"
+#include "common/gpu.hpp"
 #include "plots/plots.hpp"
 
 namespace {
@@ -12,7 +12,8 @@ struct Options {
   ModelConfig model;
   TrainConfig train;
   Path data = "data/demo", output = "output", preset;
-  bool resume = false, overwrite = false, gpu = false, fp16 = false, every_fold = false;
+  gpu::Choice gpu;
+  bool resume = false, overwrite = false, fp16 = false, every_fold = false;
   bool allow_collapse = false;
 };
 
@@ -93,8 +94,8 @@ void add_flags(cli::CommandLine& line, Options& options) {
   line.flag("overwrite", options.overwrite, "replace the run in the output folder");
   line.flag("allow-collapse", options.allow_collapse,
             "matching without negatives (--neg-ratio 0), to see what comes of it");
-  line.flag("gpu", options.gpu, "train on a CUDA device (not in this version)");
-  line.flag("fp16", options.fp16, "half precision on a CUDA device (not in this version)");
+  options.gpu.add_flag(line);
+  line.flag("fp16", options.fp16, "half precision on a GPU (not in this version)");
 }
 
 Options parse(int argc, char** argv) {
@@ -132,8 +133,8 @@ Options parse(int argc, char** argv) {
         "--neg-ratio 0: without negatives all vectors become one (collapse); "
         "--allow-collapse to see it happen");
   }
-  require(!options.gpu && !options.fp16, options.gpu ? "--gpu" : "--fp16", ": version ",
-          BERT4REC_VERSION_STRING, " has no CUDA engine; leave the flag out to train on the CPU");
+  require(!options.fp16, "--fp16: version ", BERT4REC_VERSION_STRING,
+          " computes in float32 alone; leave the flag out");
   return options;
 }
 
@@ -217,7 +218,7 @@ void resume(Trainer& trainer) {
 std::optional<TrainingMetrics> train(const Options& options, const Dataset& data) {
   auto made = make_task(data, options.model, options.train);
   const CatalogueTask& task = *made;
-  Trainer trainer(std::move(made), options.train, options.output);
+  Trainer trainer(std::move(made), options.train, options.output, options.gpu.maker());
   std::cout << cli::grouped(trainer.engine().table().size()) << " parameters, "
             << cli::grouped(task.split().train_users().size()) << " users to train on";
   if (const auto* matching = dynamic_cast<const MatchingTask*>(&task)) {

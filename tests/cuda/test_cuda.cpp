@@ -5,6 +5,7 @@
 #include "bert4rec.hpp"
 #include "check.hpp"
 #include "cuda/engine.hpp"
+#include "cuda/kernels.cuh"
 
 #if defined(BERT4REC_EMULATION)
 #include "emulation.hpp"
@@ -67,7 +68,7 @@ Batch ragged_batch(const Case& at, std::uint64_t step) {
 
 std::vector<Case> cases() {
   Case base;
-  base.model.num_items = 97, base.model.max_length = 23, base.model.hidden_size = 16;
+  base.model.num_items = 97, base.model.max_length = 23, base.model.hidden_size = 40;
   base.model.num_heads = 2, base.model.dropout = 0.1, base.model.attention_dropout = 0.2;
   base.train.threads = 1, base.train.clip_norm = 1, base.train.batch_size = 9;
   std::vector<Case> all;
@@ -185,6 +186,15 @@ void check_case(const Case& at) {
 }  // namespace
 
 int main() {
-  for (const Case& at : cases()) test(at.name, [&] { check_case(at); });
+  for (const Case& at : cases()) {
+    if (cuda::device_count() == 0)
+      skip(at.name, "no GPU");
+    else
+      test(at.name, [&] { check_case(at); });
+  }
+  test("a GPU that is not there is named", [] {
+    const auto make = cuda_engine_maker(999);
+    check_throws([&] { make(cases()[0].model, TrainConfig(), Start::zeros); }, {"GPU"});
+  });
   return finish();
 }

@@ -148,8 +148,9 @@ def sampled_losses(name, scores, batch):
         return torch.cat([s_target, s.masked_fill(hit, -math.inf)], 1).logsumexp(1) - s_target[:, 0]
     K = len(batch["negatives"])
     beta = 1 - (GBCE_T if name == "gbce" else 0.0) * (1 - K / (SMALL["num_items"] - 1))
-    wrong = log_logistic(s).masked_fill(hit, 0.0).sum(1)
-    return (beta * log_logistic(-s_target[:, 0]) + wrong) / (K + 1)
+    balance = math.log(K / beta)  # a shift of all scores: see chapter 12
+    wrong = log_logistic(s - balance).masked_fill(hit, 0.0).sum(1)
+    return (beta * log_logistic(balance - s_target[:, 0]) + wrong) / (K + 1)
 
 
 def matching_loss(model, users, batch):
@@ -263,8 +264,9 @@ def plain_loss(model, name, batch):
         else:
             alpha = NEGATIVES / (SMALL["num_items"] - 1)
             beta = 1 - GBCE_T * (1 - alpha) if name == "gbce" else 1
-            wrong = sum(math.log(1 + math.exp(s[batch["negatives"][j]])) for j in others)
-            total += (beta * math.log(1 + math.exp(-s[target])) + wrong) / (NEGATIVES + 1)
+            odds = NEGATIVES / beta
+            wrong = sum(math.log(1 + math.exp(s[batch["negatives"][j]]) / odds) for j in others)
+            total += (beta * math.log(1 + odds * math.exp(-s[target])) + wrong) / (NEGATIVES + 1)
     return total / len(batch["targets"])
 
 

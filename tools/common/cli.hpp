@@ -216,14 +216,25 @@ class CommandLine {
     const std::string shown = detail::show_value(value);
     options_.push_back({std::move(name), std::move(alias), detail::placeholder<Value>(),
                         join(meaning, shown.empty() ? "" : join(" (", shown, ")")),
-                        [&value](std::string_view text) { detail::parse_value(text, value); },
-                        false});
+                        [&value](std::string_view text) { detail::parse_value(text, value); }});
+  }
+
+  // --name N, --name=N, or --name alone, which stands for `alone`.
+  void optional(std::string name, std::optional<int>& value, int alone, std::string meaning) {
+    const auto assign = [&value, alone](std::string_view text) {
+      std::uint64_t number = static_cast<std::uint64_t>(alone);
+      if (!text.empty()) detail::parse_value(text, number);
+      bert4rec::require(number <= 1000, "expected a number up to 1000");
+      value = static_cast<int>(number);
+    };
+    options_.push_back({std::move(name), "", "[N]", std::move(meaning), assign});
+    options_.back().may_stand_alone = true;
   }
 
   // --name: sets a bool.
   void flag(std::string name, bool& value, std::string meaning) {
     options_.push_back({std::move(name), "", "", std::move(meaning),
-                        [&value](std::string_view) { value = true; }, false});
+                        [&value](std::string_view) { value = true; }});
   }
 
   // All fields of a configuration but those in `hidden`, under the names given in `names` or their
@@ -263,6 +274,12 @@ class CommandLine {
         option.assign("");
         continue;
       }
+      const std::string_view next = i + 1 < argc ? argv[i + 1] : "";
+      const bool number = !next.empty() && next.find_first_not_of("0123456789") == next.npos;
+      if (option.may_stand_alone && equals == word.npos && !number) {
+        option.assign("");
+        continue;
+      }
       if (equals == word.npos && i + 1 == argc) {
         throw UsageError(join("--", option.name, " needs a value"));
       }
@@ -299,7 +316,7 @@ class CommandLine {
   struct Option {
     std::string name, alias, placeholder, meaning;
     std::function<void(std::string_view)> assign;
-    bool given;
+    bool given = false, may_stand_alone = false;
   };
 
   Option& find(std::string_view word) {
