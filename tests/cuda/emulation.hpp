@@ -34,7 +34,7 @@
 //   print ((float*)emulation::shared_memory())[0]@32
 //
 // There is no __shared__: a kernel lays out its dynamic shared memory, emulation::shared_memory(),
-// itself. Streams do at once what they are asked to. launch() is for one thread of the program.
+// itself. Streams do at once what they are asked to. Only one thread of a program may launch().
 
 #ifndef BERT4REC_TESTS_CUDA_EMULATION_HPP
 #define BERT4REC_TESTS_CUDA_EMULATION_HPP
@@ -129,8 +129,8 @@ struct Failure : std::runtime_error {
 
 // ---- Fibres ------------------------------------------------------------------------------------
 // A switch saves the registers that a function must keep, by the rules of x86-64, and moves the
-// stack pointer: two nanoseconds. swapcontext() asks the system for its signal mask besides, a
-// hundred times as slow; it serves on other processors. (_longjmp between stacks is refused under
+// stack pointer: some ten nanoseconds. swapcontext() asks the system for its signal mask besides,
+// and takes some hundreds; it serves on other processors. (_longjmp between stacks is refused under
 // _FORTIFY_SOURCE, and makes AddressSanitizer forget what it knows of a stack.)
 
 #ifndef EMULATION_UCONTEXT
@@ -153,11 +153,12 @@ class Fibre {
   Fibre() = default;  // what runs already, on the stack that it has
 
   explicit Fibre(void (*function)()) {  // which the first switch enters, and which never returns
-    const auto guard = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
-    pages_ = ::mmap(nullptr, guard + stack_bytes, PROT_READ | PROT_WRITE,
+    pages_ = ::mmap(nullptr, guard_bytes() + stack_bytes, PROT_READ | PROT_WRITE,
                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (pages_ == MAP_FAILED || ::mprotect(pages_, guard, PROT_NONE) != 0) throw std::bad_alloc();
-    unsigned char* stack = static_cast<unsigned char*>(pages_) + guard;
+    if (pages_ == MAP_FAILED || ::mprotect(pages_, guard_bytes(), PROT_NONE) != 0) {
+      throw std::bad_alloc();
+    }
+    unsigned char* stack = static_cast<unsigned char*>(pages_) + guard_bytes();
     // Not all tops may fall together in one set of the cache.
     stack_ = stack, stack_size_ = stack_bytes - count_++ % 16 * 256;
 #ifdef EMULATION_UCONTEXT
@@ -173,8 +174,7 @@ class Fibre {
   }
 
   ~Fibre() {
-    if (pages_ != nullptr)
-      ::munmap(pages_, static_cast<std::size_t>(::sysconf(_SC_PAGESIZE)) + stack_bytes);
+    if (pages_ != nullptr) ::munmap(pages_, guard_bytes() + stack_bytes);
   }
   Fibre(const Fibre&) = delete;
   Fibre& operator=(const Fibre&) = delete;
@@ -204,6 +204,8 @@ class Fibre {
 #else
   static constexpr std::size_t stack_bytes = 64 << 10;
 #endif
+  // Below the stack, one page that nobody may touch: a stack that overflows ends the program.
+  static std::size_t guard_bytes() { return static_cast<std::size_t>(::sysconf(_SC_PAGESIZE)); }
 
   static inline Fibre* previous_ = nullptr;  // which switched last
   static inline unsigned count_ = 0;
@@ -424,7 +426,7 @@ class Gpu {
     here->switch_to(*there);
   }
 
-  Fibre* idle_fibre() noexcept {
+  Fibre* idle_fibre() noexcept {  // a thread half started could not be taken back
     if (idle_.empty()) idle_.push_back(fibres_.emplace_back(new Fibre(run_threads)).get());
     Fibre* fibre = idle_.back();
     idle_.pop_back();
@@ -494,13 +496,13 @@ class Gpu {
     }
   }
 
-  // Remembers the first failure, and wakes those that wait, so that they leave their stacks in order.
+  // Remembers the first failure. What waits then leaves its stack in order: those at a barrier of
+  // their warp are woken, and that of the block opens when all others have ended.
   void stop(std::exception_ptr reason) {
     if (error_) return;
     error_ = reason;
     for (unsigned i = 0; i * 32 < threads_.size(); ++i) {
       make_ready(i, std::exchange(warps_[i].at_warp_barrier, 0));
-      make_ready(i, std::exchange(warps_[i].at_block_barrier, 0));
     }
   }
 
@@ -566,7 +568,7 @@ inline unsigned segment(int width) {
   return gpu.lane() & ~(static_cast<unsigned>(width) - 1);
 }
 
-// What the lane `source` brought, or poison if it did not come.
+// What the lane `source` brought to the barrier, or poison if it did not come.
 template <class T>
 T shuffle(const Barrier& barrier, T value, unsigned source) {
   static_assert(std::is_trivially_copyable_v<T> && (sizeof(T) == 4 || sizeof(T) == 8));
@@ -880,13 +882,11 @@ cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int value) {
 }
 
 inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
-
 inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaSetDevice(int device) {
   return emulation::result(device == 0, cudaErrorInvalidDevice);
 }
-
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   *properties = {"emulation", 8, 0, 4, emulation::memory_limit, emulation::shared_at_most};
   return cudaSetDevice(device);
