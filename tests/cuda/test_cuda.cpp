@@ -6,6 +6,7 @@
 #include "check.hpp"
 #include "cuda/engine.hpp"
 #include "cuda/kernels.cuh"
+#include "small_data.hpp"
 
 #if defined(BERT4REC_EMULATION)
 #include "emulation.hpp"
@@ -183,19 +184,87 @@ void check_case(const Case& at) {
   check_bits("item vectors", a, b);
 }
 
+// ---- Runs --------------------------------------------------------------------------------------
+
+// Trains for four epochs, of which the first `steps` steps are made by one engine and the rest, if
+// there is any, by the other.
+void train_run(const Path& folder, std::size_t steps, const EngineMaker& first,
+               const EngineMaker& rest) {
+  const Dataset data = ring_data(12, 20);
+  std::size_t done = 0;
+  TrainerCallbacks callbacks;
+  callbacks.on_batch = [&](const BatchReport&) { ++done; };
+  callbacks.should_stop = [&] { return done >= steps; };
+  if (Trainer(data, small_model(), small_train(), folder, first).run(callbacks)) return;
+  Trainer trainer(data, small_model(), small_train(), folder, rest);
+  trainer.resume();
+  check(trainer.run(), "the run is finished");
+}
+
+void check_runs() {
+  const TemporaryFolder folder;
+  train_run(folder / "cpu", 1000, make_cpu_engine, {});
+  train_run(folder / "gpu", 1000, make_cuda_engine, {});
+  train_run(folder / "both", 5, make_cpu_engine, make_cuda_engine);
+  train_run(folder / "back", 7, make_cuda_engine, make_cpu_engine);
+  // Of checkpoints the numbers alone: beside them stands how long epochs took.
+  const auto numbers_of = [&](const char* run) {
+    return Safetensors(folder / join(run, "/checkpoints/checkpoint_epoch_2.safetensors"))
+        .metadata("checksum");
+  };
+  for (const char* run : {"gpu", "both", "back"}) {
+    for (const char* name : {"best_model", "final_model"}) {
+      const std::string file = join("/models/", name, ".safetensors");
+      check(read_file(folder / join(run, file)) == read_file(folder / join("cpu", file)),
+            run + file);
+    }
+    check_equal(numbers_of(run), numbers_of("cpu"));
+  }
+}
+
+void check_broken_steps() {
+  Case at = cases()[0];
+  const auto engine = make_cuda_engine(at.model, at.train, Start::random);
+  std::vector<float> before(engine->table().size()), after(before.size());
+  engine->read(State::parameters, before);
+  before[engine->table().at("position_embedding.weight").offset] = NAN;
+  engine->write(State::parameters, before);
+  check_throws([&] { engine->train(ragged_batch(at, 0), 0, 1e-3); },
+               {"step 0", "the loss is nan", "nothing was updated"});
+  engine->read(State::parameters, after);
+  check_bits("parameters", after, before);
+}
+
+#if defined(BERT4REC_EMULATION)
+void check_memory() {
+  const std::size_t limit = emulation::memory_limit;
+  emulation::memory_limit = 100'000;
+  const Case at = cases()[0];
+  check_throws([&] { make_cuda_engine(at.model, at.train, Start::zeros); },
+               {"the GPU has no", "MiB left for", "--batch-size"});
+  emulation::memory_limit = limit;
+  check_equal(emulation::device_memory.used(), std::size_t{0});
+}
+#endif
+
+void check_device(const char* name, const std::function<void()>& body) {
+  if (cuda::device_count() == 0) return skip(name, "no GPU");
+#if defined(BERT4REC_EMULATION)
+  ++emulation::seed;  // threads and blocks in another order each time
+#endif
+  test(name, body);
+}
+
 }  // namespace
 
 int main() {
-  for (const Case& at : cases()) {
-    if (cuda::device_count() == 0) {
-      skip(at.name, "no GPU");
-      continue;
-    }
+  for (const Case& at : cases()) check_device(at.name.c_str(), [&] { check_case(at); });
+  check_device("runs of both engines, and of one after the other, leave the same files",
+               check_runs);
+  check_device("a step with a loss that is no number changes nothing", check_broken_steps);
 #if defined(BERT4REC_EMULATION)
-    ++emulation::seed;  // threads and blocks in another order each time
+  check_device("memory that runs out is named, and given back", check_memory);
 #endif
-    test(at.name, [&] { check_case(at); });
-  }
   test("a GPU that is not there is named", [] {
     const auto make = cuda_engine_maker(999);
     check_throws([&] { make(cases()[0].model, TrainConfig(), Start::zeros); }, {"GPU"});

@@ -1,0 +1,46 @@
+#!/bin/sh
+# Plants faults in a copy of the kernels and looks whether test_cuda finds each: barriers left out,
+# wrong indices, a sum in no fixed order, a rounding too many.
+#
+#   sh tests/cuda/planted.sh        (in build/planted; a minute for each fault on one core)
+set -eu
+cd "$(dirname "$0")/../.."
+folder=build/planted
+mkdir -p "$folder"
+compile="${CXX:-c++} -std=c++20 -O1 -ffp-contract=off -pthread -I. -Itests -Itests/cuda -Icuda"
+compile="$compile -DBERT4REC_EXTERN -DBERT4REC_EMULATION"
+$compile -UBERT4REC_EXTERN -c tools/common/engine.cpp -o "$folder/cpu.o"
+$compile -c cuda/engine.cpp -o "$folder/gpu.o"
+$compile -c tests/cuda/test_cuda.cpp -o "$folder/test.o"
+
+# plant NAME SED...: the kernels with a fault fail the test; without one they pass.
+plant() {
+  name=$1
+  shift
+  sed "$@" cuda/kernels.cu >"$folder/kernels.cpp"
+  if [ "$name" != nothing ] && cmp -s cuda/kernels.cu "$folder/kernels.cpp"; then
+    echo "planted $name: the text to change was not found" >&2
+    exit 1
+  fi
+  $compile -c "$folder/kernels.cpp" -o "$folder/kernels.o"
+  $compile "$folder"/*.o -o "$folder/test_cuda"
+  if "$folder/test_cuda" >"$folder/log" 2>&1; then found=nothing; else found=a-fault; fi
+  case $name.$found in
+    nothing.nothing) echo "planted nothing: passes" ;;
+    nothing.* | *.nothing)
+      echo "planted $name: the test finds $found" >&2
+      exit 1
+      ;;
+    *) echo "planted $name: found, $(grep -c '^FAILED' "$folder/log") cases fail" ;;
+  esac
+}
+
+plant nothing ''
+plant "no barrier before a product reads its parts" '/bring<width>(b_transposed/{n;d;}'
+plant "no barrier after the scores of a tile" '/dot_rows(m, n, D, q, k,/{n;d;}'
+plant "the neighbour's column" 's/sum += dy\[t \* width + j\];/sum += dy[t * width + j ^ 1];/'
+plant "blocks added as they come" \
+  's/^  if (lane_at_hand() == 0) squares\[part\] = sum;/  if (lane_at_hand() == 0) atomicAdd(squares + part % 2, sum - squares[part] * 0);/'
+plant "two roundings for one" 's/sum_ez = fused(e, z(i), sum_ez);/sum_ez += e * z(i);/'
+plant "places of an id in falling order" \
+  's/sum += from\[std::size_t{sorted.places\[i\]} \* H + j\];/sum += from[std::size_t{sorted.places[sorted.begins[blockIdx.x] + sorted.begins[blockIdx.x + 1] - 1 - i]} * H + j];/'
