@@ -6,7 +6,8 @@
 #   sh tests/run.sh quick        only the plain build with the default compiler
 #   sh tests/run.sh fuzz [SECONDS]  the fuzz targets of tests/fuzz with clang++, each for so long (10)
 #   sh tests/run.sh everywhere   the same bits with other compilers and options, on AArch64 (qemu) and
-#                                on Windows (Wine): installs what that takes (ten minutes)
+#                                on Windows (Wine), and faults planted in the kernels of the GPU:
+#                                installs what that takes (a quarter of an hour)
 set -eu
 cd "$(dirname "$0")/.."
 jobs=$(getconf _NPROCESSORS_ONLN)
@@ -66,6 +67,7 @@ clang++ -O3 -march=native -ffp-contract=fast
 clang++ -O2 -stdlib=libc++
 clang++ -O1 -DBERT4REC_PORTABLE
 EOF
+  sh tests/cuda/planted.sh
   echo "== Windows"
   cmake -S . -B build/windows -DCMAKE_TOOLCHAIN_FILE=tests/toolchains/mingw.cmake \
     -DBERT4REC_TESTS=ON -DBERT4REC_JOIN_TESTS=ON >/dev/null
