@@ -93,7 +93,7 @@ std::vector<Case> cases() {
   add("wide heads, of 72",
       [](Case& c) { c.model.hidden_size = 72, c.model.num_heads = 1, c.rows = 3, c.steps = 2; });
   add("two groups, of 2,048 tokens and less", [](Case& c) {
-    c.model.max_length = 200, c.model.hidden_size = 8, c.rows = 19, c.shortest = 90, c.steps = 2;
+    c.model.max_length = 200, c.model.hidden_size = 8, c.rows = 19, c.shortest = 90, c.steps = 1;
     c.model.num_items = 40;
   });
   add("more places than items", [](Case& c) { c.model.num_items = 7, c.rows = 30; });
@@ -107,7 +107,7 @@ std::vector<Case> cases() {
   }
   add("two groups of drawn items", [](Case& c) {
     c.train.loss = Loss::sampled_softmax, c.train.negatives = 20, c.model.max_length = 200;
-    c.model.hidden_size = 8, c.rows = 19, c.shortest = 90, c.steps = 2;
+    c.model.hidden_size = 8, c.rows = 19, c.shortest = 90, c.steps = 1;
   });
   add("matching", [](Case& c) { c.model.task = TaskKind::matching, c.steps = 5; });
   add("matching with a fixed scale",
