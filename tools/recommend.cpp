@@ -1,10 +1,11 @@
 // Recommends unseen items for a user of the data, a list of ids, or somebody's list on AniList; or
 // finds the items that are most like one.
 
+#include "common/gpu.hpp"
+
 #ifndef BERT4REC_WITHOUT_CURL
 #include "anilist/anilist.hpp"
 #else
-#include "common/gpu.hpp"
 
 // Stands for anilist.hpp where there is no libcurl: everything but --anilist works.
 namespace anilist {
