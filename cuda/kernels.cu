@@ -35,12 +35,6 @@ void check(cudaError_t error, const char* what) {
   fail_on_device(std::string("CUDA: ") + what + ": " + cudaGetErrorString(error));
 }
 
-cudaDeviceProp properties(int index) {
-  cudaDeviceProp found{};
-  check(cudaGetDeviceProperties(&found, index), "properties of the device");
-  return found;
-}
-
 // Starts kernel(args...) with `shared` bytes of shared memory.
 template <class... Parameters, class... Arguments>
 void launch(Device& device, const char* name, void (*kernel)(Parameters...), dim3 grid,
@@ -76,22 +70,22 @@ int device_count() {
 Device::Device(int index) : index_(index), stream_(new Stream) {
   use();
   check(cudaStreamCreate(&stream_->handle), "a stream");
+  cudaDeviceProp found{};
+  check(cudaGetDeviceProperties(&found, index), "properties of the device");
+  name_ = found.name;
+  processors_ = static_cast<unsigned>(found.multiProcessorCount);
+  shared_memory_ = found.sharedMemPerBlockOptin;
 }
 Device::~Device() {
   static_cast<void>(cudaStreamDestroy(stream_->handle));
   delete stream_;
 }
 void Device::use() const { check(cudaSetDevice(index_), "the device"); }
-std::string Device::name() const { return properties(index_).name; }
 std::size_t Device::free_memory() const {
   std::size_t left = 0, all = 0;
   check(cudaMemGetInfo(&left, &all), "free memory");
   return left;
 }
-unsigned Device::processors() const {
-  return static_cast<unsigned>(properties(index_).multiProcessorCount);
-}
-std::size_t Device::shared_memory() const { return properties(index_).sharedMemPerBlockOptin; }
 void Device::wait() { check(cudaStreamSynchronize(stream_->handle), "kernels"); }
 
 void* allocate(std::size_t bytes, const char* what) {
@@ -306,8 +300,8 @@ __global__ void __launch_bounds__(256)
                     const float* start, std::size_t start_row, float* c, std::size_t c_row) {
   constexpr unsigned width = product_side * T, stride = width + 4;
   float *a_part = shared_memory<float>(), *b_part = a_part + depth * stride;
-  const std::size_t first_row = std::size_t{blockIdx.x} * width;
-  const std::size_t first_col = std::size_t{blockIdx.y} * width;
+  const std::size_t down = (m + width - 1) / width;  // blocks of C below one another
+  const std::size_t first_row = blockIdx.x % down * width, first_col = blockIdx.x / down * width;
   const unsigned ty = threadIdx.x / product_side, tx = threadIdx.x % product_side;
   // Its rows are first_row + 4 ty + 64 (r / 4) + r % 4, its columns likewise: fours of neighbours.
   const auto place = [](unsigned t, unsigned r) { return 4 * t + r / 4 * 64 + r % 4; };
@@ -1108,10 +1102,10 @@ __global__ void matching_scale_kernel(Candidates at, std::size_t first, std::siz
 
 __global__ void divide_columns_kernel(std::size_t M, std::size_t I, const float* lengths,
                                       float* s) {
-  const std::size_t j = column_at_hand();
+  const std::size_t j = place_at_hand();
   if (j >= I) return;
   const float inverse = 1 / lengths[j];
-  for (std::size_t i = blockIdx.x; i < M; i += gridDim.x) s[i * I + j] *= inverse;
+  for (std::size_t i = blockIdx.y; i < M; i += gridDim.y) s[i * I + j] *= inverse;
 }
 
 // ---- Optimizer ---------------------------------------------------------------------------------
@@ -1236,7 +1230,7 @@ void multiply(Device& device, std::size_t m, std::size_t n, std::size_t k, const
   // The large tile reads shared memory half as often, if it leaves no processor idle.
   const bool large = std::size_t{blocks_for(m, 128)} * blocks_for(n, 128) >= device.processors();
   const unsigned side = large ? 128 : 64;
-  const dim3 grid(blocks_for(m, side), blocks_for(n, side));
+  const dim3 grid(blocks_for(m, side) * blocks_for(n, side));
   const std::size_t shared = 2 * depth * (side + 4) * sizeof(float);
   launch(device, "multiply", large ? multiply_kernel<8> : multiply_kernel<4>, grid, 256, shared, m,
          n, k, of_a, of_b, start, start_row, c, c_row);
@@ -1440,9 +1434,8 @@ void matching_scale(Device& device, const Candidates& at, std::size_t first, std
 }
 
 void divide_columns(Device& device, std::size_t M, std::size_t I, const float* lengths, float* s) {
-  const auto rows = static_cast<unsigned>(M < 64 ? M : 64);
-  launch(device, "divide_columns", divide_columns_kernel, grid_of_ids(rows, I), column_threads, 0,
-         M, I, lengths, s);
+  const dim3 grid(blocks_for(I, flat_threads), static_cast<unsigned>(M < 64 ? M : 64));
+  launch(device, "divide_columns", divide_columns_kernel, grid, flat_threads, 0, M, I, lengths, s);
 }
 
 void sum_of_squares(Device& device, std::size_t n, const float* g, float* squares) {

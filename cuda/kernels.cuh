@@ -28,17 +28,20 @@ class Device {
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
 
-  void use() const;                   // makes it the device of this thread
-  std::string name() const;           // "NVIDIA H100 80GB HBM3"
-  std::size_t free_memory() const;    // bytes
-  unsigned processors() const;        // streaming multiprocessors
-  std::size_t shared_memory() const;  // bytes that a block can have at most
-  void wait();                        // until all that was started is done
+  void use() const;                                    // makes it the device of this thread
+  const std::string& name() const { return name_; }    // "NVIDIA H100 80GB HBM3"
+  std::size_t free_memory() const;                     // bytes
+  unsigned processors() const { return processors_; }  // streaming multiprocessors
+  std::size_t shared_memory() const { return shared_memory_; }  // bytes a block can have at most
+  void wait();  // until all that was started is done
   Stream& stream() { return *stream_; }
 
  private:
   int index_;
   Stream* stream_;
+  std::string name_;
+  unsigned processors_;
+  std::size_t shared_memory_;
 };
 
 int device_count();  // 0 if there is no driver
