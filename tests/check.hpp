@@ -6,13 +6,15 @@
 //   }
 //
 // Tests run in order; a failed check or an unexpected exception fails its test, and finish()
-// returns 1 if any failed, or if none ran. skip() names a test that a system cannot have.
+// returns 1 if any failed, or if none ran. skip() names a test that a system cannot have. With
+// CHECK_ONLY=TEXT in the environment only tests run whose names hold that text.
 
 #ifndef BERT4REC_TESTS_CHECK_HPP
 #define BERT4REC_TESTS_CHECK_HPP
 
 #include <cmath>
 #include <cstddef>
+#include <cstdlib>
 #include <exception>
 #include <filesystem>
 #include <functional>
@@ -37,6 +39,8 @@ inline void problem(const Place& where, const std::string& what) {
 }  // namespace check_detail
 
 inline void test(std::string_view name, const std::function<void()>& body) {
+  const char* only = std::getenv("CHECK_ONLY");
+  if (only != nullptr && name.find(only) == name.npos) return;
   check_detail::problems = 0;
   try {
     body();

@@ -1,5 +1,6 @@
 #!/bin/sh
 # Every option that breaks IEEE arithmetic is refused: by the compiler, or when an engine is made.
+# What refuses stands in chapters 1 to 3, which are compiled alone, fourteen times.
 #   sh tests/test_guards.sh COMPILER
 set -eu
 here=$(cd "$(dirname "$0")/.." && pwd)
@@ -18,8 +19,13 @@ int main() {
   }
 }
 CPP
+{
+  sed '/^\/\/ 4  JSON$/,$d' "$here/bert4rec.hpp"
+  echo "} // namespace bert4rec"
+  echo "#endif"
+} >"$work/bert4rec.hpp"
 failed=0
-build() { "$1" -std=c++20 -O2 $2 -I "$here" "$work/main.cpp" -o "$work/main" 2>"$work/log"; }
+build() { "$1" -std=c++20 -O2 $2 -I "$work" "$work/main.cpp" -o "$work/main" 2>"$work/log"; }
 
 build "$1" "" && "$work/main" || { cat "$work/log"; echo "refused without an option"; exit 1; }
 while read -r options; do
