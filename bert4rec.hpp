@@ -3511,11 +3511,11 @@ class Encoder {
 //                    closed form): with c > 0 the scores do not overestimate, as they do where few
 //                    negatives are seen
 //   bce              gbce with c = 0 (SASRec)
-// In these two t' = t - log(K / beta), and s' likewise. It is but a shift of the bias and changes no
-// ranking, but with it scores of 0, from which training starts, balance one target and K negatives.
+// In these two t' = t - log(K / beta), and s' likewise: a shift of the bias, which changes no
+// ranking. With it scores of 0, from which training starts, balance one target and K negatives.
 // Without it all scores have to fall that far first, in steps of the learning rate, and what moves
-// them together drowns what tells them apart: on ml-1m the model was no better than popularity after
-// 11 epochs, and with it leaves popularity behind in the third.
+// them together drowns what tells them apart: on ml-1m the model was no better than popularity
+// after 11 epochs, and with it leaves popularity behind in the third.
 // A drawn item that is the target itself is no candidate: its score is set to -infinity.
 
 inline constexpr std::array<std::size_t, 4> top_k{1, 5, 10, 20};
@@ -5532,7 +5532,7 @@ inline double learning_rate_at(const TrainConfig& config, std::uint64_t step, st
   return config.learning_rate;
 }
 
-// Of step t for tensors that do not decay, and for those that do; gradient_scale is that of clipping.
+// Of step t, for tensors that do not decay and for those that do. gradient_scale: of clipping.
 template <class Real>
 std::array<detail::AdamConstants<Real>, 2> adam_constants(const TrainConfig& config,
                                                           std::uint64_t t, double learning_rate,

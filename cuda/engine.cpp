@@ -667,7 +667,7 @@ class CudaItemHead {
     full_loss(compute, transform_forward(compute, M, x), 0, nullptr, results);
   }
 
-  // Scores [M,num_items] of places `first` ... of the run.
+  // Scores [M,num_items] of asked places, from their vectors x[M,H].
   void score(CudaCompute& compute, std::size_t M, const float* x, float* scores) {
     const float* vectors = transform_forward(compute, M, x);
     linear_forward(compute, M, config_.num_items, config_.hidden_size, vectors, w_.weight, w_.bias,
@@ -752,7 +752,7 @@ class CudaItemHead {
     };
   }
 
-  // dw += ds^T vectors, db += sum of ds, for M places of a group, the first of which is its `first`.
+  // dw += ds^T vectors, db += sum of ds, for M places of a group from its place `first` on.
   void add_item_gradients(CudaCompute& compute, std::size_t M, const float* vectors,
                           const float* ds, std::size_t first) {
     const std::size_t H = config_.hidden_size, I = config_.num_items;
@@ -1155,7 +1155,7 @@ class CudaAdamW {
 // ---- Engine (chapter 16) -----------------------------------------------------------------------
 
 // Tokens that are computed at a time: all of a batch, if the device has room for a fourth of its
-// memory's worth of activations (18 vectors of H and an inner layer, twice, in each layer).
+// memory's worth of activations (in each layer 12 vectors of H numbers and two of the inner size).
 std::size_t run_capacity(const cuda::Device& device, const EncoderConfig& config,
                          std::size_t batch_size) {
   const std::size_t layer = 12 * config.hidden_size + 2 * config.inner_size;

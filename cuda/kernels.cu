@@ -269,9 +269,9 @@ __device__ void for_dropout(const Dropout& dropout, std::size_t row, unsigned n,
 }
 
 // ---- Products ----------------------------------------------------------------------------------
-// C[m,n] = start + A B, by blocks of [16 T, 16 T] of C. The block walks along k in steps of `depth`,
-// which all its 256 threads bring to shared memory, each A(i,k) and B(k,j) once; a thread owns T x T
-// elements of C, in registers, and adds up in ascending k.
+// C[m,n] = start + A B, by blocks of [16 T, 16 T] of C. A block walks along k in steps of `depth`,
+// which all its 256 threads bring to shared memory, each A(i,k) and B(k,j) once; a thread owns
+// T x T elements of C, in registers, and adds up in ascending k.
 
 struct Matrix {
   const float* data;

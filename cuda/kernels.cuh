@@ -50,8 +50,8 @@ int device_count();  // 0 if there is no driver
 void* allocate(std::size_t bytes, const char* what);
 void release(void* memory);
 
-// Copies on the device's stream. copy_in() has read `from` when it returns; what copy_out() writes is
-// there after Device::wait().
+// Copies on the device's stream. copy_in() has read `from` when it returns; what copy_out() writes
+// is there after Device::wait().
 void copy_in(Device&, void* to, const void* from, std::size_t bytes);
 void copy_out(Device&, void* to, const void* from, std::size_t bytes);
 void copy(Device&, void* to, const void* from, std::size_t bytes);
@@ -67,7 +67,7 @@ struct Dropout {
   std::uint32_t key_low = 0, key_high = 0, threshold = 0;  // 0: off
 };
 
-// Sums over rows are made of the sums of blocks: block b has the rows begins[b] ... begins[b+1] - 1.
+// Sums over rows are made of the sums of blocks: block b has rows begins[b] ... begins[b + 1] - 1.
 struct Blocks {
   const std::uint32_t* begins;  // [count + 1]
   std::size_t count;
@@ -178,9 +178,9 @@ struct PlaceResults {
 void softmax_loss(Device&, std::size_t M, std::size_t n, const std::uint32_t* targets,
                   const float* weights, float scale, float* s, const PlaceResults&);
 
-// The losses over drawn items (ItemHead::place_loss): s[M,1+K] holds the scores of the K drawn items
-// from column 1 on; column 0 receives vector_i w_target + b_target; then all become the gradient,
-// that of the target in d_target[M], too.
+// The losses over drawn items (ItemHead::place_loss). s[M,1+K] holds the scores of the K drawn
+// items from column 1 on; column 0 receives vector_i w_target + b_target; then all become the
+// gradient, and d_target[M] that of the target once more.
 struct DrawnLoss {
   bool softmax;  // sampled softmax; else gbce, with its beta and log(K / beta)
   double beta;
@@ -222,7 +222,7 @@ struct Candidates {
 void matching_loss(Device&, const Candidates&, float loss_scale, const PlaceResults&);
 // du[M,H], from |u| [M]
 void matching_users(Device&, const Candidates&, const float* user_lengths, float* du);
-// d_item of the pairs place * C + candidate of `sorted`, and d_log_scale of pairs first ... end - 1.
+// d_item of the pairs place * C + candidate of `sorted`; d_log_scale of pairs first ... end - 1.
 void matching_items(Device&, const Candidates&, const Sorted&, float* d_item);
 void matching_scale(Device&, const Candidates&, std::size_t first, std::size_t end,
                     float* d_log_scale);
