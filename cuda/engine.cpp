@@ -264,6 +264,10 @@ class CudaCompute {
     by_segment_.add_to(parcel_, group.segments, 0);
     of_parts_.resize(std::max(of_parts_.size(), run.parts.size()));
     for (std::size_t i = 0; i < run.parts.size(); ++i) add_part(group, run.parts[i], of_parts_[i]);
+    longest_ = 1;
+    for (std::size_t row = 0; row < group.all.rows(); ++row) {
+      longest_ = std::max(longest_, group.all.length(row));
+    }
     all_.begin(*this, group.all, &Part::first_token, &Part::end_token, widths);
     places_.begin(*this, group.asked_rows, &Part::first_asked, &Part::end_asked, widths);
     key_tiles_ = tiles(group.all, cuda::key_tile(config_.head_size()), num_key_tiles_);
@@ -348,13 +352,9 @@ class CudaCompute {
       numbers.clear();
       for (std::size_t row = 0; row <= rows.rows(); ++row) numbers.push_back(rows.begin(row));
       offsets = compute.parcel_.add(numbers);
-      std::size_t longest = 1;
-      for (std::size_t row = 0; row < compute.run_->group.all.rows(); ++row) {
-        longest = std::max(longest, compute.run_->group.all.length(row));
-      }
-      compute.longest_ = longest;
       const std::size_t D = compute.config_.head_size();
-      tiles = compute.tiles(rows, cuda::query_tile(compute.device_, D, longest), num_tiles);
+      tiles =
+          compute.tiles(rows, cuda::query_tile(compute.device_, D, compute.longest_), num_tiles);
       blocks.clear();
       for (const std::size_t width : widths) {
         numbers.clear();
@@ -628,15 +628,14 @@ class CudaItemHead {
   explicit CudaItemHead(const HeadInputs& in)
       : config_(in.config),
         train_(in.train),
-        capacity_(in.encoder.capacity()),
         w_(tensors_at<ItemTensors<float>>(in.config, in.table, in.parameters)),
         g_(tensors_at<ItemTensors<float>>(in.config, in.table, in.gradients)) {
     if (config_.architecture == Architecture::paper) {
       w_.weight = in.encoder.item_weight(), g_.weight = in.encoder.item_gradient();
       for (DeviceArray<float>* array : {&dense_, &active_, &vectors_}) {
-        *array = DeviceArray<float>(capacity_ * config_.hidden_size);
+        *array = DeviceArray<float>(in.encoder.capacity() * config_.hidden_size);
       }
-      statistics_ = DeviceArray<RowStatistics>(capacity_);
+      statistics_ = DeviceArray<RowStatistics>(in.encoder.capacity());
     }
     for (ItemTensors<float>* tensors : {&w_, &g_}) {
       tensors->weight += config_.first_row() * config_.hidden_size;
@@ -831,7 +830,6 @@ class CudaItemHead {
 
   ModelConfig config_;
   TrainConfig train_;
-  std::size_t capacity_;
   ItemTensors<float> w_, g_;                     // of items alone: [I,H] and [I]
   DeviceArray<float> scores_, d_target_;         // [M,I], or [M,1+K]; [M]
   DeviceArray<float> drawn_, drawn_bias_;        // [K,H] [K] of the drawn items,
