@@ -1219,16 +1219,22 @@ class CudaEngine : public Engine {
   void score(const Batch& batch, std::span<float> scores) override {
     const std::size_t width = config_.targets();
     check_room(batch, width, scores, "score");
-    begin_reading(batch);
-    for_each_run(batch, width, [&](const Run& run) {
-      const float* x = encoder_.forward(compute_, run.group, DropoutPlan());
-      const std::size_t M = run.group.asked.size(), first = run.group.asked_rows.first();
-      scores_.grow(M * width, "scores");
-      head_.score(compute_, M, x, scores_.data());
+    for_each_slab(batch, [&](std::size_t first, std::size_t rows) {
       cuda::copy_out(device(), scores.data() + first * width, scores_.data(),
-                     M * width * sizeof(float));
+                     rows * width * sizeof(float));
       device().wait();
     });
+  }
+
+  // The scores stay on the device: a row comes back only if something is wrong with it.
+  std::vector<std::vector<Recommendation>> top(const Batch& batch, std::span<const ItemSpan> seen,
+                                               std::size_t count) override {
+    check_seen(batch, seen);
+    std::vector<std::vector<Recommendation>> all;
+    for_each_slab(batch, [&](std::size_t first, std::size_t rows) {
+      search(seen.subspan(first, rows), count, all);
+    });
+    return all;
   }
 
   std::size_t vector_size() const override {
@@ -1302,6 +1308,85 @@ class CudaEngine : public Engine {
       compute_.begin(run, widths);
       body(run);
     });
+  }
+
+  // body(first, rows) for slabs of the asked places of a batch, the first of which is `first` of the
+  // batch, when scores_ holds their scores [rows,targets()].
+  template <class Body>
+  void for_each_slab(const Batch& batch, Body&& body) {
+    const std::size_t width = config_.targets();
+    const std::size_t slab = std::max<std::size_t>(most_asked(width), 1);
+    begin_reading(batch);
+    for_each_run(batch, width, [&](const Run& run) {
+      const float* x = encoder_.forward(compute_, run.group, DropoutPlan());
+      for (std::size_t begin = 0; begin < run.group.asked.size(); begin += slab) {
+        const std::size_t rows = std::min(slab, run.group.asked.size() - begin);
+        scores_.grow(rows * width, "scores");
+        head_.score(compute_, rows, x + begin * config_.hidden_size, scores_.data());
+        body(run.group.asked_rows.first() + begin, rows);
+      }
+    });
+  }
+
+  // Of the rows of scores_, which have seen `seen`: their best items, behind those in `all`.
+  void search(std::span<const ItemSpan> seen, std::size_t count,
+              std::vector<std::vector<Recommendation>>& all) {
+    const std::size_t M = seen.size(), I = config_.targets(), width = std::min(count, I);
+    const std::size_t blocks = (I + SoftmaxParts::block - 1) / SoftmaxParts::block;
+    Parcel parcel;
+    std::vector<std::size_t> begins{0};
+    std::vector<std::int32_t> items;
+    for (const ItemSpan row : seen) {
+      items.insert(items.end(), row.begin(), row.end());
+      std::sort(items.begin() + static_cast<std::ptrdiff_t>(begins.back()), items.end());
+      begins.push_back(items.size());
+    }
+    const Parcel::Place begins_at = parcel.add(begins), items_at = parcel.add(items);
+    parcel.send(device());
+    DeviceArray<std::uint32_t> best(M * width);
+    DeviceArray<float> values(M * width);
+    DeviceArray<cuda::BlockSum> sums(M * blocks);
+    cuda::best_unseen(device(), M, I, scores_.data(), {parcel.at(begins_at), parcel.at(items_at)},
+                      width, best.data(), values.data());
+    cuda::softmax_blocks(device(), M, I, SoftmaxParts::block, scores_.data(), sums.data());
+    const auto best_here = copied(best);
+    const auto values_here = copied(values);
+    const auto sums_here = copied(sums);
+    for (std::size_t i = 0; i < M; ++i) {
+      SoftmaxParts softmax;
+      bool finite = true;
+      for (std::size_t block = i * blocks; block < (i + 1) * blocks; ++block) {
+        finite = finite && std::isfinite(sums_here[block].sum);
+        if (finite) softmax.add({sums_here[block].largest, sums_here[block].sum});
+      }
+      if (!finite) {
+        all.push_back(search_here(i, seen[i], count));
+        continue;
+      }
+      all.emplace_back();
+      for (std::size_t at = i * width; at < (i + 1) * width; ++at) {
+        if (best_here[at] == cuda::no_item) break;
+        all.back().push_back({static_cast<std::int32_t>(best_here[at]), double{values_here[at]}});
+      }
+      softmax.to_probabilities(all.back());
+    }
+  }
+
+  // Where a score is infinite or none, top_unseen() knows what to do or to say.
+  std::vector<Recommendation> search_here(std::size_t row, ItemSpan seen, std::size_t count) {
+    std::vector<float> scores(config_.targets());
+    cuda::copy_out(device(), scores.data(), scores_.data() + row * scores.size(),
+                   scores.size() * sizeof(float));
+    device().wait();
+    return top_unseen(scores, seen, count);
+  }
+
+  template <class Element>
+  std::vector<Element> copied(const DeviceArray<Element>& from) {
+    std::vector<Element> to(from.size());
+    cuda::copy_out(device(), to.data(), from.data(), to.size() * sizeof(Element));
+    device().wait();
+    return to;
   }
 
   float* numbers(State state) {

@@ -1005,6 +1005,84 @@ __global__ void add_scaled_rows_kernel(Sorted sorted, std::size_t H, const float
   *to = sum;
 }
 
+// ---- The best items ----------------------------------------------------------------------------
+
+constexpr unsigned search_threads = 256;
+
+__device__ bool is_among(const std::uint32_t* items, std::uint32_t count, std::uint32_t item) {
+  std::uint32_t low = 0, high = count;
+  while (low < high) {
+    const std::uint32_t middle = low + (high - low) / 2;
+    if (items[middle] < item)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low < count && items[low] == item;
+}
+
+// Whether a score comes before another: a higher one, or of the same the lower item.
+__device__ bool is_better(float score, std::uint32_t item, float other, std::uint32_t other_item) {
+  if (item == no_item || other_item == no_item) return other_item == no_item && item != no_item;
+  return score > other || (score == other && item < other_item);
+}
+
+// A block finds one item after the other: the best of those behind the one before.
+__global__ void best_unseen_kernel(std::size_t I, const float* s, Seen seen, std::size_t count,
+                                   std::uint32_t* items, float* values) {
+  float* best = shared_memory<float>();  // [threads], and the items they belong to
+  auto* best_item = reinterpret_cast<std::uint32_t*>(best + search_threads);
+  const std::size_t row = blockIdx.x;
+  const unsigned thread = threadIdx.x;
+  const std::uint32_t* known = seen.items + seen.begins[row];
+  const std::uint32_t num_known = seen.begins[row + 1] - seen.begins[row];
+  s += row * I, items += row * count, values += row * count;
+  float last = 0;
+  std::uint32_t last_item = no_item;
+  for (std::size_t k = 0; k < count; ++k) {
+    float value = 0;
+    std::uint32_t item = no_item;
+    for (std::size_t at = thread; at < I; at += search_threads) {
+      const auto j = static_cast<std::uint32_t>(at);
+      if (k > 0 && !is_better(last, last_item, s[at], j)) continue;
+      if (is_better(s[at], j, value, item) && !is_among(known, num_known, j)) {
+        value = s[at], item = j;
+      }
+    }
+    best[thread] = value, best_item[thread] = item;
+    for (unsigned half = search_threads / 2; half > 0; half /= 2) {
+      __syncthreads();
+      if (thread >= half) continue;
+      if (!is_better(best[thread + half], best_item[thread + half], best[thread],
+                     best_item[thread])) {
+        continue;
+      }
+      best[thread] = best[thread + half], best_item[thread] = best_item[thread + half];
+    }
+    __syncthreads();
+    last = best[0], last_item = best_item[0];
+    if (thread == 0) items[k] = last_item, values[k] = last;
+    __syncthreads();
+    // Behind the last item there is none, and is_better() finds none behind no_item.
+  }
+}
+
+__global__ void softmax_blocks_kernel(std::size_t M, std::size_t I, std::size_t block,
+                                      const float* s, BlockSum* sums) {
+  const std::size_t blocks = (I + block - 1) / block, at = row_at_hand();
+  if (at >= M * blocks) return;
+  const std::size_t first = at % blocks * block, n = I - first < block ? I - first : block;
+  s += at / blocks * I + first;
+  float largest = minus_infinity(), sum = 0;
+  for (std::size_t j = lane_at_hand(); j < n; j += lanes) {
+    largest = largest < s[j] ? s[j] : largest;
+  }
+  largest = largest_of_lanes(largest);
+  for (std::size_t j = lane_at_hand(); j < n; j += lanes) sum += exp_of(s[j] - largest);
+  sum = sum_lanes(sum);
+  if (lane_at_hand() == 0) sums[at] = {largest, sum};
+}
+
 // ---- Matching ----------------------------------------------------------------------------------
 
 constexpr float largest_log_scale = 4.605170185988092f;
@@ -1401,6 +1479,19 @@ void add_scaled_rows(Device& device, const Sorted& sorted, std::size_t H, const 
                      const float* from, float* out) {
   launch(device, "add_scaled_rows", add_scaled_rows_kernel, grid_of_ids(sorted.count, H),
          column_threads, 0, sorted, H, factors, from, out);
+}
+
+void best_unseen(Device& device, std::size_t M, std::size_t I, const float* s, const Seen& seen,
+                 std::size_t count, std::uint32_t* items, float* values) {
+  launch(device, "best_unseen", best_unseen_kernel, dim3(static_cast<unsigned>(M)), search_threads,
+         search_threads * (sizeof(float) + sizeof(std::uint32_t)), I, s, seen, count, items,
+         values);
+}
+
+void softmax_blocks(Device& device, std::size_t M, std::size_t I, std::size_t block, const float* s,
+                    BlockSum* sums) {
+  launch(device, "softmax_blocks", softmax_blocks_kernel, grid_of_rows(M * blocks_for(I, block)),
+         row_threads, 0, M, I, block, s, sums);
 }
 
 void unit_rows(Device& device, std::size_t rows, std::size_t H, const float* x,

@@ -199,6 +199,25 @@ void add_scaled_gathered(Device&, std::size_t rows, std::size_t H, const std::ui
 void add_scaled_rows(Device&, const Sorted&, std::size_t H, const float* factors, const float* from,
                      float* out);
 
+// ---- The best items (chapter 16) ---------------------------------------------------------------
+
+// What rows have seen: items[begins[i]] ... items[begins[i + 1] - 1], ascending.
+struct Seen {
+  const std::uint32_t *begins, *items;
+};
+inline constexpr std::uint32_t no_item = 0xffffffff;
+
+// For each row of s[M,I] its `count` best items that are not in its `seen`, the best first, with
+// their scores: items[M,count], values[M,count]; no_item where there are no more.
+void best_unseen(Device&, std::size_t M, std::size_t I, const float* s, const Seen&,
+                 std::size_t count, std::uint32_t* items, float* values);
+// sums[M,blocks]: of each `block` scores the largest, and the sum of exp(s - largest).
+struct BlockSum {
+  float largest, sum;
+};
+void softmax_blocks(Device&, std::size_t M, std::size_t I, std::size_t block, const float* s,
+                    BlockSum* sums);
+
 // ---- Matching (chapter 13) ---------------------------------------------------------------------
 
 // The scale of cosines: exp(log_scale), within its bound, or `fixed` if log_scale is nullptr.

@@ -96,6 +96,9 @@ std::vector<Case> cases() {
     c.model.max_length = 200, c.model.hidden_size = 8, c.rows = 19, c.shortest = 90, c.steps = 1;
     c.model.num_items = 40;
   });
+  add("more items than a block of their softmax", [](Case& c) {
+    c.model.num_items = 4200, c.model.hidden_size = 8, c.rows = 2, c.steps = 1;
+  });
   add("more places than items", [](Case& c) { c.model.num_items = 7, c.rows = 30; });
   for (const Loss loss : {Loss::sampled_softmax, Loss::gbce, Loss::bce}) {
     for (const Objective objective : {Objective::cloze, Objective::causal}) {
@@ -156,6 +159,28 @@ void check_tallies(std::string_view what, const Tally& found, const Tally& expec
   check(found.count == expected.count && found.hits == expected.hits, join(what, ": other counts"));
 }
 
+// The best of each place, of which some are seen, and more than there are.
+void check_best(Engine& found, Engine& expected, const Batch& batch) {
+  const std::size_t targets = found.config().targets();
+  std::vector<std::vector<std::int32_t>> rows(batch.asked.size());
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    for (std::size_t j = 0; j < i % 5; ++j) {
+      rows[i].push_back(static_cast<std::int32_t>((7 * i + 3 * j) % targets));
+    }
+  }
+  const std::vector<ItemSpan> seen(rows.begin(), rows.end());
+  for (const std::size_t count : {std::size_t{3}, targets + 1}) {
+    const auto a = found.top(batch, seen, count), b = expected.top(batch, seen, count);
+    check_equal(a.size(), b.size());
+    for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
+      const bool same = std::equal(
+          a[i].begin(), a[i].end(), b[i].begin(), b[i].end(),
+          [](const auto& x, const auto& y) { return x.item == y.item && x.score == y.score; });
+      check(same, join("the best ", count, " of place ", i));
+    }
+  }
+}
+
 void check_case(const Case& at) {
   const auto cpu = make_cpu_engine(at.model, at.train, Start::random);
   const auto gpu = make_cuda_engine(at.model, at.train, Start::random);
@@ -173,6 +198,7 @@ void check_case(const Case& at) {
   std::vector<float> a(batch.asked.size() * at.model.targets()), b(a.size());
   gpu->score(batch, a), cpu->score(batch, b);
   check_bits("scores", a, b);
+  check_best(*gpu, *cpu, batch);
   const std::size_t width = cpu->vector_size();
   check_equal(gpu->vector_size(), width);
   if (width == 0) return;
