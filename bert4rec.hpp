@@ -5902,6 +5902,10 @@ class Engine {
   virtual const TensorTable& table() const = 0;
   virtual std::string name() const = 0;  // what computes: "cpu avx512"
 
+  // Engines with one arithmetic give the same bits. Those of this header, and a GPU in float32, have
+  // that of chapter 3.
+  virtual std::string arithmetic() const { return "float32"; }
+
   // One AdamW step on the mean loss of a batch; step counts from 0 and, with the seed, decides
   // dropout. Throws before anything is updated if loss or gradient is not finite.
   virtual Tally train(const Batch& batch, std::uint64_t step, double learning_rate) = 0;
@@ -7822,8 +7826,14 @@ class Trainer {
     });
     load_engine(file, *engine_, true);
     continues_ = true;
+    const auto begun = file.metadata().find("arithmetic");
+    if (begun != file.metadata().end()) begun_in_ = begun->second;
     return file.path();
   }
+
+  // The arithmetic of the engine that the run was resumed from. If it is another than this one's,
+  // the run goes on, but not to the bits it would have had.
+  const std::string& begun_in() const { return begun_in_; }
 
   // Lets run() replace the run that the folder holds.
   Trainer& overwrite() {
@@ -7962,6 +7972,7 @@ class Trainer {
   void save_checkpoint(std::string_view name) {
     Metadata metadata = description();
     metadata["checkpoint_format"] = join(checkpoint_format);
+    metadata["arithmetic"] = engine_->arithmetic();
     metadata["progress"] = progress().text();
     metadata["training_metrics"] = metrics_.to_json().text();
     save_engine(checkpoint_path(name), *engine_, true, std::move(metadata));
@@ -8121,6 +8132,7 @@ class Trainer {
   Batch batch_;
   static constexpr std::uint64_t checkpoint_format = 1;
   bool continues_ = false, overwrites_ = false;  // what the folder holds
+  std::string begun_in_ = "float32";             // also of checkpoints before 0.7
   // Where the run stands: what was evaluated in metrics_, and the part of an epoch under way.
   TrainingMetrics metrics_;
   std::size_t batches_done_ = 0;

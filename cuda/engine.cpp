@@ -242,8 +242,10 @@ class CudaCompute {
     return cuda::attention_kept * config.num_heads;
   }
 
-  CudaCompute(int device, const ModelConfig& model)
-      : device_(device), config_(model.encoder()), matching_(model.task == TaskKind::matching) {}
+  CudaCompute(int device, cuda::Products products, const ModelConfig& model)
+      : device_(device, products),
+        config_(model.encoder()),
+        matching_(model.task == TaskKind::matching) {}
 
   cuda::Device& device() { return device_; }
   const cuda::Device& device() const { return device_; }
@@ -1167,8 +1169,9 @@ std::size_t run_capacity(const cuda::Device& device, const EncoderConfig& config
 template <class Head>
 class CudaEngine : public Engine {
  public:
-  CudaEngine(const ModelConfig& model, const TrainConfig& train, Start start, int device)
-      : config_(model), train_(train), compute_(device, model) {
+  CudaEngine(const ModelConfig& model, const TrainConfig& train, Start start, int device,
+             cuda::Products products)
+      : config_(model), train_(train), compute_(device, products, model) {
     if (start == Start::zeros) return;
     ThreadPool pool(train.threads);
     write(State::parameters, initial_parameters(table_, model.initializer_range, train.seed, pool));
@@ -1177,6 +1180,11 @@ class CudaEngine : public Engine {
   const ModelConfig& config() const override { return config_; }
   const TensorTable& table() const override { return table_; }
   std::string name() const override { return join("cuda ", compute_.device().name()); }
+  std::string arithmetic() const override {
+    if (compute_.device().products() == cuda::Products::exact) return Engine::arithmetic();
+    return join(compute_.device().has_bfloat() ? "BF16" : "FP16", " products on ",
+                compute_.device().name());
+  }
 
   Tally train(const Batch& batch, std::uint64_t step, double learning_rate) override {
     require(!batch.asked.empty(), "step ", step, ": a batch that asks for nothing");
@@ -1415,20 +1423,22 @@ class CudaEngine : public Engine {
 
 }  // namespace
 
-EngineMaker cuda_engine_maker(int device) {
-  return [device](const ModelConfig& model, const TrainConfig& train,
-                  Start start) -> std::unique_ptr<Engine> {
+EngineMaker cuda_engine_maker(int device, bool half_precision) {
+  const auto products = half_precision ? cuda::Products::half : cuda::Products::exact;
+  return [device, products](const ModelConfig& model, const TrainConfig& train,
+                            Start start) -> std::unique_ptr<Engine> {
     const int count = cuda::device_count();
     require(count > 0, "no GPU was found: CUDA has no device or no driver");
     require(device >= 0 && device < count, "GPU ", device, " was asked for; there are ", count,
             ", counted from 0");
     if (model.task == TaskKind::matching) {
-      return std::make_unique<CudaEngine<CudaMatchingHead>>(model, train, start, device);
+      return std::make_unique<CudaEngine<CudaMatchingHead>>(model, train, start, device, products);
     }
     if (model.task == TaskKind::classification) {
-      return std::make_unique<CudaEngine<CudaClassificationHead>>(model, train, start, device);
+      return std::make_unique<CudaEngine<CudaClassificationHead>>(model, train, start, device,
+                                                                  products);
     }
-    return std::make_unique<CudaEngine<CudaItemHead>>(model, train, start, device);
+    return std::make_unique<CudaEngine<CudaItemHead>>(model, train, start, device, products);
   };
 }
 

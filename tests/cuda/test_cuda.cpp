@@ -96,9 +96,8 @@ std::vector<Case> cases() {
     c.model.max_length = 200, c.model.hidden_size = 8, c.rows = 19, c.shortest = 90, c.steps = 1;
     c.model.num_items = 40;
   });
-  add("more items than a block of their softmax", [](Case& c) {
-    c.model.num_items = 4200, c.model.hidden_size = 8, c.rows = 2, c.steps = 1;
-  });
+  add("more items than a block of their softmax",
+      [](Case& c) { c.model.num_items = 4200, c.model.hidden_size = 8, c.rows = 2, c.steps = 1; });
   add("more places than items", [](Case& c) { c.model.num_items = 7, c.rows = 30; });
   for (const Loss loss : {Loss::sampled_softmax, Loss::gbce, Loss::bce}) {
     for (const Objective objective : {Objective::cloze, Objective::causal}) {
@@ -266,6 +265,38 @@ void check_broken_steps() {
   check_bits("parameters", after, before);
 }
 
+// Products of operands with 8 or 11 bits: near the processor, and the same bits each time.
+void check_half_precision() {
+  for (const Case& at : cases()) {
+    std::vector<float> exact, first, second;
+    double exact_loss = 0, loss = 0;
+    const auto train = [&](const EngineMaker& make, std::vector<float>& numbers) {
+      const auto engine = make(at.model, at.train, Start::random);
+      double sum = 0;
+      for (std::uint64_t step = 0; step < 2; ++step) {
+        sum += engine->train(ragged_batch(at, step), step, 1e-3).loss();
+      }
+      numbers.resize(engine->table().size());
+      engine->read(State::first_moment, numbers);
+      return sum;
+    };
+    exact_loss = train(make_cpu_engine, exact);
+    loss = train(cuda_engine_maker(0, true), first);
+    train(cuda_engine_maker(0, true), second);
+    check_bits(at.name, second, first);
+    check(std::abs(loss - exact_loss) < 0.01 * exact_loss,
+          join(at.name, ": loss ", loss, ", expected about ", exact_loss));
+    double difference = 0, size = 0;
+    for (std::size_t i = 0; i < exact.size(); ++i) {
+      difference += std::pow(double{first[i]} - double{exact[i]}, 2);
+      size += std::pow(double{exact[i]}, 2);
+    }
+    const double error = std::sqrt(difference / size);
+    check(error > 0 && error < 0.05,
+          join(at.name, ": gradients differ by ", error, " of their size"));
+  }
+}
+
 #if defined(BERT4REC_EMULATION)
 void check_memory() {
   const std::size_t limit = emulation::memory_limit;
@@ -293,7 +324,11 @@ int main() {
   check_device("runs of both engines, and of one after the other, leave the same files",
                check_runs);
   check_device("a step with a loss that is no number changes nothing", check_broken_steps);
+  check_device("half precision is near", check_half_precision);
 #if defined(BERT4REC_EMULATION)
+  emulation::major_version = 7;
+  check_device("half precision is near on older devices, too", check_half_precision);
+  emulation::major_version = 8;
   check_device("memory that runs out is named, and given back", check_memory);
 #endif
   test("a GPU that is not there is named", [] {
