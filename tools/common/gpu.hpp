@@ -28,8 +28,9 @@ struct Choice {
 #if defined(BERT4REC_WITH_CUDA)
     return bert4rec::cuda_engine_maker(*device, half_precision);
 #else
-    bert4rec::fail("--gpu: this program was built without the CUDA Toolkit; leave the flag out to ",
-                   "compute on the processor, or build with cmake -DBERT4REC_CUDA=ON");
+    bert4rec::fail(
+        "--gpu: this program was built without the CUDA Toolkit and knows no GPU; leave the ",
+        "flag out to compute on the processor, or build with cmake -DBERT4REC_CUDA=ON");
 #endif
   }
 };
