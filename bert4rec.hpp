@@ -1,4 +1,4 @@
-// bert4rec.hpp: BERT4Rec in one C++20 header. Version 0.7.0.
+// bert4rec.hpp: BERT4Rec in one C++20 header. Version 0.8.0.
 // Copyright (c) 2026 The bert4rec.hpp authors. SPDX-License-Identifier: MIT (text at the end).
 //
 // BERT4Rec (Sun et al., "BERT4Rec: Sequential Recommendation with Bidirectional Encoder
@@ -81,10 +81,10 @@
 // ================================================================================================
 
 #define BERT4REC_VERSION_MAJOR 0
-#define BERT4REC_VERSION_MINOR 7
+#define BERT4REC_VERSION_MINOR 8
 #define BERT4REC_VERSION_PATCH 0
-#define BERT4REC_VERSION 700  // MAJOR * 10000 + MINOR * 100 + PATCH
-#define BERT4REC_VERSION_STRING "0.7.0"
+#define BERT4REC_VERSION 800  // MAJOR * 10000 + MINOR * 100 + PATCH
+#define BERT4REC_VERSION_STRING "0.8.0"
 
 #if defined(min) || defined(max)
 #error "bert4rec.hpp needs std::min and std::max: define NOMINMAX before windows.h is included"
@@ -3340,6 +3340,11 @@ void gather_rows(Compute<Real>&, std::size_t H, const RowGroup& group, const Rea
   }
 }
 
+template <class Real>
+void copy_rows(Compute<Real>&, std::size_t N, std::size_t H, const Real* from, Real* to) {
+  std::copy_n(from, N * H, to);
+}
+
 // The backward of gather_rows, in place: row i moves to asked[i], and the other rows of x[N,H]
 // become 0. From the last row to the first, so that none is overwritten before it has moved.
 template <class Real>
@@ -3591,7 +3596,8 @@ double logistic_loss(const detail::Kernels<Real>& kernels, Real* s, std::size_t 
 //   Head(config, train, table, parameters, gradients, encoder)   flat arrays, and what a loss needs
 //   Tally loss(compute, x, group, dropout, loss_scale, d_x)      of training
 //   Tally evaluate(compute, x, group)
-//   void score(compute, M, x, scores)
+//   const Real* prepare(compute, M, x)               what scores are made of,
+//   void score(compute, M, prepared, first, n, scores)   those [M,n] of items from `first` on
 // and, if its scores are inner products, the vectors of items and of users (places that are asked)
 // whose products they are, which a search index takes:
 //   std::size_t vector_size()
@@ -3713,6 +3719,55 @@ inline Tally tally_of(std::size_t M, const Buffer<double>& losses,
 //   paper:  s = E LayerNorm(gelu(W_d x + b_d)) + b  (eq. 7)    E: item_embedding.weight [V,H]
 // (Equation 7 has no LayerNorm; the authors' code does.)
 
+// What the items are compared with: the encoder's x itself (torch), or LayerNorm(gelu(W_d x + b_d))
+// (paper), at no more than `capacity` asked places.
+template <class Real, class Machine = Compute<Real>>
+class ItemTransform {
+ public:
+  ItemTransform(const ModelConfig& config, const ItemTensors<Real>& parameters,
+                const ItemTensors<Real>& gradients, std::size_t capacity)
+      : is_identity_(config.architecture == Architecture::torch),
+        H_(config.hidden_size),
+        norm_epsilon_(config.norm_epsilon),
+        w_(parameters),
+        g_(gradients),
+        capacity_(is_identity_ ? 0 : capacity) {}
+
+  // From x[M,H]: [M,H], valid until the next forward.
+  const Real* forward(Machine& compute, std::size_t M, const Real* x) {
+    if (is_identity_) return x;
+    linear_forward(compute, M, H_, H_, x, w_.dense_weight, w_.dense_bias, dense_.data());
+    activation_forward(compute, M, H_, 0, DropoutSite{}, dense_.data(), active_.data());
+    norm_forward(compute, M, H_, active_.data(), w_.gain, w_.shift, norm_epsilon_, vectors_.data(),
+                 statistics_.data());
+    return vectors_.data();
+  }
+
+  // Turns d[M,H], the gradient by what forward() returned, into that by x.
+  void backward(Machine& compute, std::size_t M, const Real* x, Real* d) {
+    if (is_identity_) return;
+    norm_backward(compute, M, H_, active_.data(), statistics_.data(), w_.gain, d, g_.gain,
+                  g_.shift);
+    activation_backward(compute, M, H_, 0, DropoutSite{}, dense_.data(), d);
+    copy_rows(compute, M, H_, d, active_.data());  // the product below cannot work in place
+    linear_backward(compute, M, H_, H_, x, w_.dense_weight, active_.data(), g_.dense_weight,
+                    g_.dense_bias, d, false);
+  }
+
+ private:
+  template <class Element>
+  using Array = typename Machine::template Array<Element>;
+
+  bool is_identity_;
+  std::size_t H_;
+  double norm_epsilon_;
+  ItemTensors<Real> w_, g_;
+  std::size_t capacity_;
+  Array<Real> dense_{capacity_ * H_}, active_{capacity_ * H_};  // [M,H] W_d x + b_d; its gelu
+  Array<Real> vectors_{capacity_ * H_};                         // [M,H] its norm
+  Array<detail::RowStatistics<Real>> statistics_{capacity_};    // [M]
+};
+
 template <class Real>
 class ItemHead {
  public:
@@ -3729,10 +3784,6 @@ class ItemHead {
         g_(tensors_at<ItemTensors<Real>>(config, table, gradients)) {
     if (config.architecture == Architecture::paper) {
       w_.weight = encoder.item_weight(), g_.weight = encoder.item_gradient();
-      for (Buffer<Real>* buffer : {&dense_, &active_, &vectors_}) {
-        *buffer = Buffer<Real>(capacity_ * config.hidden_size);
-      }
-      statistics_ = Buffer<detail::RowStatistics<Real>>(capacity_);
     }
     // From here on the rows of items alone: [I,H] and [I].
     for (ItemTensors<Real>* tensors : {&w_, &g_}) {
@@ -3746,25 +3797,30 @@ class ItemHead {
   // tensors is added to theirs.
   Tally loss(Compute<Real>& compute, const Real* x, const RowGroup& group, const DropoutPlan&,
              Real loss_scale, Real* d_x) {
-    const Real* vectors = transform_forward(compute, group.targets.size(), x);
+    const Real* vectors = transform_.forward(compute, group.targets.size(), x);
     const Tally tally = draws_negatives(loss_)
                             ? sampled_loss(compute, vectors, group, loss_scale, d_x)
                             : full_loss(compute, vectors, group, loss_scale, d_x);
-    transform_backward(compute, group.targets.size(), x, d_x);
+    transform_.backward(compute, group.targets.size(), x, d_x);
     return tally;
   }
 
   // Softmax over all items and ranks among them, whatever the loss of training.
   Tally evaluate(Compute<Real>& compute, const Real* x, const RowGroup& group) {
-    const Real* vectors = transform_forward(compute, group.targets.size(), x);
+    const Real* vectors = transform_.forward(compute, group.targets.size(), x);
     return full_loss(compute, vectors, group, Real(1), nullptr);
   }
 
-  // Scores [M,num_items] of the asked places, from their vectors x[M,H].
-  void score(Compute<Real>& compute, std::size_t M, const Real* x, Real* scores) {
-    const Real* vectors = transform_forward(compute, M, x);
-    linear_forward(compute, M, config_.num_items, config_.hidden_size, vectors, w_.weight, w_.bias,
-                   scores);
+  // Of the asked places, from their vectors x[M,H]: what items are compared with ...
+  const Real* prepare(Compute<Real>& compute, std::size_t M, const Real* x) {
+    return transform_.forward(compute, M, x);
+  }
+
+  // ... and the scores [M,n] of items first ... first + n - 1.
+  void score(Compute<Real>& compute, std::size_t M, const Real* vectors, std::size_t first,
+             std::size_t n, Real* scores) {
+    const std::size_t H = config_.hidden_size;
+    linear_forward(compute, M, n, H, vectors, w_.weight + first * H, w_.bias + first, scores);
   }
 
   // s = (w_j, b_j) (x', 1), with x' what the items are compared with
@@ -3782,7 +3838,7 @@ class ItemHead {
   // Of the asked places, from their vectors x[M,H]: [M,H+1].
   void user_vectors(Compute<Real>& compute, std::size_t M, const Real* x, Real* out) {
     const std::size_t H = config_.hidden_size;
-    const Real* vectors = transform_forward(compute, M, x);
+    const Real* vectors = transform_.forward(compute, M, x);
     compute.for_rows(M, [&](std::size_t i) {
       Real* end = std::copy_n(vectors + i * H, H, out + i * (H + 1));
       *end = Real(1);
@@ -3790,29 +3846,6 @@ class ItemHead {
   }
 
  private:
-  // x itself (torch), or LayerNorm(gelu(W_d x + b_d)) (paper): what the items are compared with
-  const Real* transform_forward(Compute<Real>& compute, std::size_t M, const Real* x) {
-    if (config_.architecture == Architecture::torch) return x;
-    const std::size_t H = config_.hidden_size;
-    linear_forward(compute, M, H, H, x, w_.dense_weight, w_.dense_bias, dense_.data());
-    activation_forward(compute, M, H, 0, DropoutSite{}, dense_.data(), active_.data());
-    norm_forward(compute, M, H, active_.data(), w_.gain, w_.shift, config_.norm_epsilon,
-                 vectors_.data(), statistics_.data());
-    return vectors_.data();
-  }
-
-  // vectors = LayerNorm(gelu(W_d x + b_d)): turns d, the gradient with respect to the vectors, into
-  // that with respect to x
-  void transform_backward(Compute<Real>& compute, std::size_t M, const Real* x, Real* d) {
-    if (config_.architecture == Architecture::torch) return;
-    const std::size_t H = config_.hidden_size;
-    norm_backward(compute, M, H, active_.data(), statistics_.data(), w_.gain, d, g_.gain, g_.shift);
-    activation_backward(compute, M, H, 0, DropoutSite{}, dense_.data(), d);
-    std::copy(d, d + M * H, active_.data());  // the product below cannot work in place
-    linear_backward(compute, M, H, H, x, w_.dense_weight, active_.data(), g_.dense_weight,
-                    g_.dense_bias, d, false);
-  }
-
   // ---- Over all items --------------------------------------------------------------------------
 
   Tally full_loss(Compute<Real>& compute, const Real* vectors, const RowGroup& group,
@@ -3931,14 +3964,13 @@ class ItemHead {
   Loss loss_;
   double gbce_t_;
   std::size_t capacity_;
-  ItemTensors<Real> w_, g_;                         // parameters and gradients
-  Buffer<Real> scores_;                             // [slab,I], or [slab,1+K]
-  Buffer<Real> drawn_, drawn_bias_;                 // [K,H] [K] of the drawn items,
-  Buffer<Real> d_drawn_, d_drawn_bias_;             // and their gradients
-  Buffer<Real> dense_, active_, vectors_;           // [M,H] of the transform
-  Buffer<detail::RowStatistics<Real>> statistics_;  // [M]
-  Buffer<double> losses_{capacity_};                // [M]
-  Buffer<detail::RankCounts> counts_{capacity_};    // [M]
+  ItemTensors<Real> w_, g_;  // parameters and gradients
+  ItemTransform<Real> transform_{config_, w_, g_, capacity_};
+  Buffer<Real> scores_;                           // [slab,I], or [slab,1+K]
+  Buffer<Real> drawn_, drawn_bias_;               // [K,H] [K] of the drawn items,
+  Buffer<Real> d_drawn_, d_drawn_bias_;           // and their gradients
+  Buffer<double> losses_{capacity_};              // [M]
+  Buffer<detail::RankCounts> counts_{capacity_};  // [M]
 };
 
 // ---- Matching ----------------------------------------------------------------------------------
@@ -3993,7 +4025,7 @@ class MatchingHead {
     detail::grow(scores_, std::min(M, slab) * I);
     for (std::size_t begin = 0; begin < M; begin += slab) {
       const std::size_t rows = std::min(slab, M - begin);
-      score(compute, rows, x + begin * H, scores_.data());
+      score(compute, rows, prepare(compute, rows, x + begin * H), 0, I, scores_.data());
       compute.for_rows(rows, [&](std::size_t i) {
         detail::softmax_place(compute.kernels, scores_.data() + i * I, I,
                               static_cast<std::size_t>(group.targets[begin + i]),
@@ -4003,19 +4035,27 @@ class MatchingHead {
     return detail::tally_of(M, losses_, counts_);
   }
 
-  // Scores [M,num_items]:  s_ij = (a u_i / |u_i|) e_j / |e_j|
-  void score(Compute<Real>& compute, std::size_t M, const Real* x, Real* scores) {
-    const std::size_t I = config_.num_items, H = config_.hidden_size;
+  // a u / |u| of the asked places, from their vectors x[M,H] ...
+  const Real* prepare(Compute<Real>& compute, std::size_t M, const Real* x) {
     const Real a = scale(compute.kernels);
     prepare_users(compute, M, x);
-    compute.for_rows(M, [&](std::size_t i) { compute.kernels.scale(unit(i), a, H); });
-    detail::grow(lengths_, I);
     compute.for_rows(
-        I, [&](std::size_t j) { lengths_[j] = Real(1) / length(compute.kernels, item_ + j * H); });
-    compute.parallel_multiply(M, I, H, {units_.data(), H}, View<const Real>{item_, H}.T(),
-                              {nullptr, 0}, {scores, I});
+        M, [&](std::size_t i) { compute.kernels.scale(unit(i), a, config_.hidden_size); });
+    return units_.data();
+  }
+
+  // ... and the scores [M,n] of items from `first` on:  s_ij = (a u_i / |u_i|) e_j / |e_j|
+  void score(Compute<Real>& compute, std::size_t M, const Real* users, std::size_t first,
+             std::size_t n, Real* scores) {
+    const std::size_t H = config_.hidden_size;
+    const Real* items = item_ + first * H;
+    detail::grow(lengths_, n);
+    compute.for_rows(
+        n, [&](std::size_t j) { lengths_[j] = Real(1) / length(compute.kernels, items + j * H); });
+    compute.parallel_multiply(M, n, H, {users, H}, View<const Real>{items, H}.T(), {nullptr, 0},
+                              {scores, n});
     compute.for_rows(M, [&](std::size_t i) {
-      for (std::size_t j = 0; j < I; ++j) scores[i * I + j] *= lengths_[j];
+      for (std::size_t j = 0; j < n; ++j) scores[i * n + j] *= lengths_[j];
     });
   }
 
@@ -4035,12 +4075,7 @@ class MatchingHead {
   // Of the asked places, from their vectors x[M,H]: [M,H].
   void user_vectors(Compute<Real>& compute, std::size_t M, const Real* x, Real* out) {
     const std::size_t H = config_.hidden_size;
-    const Real a = scale(compute.kernels);
-    prepare_users(compute, M, x);
-    compute.for_rows(M, [&](std::size_t i) {
-      std::copy_n(unit(i), H, out + i * H);
-      compute.kernels.scale(out + i * H, a, H);
-    });
+    std::copy_n(prepare(compute, M, x), M * H, out);
   }
 
  private:
@@ -4193,10 +4228,18 @@ class ClassificationHead {
     return detail::tally_of(M, losses_, counts_);
   }
 
-  // Scores [M,C] of the asked places, from their vectors x[M,H].
-  void score(Compute<Real>& compute, std::size_t M, const Real* x, Real* scores) {
+  // The scores [M,C] of the asked places, from their vectors x[M,H] ...
+  const Real* prepare(Compute<Real>& compute, std::size_t M, const Real* x) {
     forward(compute, M, x, DropoutSite(), 0);
-    std::copy_n(scores_.data(), M * config_.classes, scores);
+    return scores_.data();
+  }
+
+  // ... and of them those [M,n] of labels first ... first + n - 1.
+  void score(Compute<Real>&, std::size_t M, const Real* all, std::size_t first, std::size_t n,
+             Real* scores) {
+    for (std::size_t i = 0; i < M; ++i) {
+      std::copy_n(all + i * config_.classes + first, n, scores + i * n);
+    }
   }
 
  private:
@@ -5726,6 +5769,155 @@ class AdamW {
 // What training, evaluation and recommendation talk to. A second engine (CUDA) implements the
 // same functions. Trainer, load_model and Recommender take an EngineMaker that says which.
 
+// ---- The best items ----------------------------------------------------------------------------
+
+struct Recommendation {
+  std::int32_t item;
+  double score;  // probability among all items; from Recommender::similar(): the cosine
+};
+
+// The best `count` of the items that are added, in the order of their numbers.
+class BestItems {
+ public:
+  explicit BestItems(std::size_t count) : count_(count) {}
+
+  bool is_full() const { return best_.size() == count_; }
+
+  // What the score of a further item must exceed if is_full(). A lower item has won a tie already.
+  double least() const {
+    return count_ > 0 ? best_.front().score : std::numeric_limits<double>::infinity();
+  }
+  bool takes(double score) const { return !is_full() || score > least(); }
+
+  // An item that takes() has let in.
+  void add(std::int32_t item, double score) {
+    if (is_full()) {
+      std::pop_heap(best_.begin(), best_.end(), better);
+      best_.pop_back();
+    }
+    best_.push_back({item, score});
+    std::push_heap(best_.begin(), best_.end(), better);
+  }
+
+  // The best first; the object is spent then.
+  std::vector<Recommendation> sorted() {
+    std::sort_heap(best_.begin(), best_.end(), better);
+    return std::move(best_);
+  }
+
+ private:
+  static bool better(const Recommendation& a, const Recommendation& b) {
+    return a.score != b.score ? a.score > b.score : a.item < b.item;
+  }
+
+  std::size_t count_;
+  std::vector<Recommendation> best_;  // a heap whose top is the worst of them
+};
+
+// The softmax over scores that come in blocks: p = exp(s - largest) / sum.
+class SoftmaxParts {
+ public:
+  static constexpr std::size_t block = 4096;  // scores whose exp are summed at a time
+
+  void add(const detail::SoftmaxSum<float>& part) {
+    const float largest = std::max(largest_, part.largest);
+    sum_ = sum_ * static_cast<double>(exp_of(largest_ - largest)) +
+           static_cast<double>(part.sum) * static_cast<double>(exp_of(part.largest - largest));
+    largest_ = largest;
+  }
+
+  // Scores become probabilities.
+  void to_probabilities(std::span<Recommendation> best) const {
+    require(sum_ > 0, "all scores are -inf: there is nothing to choose");
+    const float factor = 1.0f / static_cast<float>(sum_);
+    for (Recommendation& pick : best) {
+      pick.score = static_cast<double>(exp_of(static_cast<float>(pick.score) - largest_) * factor);
+    }
+  }
+
+ private:
+  static float exp_of(float x) {
+    detail::kernels<float>().exp(&x, &x, 1);
+    return x;
+  }
+
+  float largest_ = -std::numeric_limits<float>::infinity();
+  double sum_ = 0;  // of exp(s - largest_)
+};
+
+// Finds the best items that are not among those seen, from scores that come in any number of parts,
+// and their probabilities.
+class UnseenSearch {
+ public:
+  UnseenSearch(ItemSpan seen, std::size_t count) : seen_(seen.begin(), seen.end()), best_(count) {
+    std::sort(seen_.begin(), seen_.end());
+  }
+
+  // Scores of items `first` on, which follow those of the part before. All parts but the last hold
+  // whole blocks, so that the parts do not matter.
+  void add(std::size_t first, std::span<const float> scores) {
+    constexpr std::size_t block = SoftmaxParts::block;
+    for (std::size_t begin = 0; begin < scores.size(); begin += block) {
+      const auto some = scores.subspan(begin, std::min(block, scores.size() - begin));
+      add_best(first + begin, some);
+      add_sum(first + begin, some);
+    }
+  }
+
+  // Call it once.
+  std::vector<Recommendation> result() {
+    std::vector<Recommendation> best = best_.sorted();
+    softmax_.to_probabilities(best);
+    return best;
+  }
+
+ private:
+  void add_best(std::size_t first, std::span<const float> scores) {
+    constexpr std::size_t chunk = 256;  // most have no item that is better than the best so far
+    for (std::size_t begin = 0; begin < scores.size(); begin += chunk) {
+      const auto some = scores.subspan(begin, std::min(chunk, scores.size() - begin));
+      const auto least = static_cast<float>(best_.is_full() ? best_.least() : 0.0);
+      if (best_.is_full() && kernels_.count_above(some.data(), least, some.size()).better == 0) {
+        continue;
+      }
+      for (std::size_t i = 0; i < some.size(); ++i) {
+        const auto item = static_cast<std::int32_t>(first + begin + i);
+        const auto score = static_cast<double>(some[i]);
+        if (!best_.takes(score)) continue;
+        if (!std::binary_search(seen_.begin(), seen_.end(), item)) best_.add(item, score);
+      }
+    }
+  }
+
+  void add_sum(std::size_t first, std::span<const float> scores) {
+    std::array<float, SoftmaxParts::block> copy;
+    std::copy(scores.begin(), scores.end(), copy.begin());
+    const auto part = kernels_.softmax(copy.data(), 1.0f, scores.size());
+    if (!std::isnan(part.sum)) return softmax_.add(part);
+    const auto bad =
+        std::find_if(scores.begin(), scores.end(), [](float s) { return !(s < INFINITY); });
+    if (bad == scores.end()) return;  // all are -inf
+    fail("the score of item ", first + static_cast<std::size_t>(bad - scores.begin()), " is ", *bad,
+         ", expected a finite number");
+  }
+
+  const detail::Kernels<float>& kernels_ = detail::kernels<float>();
+  std::vector<std::int32_t> seen_;  // sorted
+  BestItems best_;
+  SoftmaxParts softmax_;
+};
+
+inline std::vector<Recommendation> top_unseen(std::span<const float> scores, ItemSpan seen,
+                                              std::size_t count) {
+  detail::require_items(seen, scores.size());
+  if (scores.empty()) return {};
+  UnseenSearch search(seen, count);
+  search.add(0, scores);
+  return search.result();
+}
+
+// ---- Engines -----------------------------------------------------------------------------------
+
 // Which numbers of an engine to read or write, in the order of its tensor table.
 enum class State { parameters, first_moment, second_moment };
 
@@ -5736,9 +5928,18 @@ class Engine {
   virtual const TensorTable& table() const = 0;
   virtual std::string name() const = 0;  // what computes: "cpu avx512"
 
+  // Engines with one arithmetic give the same bits. Those of this header have that of chapter 3, as
+  // has a GPU in float32.
+  virtual std::string arithmetic() const { return "float32"; }
+
   // One AdamW step on the mean loss of a batch; step counts from 0 and, with the seed, decides
-  // dropout. Throws before anything is updated if loss or gradient is not finite.
-  virtual Tally train(const Batch& batch, std::uint64_t step, double learning_rate) = 0;
+  // dropout. Throws before anything is updated if loss or gradient is not finite. `meanwhile` is
+  // called once, on a GPU while it computes: the time to make the next batch.
+  Tally train(
+      const Batch& batch, std::uint64_t step, double learning_rate,
+      const std::function<void()>& meanwhile = [] {}) {
+    return train_step(batch, step, learning_rate, meanwhile);
+  }
 
   // Softmax loss over all items (or labels), whatever the loss of training, and Top-K among them,
   // at the asked places, without dropout.
@@ -5746,6 +5947,22 @@ class Engine {
 
   // Scores [M,targets()] (logits) at the asked places, without dropout.
   virtual void score(const Batch& batch, std::span<float> scores) = 0;
+
+  // For each asked place the best `count` items (or labels) that are not in its `seen`, as
+  // top_unseen() finds them; without dropout.
+  virtual std::vector<std::vector<Recommendation>> top(const Batch& batch,
+                                                       std::span<const ItemSpan> seen,
+                                                       std::size_t count) {
+    check_seen(batch, seen);
+    std::vector<float> scores(batch.asked.size() * config().targets());
+    score(batch, scores);
+    std::vector<std::vector<Recommendation>> all;
+    for (std::size_t i = 0; i < seen.size(); ++i) {
+      const auto row = std::span(scores).subspan(i * config().targets(), config().targets());
+      all.push_back(top_unseen(row, seen[i], count));
+    }
+    return all;
+  }
 
   // Vectors of items and of users (asked places) whose inner products are the scores, for search
   // indexes: how many numbers a vector has, or 0 where scores are no such products ...
@@ -5761,6 +5978,16 @@ class Engine {
 
   virtual void read(State state, std::span<float> out) = 0;
   virtual void write(State state, std::span<const float> in) = 0;
+
+ protected:
+  virtual Tally train_step(const Batch& batch, std::uint64_t step, double learning_rate,
+                           const std::function<void()>& meanwhile) = 0;
+
+  void check_seen(const Batch& batch, std::span<const ItemSpan> seen) const {
+    require(seen.size() == batch.asked.size(), "top: ", seen.size(), " histories for ",
+            batch.asked.size(), " asked places");
+    for (const ItemSpan items : seen) detail::require_items(items, config().targets());
+  }
 
  private:
   [[noreturn]] static void fail_without_vectors() {
@@ -5797,20 +6024,6 @@ class CpuEngine : public Engine {
   std::span<Real> parameters() { return buffer(State::parameters).span(); }
   std::span<const Real> gradients() const { return gradients_.span(); }
 
-  Tally train(const Batch& batch, std::uint64_t step, double learning_rate) override {
-    require(!batch.asked.empty(), "step ", step, ": a batch that asks for nothing");
-    const Key step_key = fold_in(stream_key(train_.seed, Stream::dropout), step);
-    const Tally metrics = loss_and_gradient(batch, DropoutPlan(config_.encoder(), step_key));
-    require(std::isfinite(metrics.loss_sum), "step ", step, ": the loss is ", metrics.loss(),
-            "; nothing was updated. A lower learning rate or clip_norm may help");
-    const double norm = optimizer_.gradient_norm();
-    require(std::isfinite(norm), "step ", step, ": the norm of the gradient is ", norm,
-            "; nothing was updated. A lower learning rate or clip_norm may help");
-    const bool clip = train_.clip_norm > 0 && norm > train_.clip_norm;
-    optimizer_.step(step + 1, learning_rate, clip ? train_.clip_norm / norm : 1.0);
-    return metrics;
-  }
-
   // Fills gradients() with those of the mean loss.
   Tally loss_and_gradient(const Batch& batch, const DropoutPlan& dropout) {
     check_batch(batch, config_);
@@ -5835,8 +6048,32 @@ class CpuEngine : public Engine {
   }
 
   void score(const Batch& batch, std::span<float> scores) override {
-    write_places(batch, config_.targets(), scores, "score",
-                 [&](std::size_t M, auto* x, auto* out) { head_.score(compute_, M, x, out); });
+    write_places(batch, config_.targets(), scores, "score", [&](std::size_t M, auto* x, auto* out) {
+      head_.score(compute_, M, head_.prepare(compute_, M, x), 0, config_.targets(), out);
+    });
+  }
+
+  // Items are gone through in blocks, so that of the scores [M,targets] few are held at a time and
+  // the table is read once for many places.
+  std::vector<std::vector<Recommendation>> top(const Batch& batch, std::span<const ItemSpan> seen,
+                                               std::size_t count) override {
+    constexpr std::size_t most_places = 512, most_scores = std::size_t{1} << 21;  // at a time
+    check_seen(batch, seen);
+    std::vector<UnseenSearch> searches;
+    for (const ItemSpan items : seen) searches.emplace_back(items, count);
+    for_each_group(batch, [&](const RowGroup& group) {
+      const Real* x = encoder_.forward(compute_, group, DropoutPlan());
+      for (std::size_t begin = 0; begin < group.asked.size(); begin += most_places) {
+        const std::size_t M = std::min(most_places, group.asked.size() - begin);
+        const Real* vectors = head_.prepare(compute_, M, x + begin * config_.hidden_size);
+        const std::size_t blocks = std::max<std::size_t>(most_scores / M / SoftmaxParts::block, 1);
+        const auto some = std::span(searches).subspan(group.asked_rows.first() + begin, M);
+        search_items(vectors, blocks * SoftmaxParts::block, some);
+      }
+    });
+    std::vector<std::vector<Recommendation>> all;
+    for (UnseenSearch& search : searches) all.push_back(search.result());
+    return all;
   }
 
   std::size_t vector_size() const override {
@@ -5880,6 +6117,23 @@ class CpuEngine : public Engine {
     std::copy(in.begin(), in.end(), to.data());
   }
 
+ protected:
+  Tally train_step(const Batch& batch, std::uint64_t step, double learning_rate,
+                   const std::function<void()>& meanwhile) override {
+    require(!batch.asked.empty(), "step ", step, ": a batch that asks for nothing");
+    const Key step_key = fold_in(stream_key(train_.seed, Stream::dropout), step);
+    const Tally metrics = loss_and_gradient(batch, DropoutPlan(config_.encoder(), step_key));
+    require(std::isfinite(metrics.loss_sum), "step ", step, ": the loss is ", metrics.loss(),
+            "; nothing was updated. A lower learning rate or clip_norm may help");
+    const double norm = optimizer_.gradient_norm();
+    require(std::isfinite(norm), "step ", step, ": the norm of the gradient is ", norm,
+            "; nothing was updated. A lower learning rate or clip_norm may help");
+    const bool clip = train_.clip_norm > 0 && norm > train_.clip_norm;
+    optimizer_.step(step + 1, learning_rate, clip ? train_.clip_norm / norm : 1.0);
+    meanwhile();
+    return metrics;
+  }
+
  private:
   // Of a batch that is not trained on.
   template <class Body>
@@ -5901,6 +6155,23 @@ class CpuEngine : public Engine {
       write_floats(out.subspan(group.asked_rows.first() * width, M * width),
                    [&](Real* to) { write(M, x, to); });
     });
+  }
+
+  // Shows each search the scores of all items, `most` at a time.
+  void search_items(const Real* vectors, std::size_t most, std::span<UnseenSearch> searches) {
+    const std::size_t I = config_.targets(), M = searches.size();
+    detail::grow(block_scores_, M * std::min(most, I));
+    for (std::size_t first = 0; first < I; first += most) {
+      const std::size_t n = std::min(most, I - first);
+      head_.score(compute_, M, vectors, first, n, block_scores_.data());
+      compute_.for_rows(M, [&](std::size_t i) {
+        const Real* scores = block_scores_.data() + i * n;
+        if constexpr (std::is_same_v<Real, float>)
+          searches[i].add(first, {scores, n});
+        else
+          searches[i].add(first, std::vector<float>(scores, scores + n));
+      });
+    }
   }
 
   // write(to) fills to[out.size()], which becomes float.
@@ -5933,6 +6204,7 @@ class CpuEngine : public Engine {
                          group_capacity(config_.encoder())};
   Head<Real> head_{config_, train_, table_, parameters_.data(), gradients_.data(), encoder_};
   Buffer<Real> d_x_{encoder_.capacity() * config_.hidden_size};  // [M,H], with room for [N,H]
+  Buffer<Real> block_scores_;                                    // of top()
   Groups groups_{config_.encoder()};
 };
 
@@ -7544,7 +7816,9 @@ class Trainer {
     const auto parts = static_cast<std::size_t>(1 / train_.eval_every + 0.5);
     metrics_.per_epoch = std::clamp<std::size_t>(parts, 1, batches_per_epoch());
     engine_ = make(task_->model(), train_, Start::random);
-    batch_.reserve(train_.batch_size, task_->model().max_length);
+    for (Batch* batch : {&batch_, &next_batch_}) {
+      batch->reserve(train_.batch_size, task_->model().max_length);
+    }
   }
 
   // The short way in: the task on `data`, which must outlive the trainer.
@@ -7591,8 +7865,14 @@ class Trainer {
     });
     load_engine(file, *engine_, true);
     continues_ = true;
+    const auto begun = file.metadata().find("arithmetic");
+    if (begun != file.metadata().end()) begun_in_ = begun->second;
     return file.path();
   }
+
+  // The arithmetic of the engine that the run was resumed from. If it is another than this one's,
+  // the run goes on, but not to the bits it would have had.
+  const std::string& begun_in() const { return begun_in_; }
 
   // Lets run() replace the run that the folder holds.
   Trainer& overwrite() {
@@ -7655,15 +7935,14 @@ class Trainer {
     std::vector<std::size_t> order(task_->examples());
     std::iota(order.begin(), order.end(), std::size_t{0});
     shuffle(order, fold_in(stream_key(train_.seed, Stream::shuffle), epoch));
+    if (first + batches_done_ < end) make_batch(first + batches_done_, order);
     while (first + batches_done_ < end) {
-      batch_.clear();
-      const std::size_t number = first + batches_done_, begin = number * train_.batch_size;
-      for (std::size_t i = begin; i < std::min(begin + train_.batch_size, order.size()); ++i) {
-        task_->add_example(batch_, order[i], epoch);
-      }
+      const std::size_t number = first + batches_done_;
       const std::uint64_t step = epoch * batches + number;
-      task_->finish_batch(batch_, step);
-      part_metrics_ += engine_->train(batch_, step, learning_rate(step));
+      std::swap(batch_, next_batch_);
+      part_metrics_ += engine_->train(batch_, step, learning_rate(step), [&] {
+        if (number + 1 < end) make_batch(number + 1, order);
+      });
       ++batches_done_;
       const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - start;
       part_seconds_ = seconds_before + passed.count();
@@ -7674,6 +7953,17 @@ class Trainer {
       if (callbacks.should_stop && callbacks.should_stop()) return false;
     }
     return true;
+  }
+
+  // next_batch_: so many batches of the epoch came before it.
+  void make_batch(std::size_t number, std::span<const std::size_t> order) {
+    next_batch_.clear();
+    const std::size_t begin = number * train_.batch_size;
+    for (const std::size_t example :
+         order.subspan(begin).first(std::min(train_.batch_size, order.size() - begin))) {
+      task_->add_example(next_batch_, example, epoch());
+    }
+    task_->finish_batch(next_batch_, epoch() * batches_per_epoch() + number);
   }
 
   void finish_part(const TrainerCallbacks& callbacks) {
@@ -7731,6 +8021,7 @@ class Trainer {
   void save_checkpoint(std::string_view name) {
     Metadata metadata = description();
     metadata["checkpoint_format"] = join(checkpoint_format);
+    metadata["arithmetic"] = engine_->arithmetic();
     metadata["progress"] = progress().text();
     metadata["training_metrics"] = metrics_.to_json().text();
     save_engine(checkpoint_path(name), *engine_, true, std::move(metadata));
@@ -7887,9 +8178,10 @@ class Trainer {
   FolderLock lock_;
   std::unique_ptr<Task> task_;
   std::unique_ptr<Engine> engine_;
-  Batch batch_;
+  Batch batch_, next_batch_;
   static constexpr std::uint64_t checkpoint_format = 1;
   bool continues_ = false, overwrites_ = false;  // what the folder holds
+  std::string begun_in_ = "float32";             // also of checkpoints before 0.8
   // Where the run stands: what was evaluated in metrics_, and the part of an epoch under way.
   TrainingMetrics metrics_;
   std::size_t batches_done_ = 0;
@@ -7905,171 +8197,21 @@ class Trainer {
 // The history, a [MASK] behind its newest item, and the items that score highest there among those
 // the history does not hold. Ties: the lower item number first.
 
-struct Recommendation {
-  std::int32_t item;
-  double score;  // probability among all items; from similar(): the cosine
-};
-
-// The best `count` of the items that are added, in the order of their numbers.
-class BestItems {
- public:
-  explicit BestItems(std::size_t count) : count_(count) {}
-
-  bool is_full() const { return best_.size() == count_; }
-
-  // What the score of a further item must exceed if is_full(). A lower item has won a tie already.
-  double least() const {
-    return count_ > 0 ? best_.front().score : std::numeric_limits<double>::infinity();
-  }
-  bool takes(double score) const { return !is_full() || score > least(); }
-
-  // An item that takes() has let in.
-  void add(std::int32_t item, double score) {
-    if (is_full()) {
-      std::pop_heap(best_.begin(), best_.end(), better);
-      best_.pop_back();
-    }
-    best_.push_back({item, score});
-    std::push_heap(best_.begin(), best_.end(), better);
-  }
-
-  // The best first; the object is spent then.
-  std::vector<Recommendation> sorted() {
-    std::sort_heap(best_.begin(), best_.end(), better);
-    return std::move(best_);
-  }
-
- private:
-  static bool better(const Recommendation& a, const Recommendation& b) {
-    return a.score != b.score ? a.score > b.score : a.item < b.item;
-  }
-
-  std::size_t count_;
-  std::vector<Recommendation> best_;  // a heap whose top is the worst of them
-};
-
-// Finds the best items that are not among those seen, from scores that come in any number of parts,
-// and their probabilities.
-class UnseenSearch {
- public:
-  UnseenSearch(ItemSpan seen, std::size_t count) : seen_(seen.begin(), seen.end()), best_(count) {
-    std::sort(seen_.begin(), seen_.end());
-  }
-
-  // Scores of items `first` on, which follow those of the part before.
-  void add(std::size_t first, std::span<const float> scores) {
-    constexpr std::size_t block = 4096;
-    for (std::size_t begin = 0; begin < scores.size(); begin += block) {
-      const auto some = scores.subspan(begin, std::min(block, scores.size() - begin));
-      add_best(first + begin, some);
-      add_sum<block>(first + begin, some);
-    }
-  }
-
-  // p = exp(s - largest) / sum; call it once.
-  std::vector<Recommendation> result() {
-    require(sum_ > 0, "all scores are -inf: there is nothing to choose");
-    std::vector<Recommendation> best = best_.sorted();
-    const float factor = 1.0f / static_cast<float>(sum_);
-    for (Recommendation& pick : best) {
-      pick.score = static_cast<double>(exp_of(static_cast<float>(pick.score) - largest_) * factor);
-    }
-    return best;
-  }
-
- private:
-  void add_best(std::size_t first, std::span<const float> scores) {
-    constexpr std::size_t chunk = 256;  // most have no item that is better than the best so far
-    for (std::size_t begin = 0; begin < scores.size(); begin += chunk) {
-      const auto some = scores.subspan(begin, std::min(chunk, scores.size() - begin));
-      const auto least = static_cast<float>(best_.is_full() ? best_.least() : 0.0);
-      if (best_.is_full() && kernels_.count_above(some.data(), least, some.size()).better == 0) {
-        continue;
-      }
-      for (std::size_t i = 0; i < some.size(); ++i) {
-        const auto item = static_cast<std::int32_t>(first + begin + i);
-        const auto score = static_cast<double>(some[i]);
-        if (!best_.takes(score)) continue;
-        if (!std::binary_search(seen_.begin(), seen_.end(), item)) best_.add(item, score);
-      }
-    }
-  }
-
-  template <std::size_t block>
-  void add_sum(std::size_t first, std::span<const float> scores) {
-    std::array<float, block> copy;
-    std::copy(scores.begin(), scores.end(), copy.begin());
-    const auto part = kernels_.softmax(copy.data(), 1.0f, scores.size());
-    if (std::isnan(part.sum)) {
-      const auto bad =
-          std::find_if(scores.begin(), scores.end(), [](float s) { return !(s < INFINITY); });
-      if (bad == scores.end()) return;  // all are -inf
-      fail("the score of item ", first + static_cast<std::size_t>(bad - scores.begin()), " is ",
-           *bad, ", expected a finite number");
-    }
-    const float largest = std::max(largest_, part.largest);
-    sum_ = sum_ * static_cast<double>(exp_of(largest_ - largest)) +
-           static_cast<double>(part.sum) * static_cast<double>(exp_of(part.largest - largest));
-    largest_ = largest;
-  }
-
-  float exp_of(float x) const {
-    kernels_.exp(&x, &x, 1);
-    return x;
-  }
-
-  const detail::Kernels<float>& kernels_ = detail::kernels<float>();
-  std::vector<std::int32_t> seen_;  // sorted
-  BestItems best_;
-  float largest_ = -std::numeric_limits<float>::infinity();
-  double sum_ = 0;  // of exp(s - largest_)
-};
-
-inline std::vector<Recommendation> top_unseen(std::span<const float> scores, ItemSpan seen,
-                                              std::size_t count) {
-  detail::require_items(seen, scores.size());
-  if (scores.empty()) return {};
-  UnseenSearch search(seen, count);
-  search.add(0, scores);
-  return search.result();
-}
-
-// For each history the best `count` items that are not in it, as top_unseen() finds them. Items are
-// gone through in blocks, by their vectors, so that the table is read once for many users and of
-// the scores [users,items] a block is held at a time. (Rounding differs from that of
-// Engine::score() in the last digits.)
+// For each history the best `count` items that are not in it.
 inline std::vector<std::vector<Recommendation>> recommend_all(Engine& engine,
                                                               std::span<const ItemSpan> histories,
-                                                              std::size_t count,
-                                                              std::size_t threads = 0) {
-  constexpr std::size_t most_users = 512, most_items = 4096;  // in a block
-  const std::size_t I = engine.config().num_items, D = engine.vector_size();
+                                                              std::size_t count) {
+  constexpr std::size_t most = 512;  // at a time
   std::vector<std::vector<Recommendation>> all;
-  Compute<float> compute(threads, 0, 0, detail::kernels<float>());
-  std::vector<float> users, items, scores(std::min(most_users, histories.size()) * most_items);
-  for (std::size_t begin = 0; begin < histories.size(); begin += most_users) {
-    const auto some = histories.subspan(begin, std::min(most_users, histories.size() - begin));
-    Batch batch;
-    std::vector<UnseenSearch> searches;
+  Batch batch;
+  for (std::size_t begin = 0; begin < histories.size(); begin += most) {
+    const auto some = histories.subspan(begin, std::min(most, histories.size() - begin));
+    batch.clear();
     for (const ItemSpan history : some) {
-      detail::require_items(history, I);
+      detail::require_items(history, engine.config().num_items);
       add_next_item_row(batch, history, engine.config());
-      searches.emplace_back(history, count);
     }
-    users.resize(some.size() * D);
-    engine.user_vectors(batch, users);
-    for (std::size_t first = 0; first < I; first += most_items) {
-      const std::size_t n = std::min(most_items, I - first);
-      items.resize(n * D);
-      engine.item_vectors(first, items);
-      compute.parallel_multiply(some.size(), n, D, {users.data(), D},
-                                View<const float>{items.data(), D}.T(), {nullptr, 0},
-                                {scores.data(), n});
-      compute.for_rows(some.size(), [&](std::size_t user) {
-        searches[user].add(first, std::span(scores).subspan(user * n, n));
-      });
-    }
-    for (UnseenSearch& search : searches) all.push_back(search.result());
+    for (auto& best : engine.top(batch, some, count)) all.push_back(std::move(best));
   }
   return all;
 }
@@ -8086,7 +8228,6 @@ class Recommender {
     require(data == file.metadata("data"), models,
             ": item_mappings.json and the model are of different runs");
     engine_ = load_model(file, threads, make);
-    threads_ = threads;
     require(catalogue_.size() == engine_->config().num_items, models, ": item_mappings.json has ",
             catalogue_.size(), " items, the model ", engine_->config().num_items);
   }
@@ -8096,18 +8237,13 @@ class Recommender {
 
   // The best `count` items that are not in the history (items of catalogue()).
   std::vector<Recommendation> recommend(ItemSpan history, std::size_t count) {
-    detail::require_items(history, catalogue_.size());
-    Batch batch;
-    add_next_item_row(batch, history, engine_->config());
-    std::vector<float> scores(catalogue_.size());
-    engine_->score(batch, scores);
-    return top_unseen(scores, history, count);
+    return recommend_all(std::span(&history, 1), count).front();
   }
 
   // The same for many histories at once, in less time where there are many items.
   std::vector<std::vector<Recommendation>> recommend_all(std::span<const ItemSpan> histories,
                                                          std::size_t count) {
-    return bert4rec::recommend_all(*engine_, histories, count, threads_);
+    return bert4rec::recommend_all(*engine_, histories, count);
   }
 
   // The `count` items whose vectors have the largest cosines with that of an item, itself left out.
@@ -8179,7 +8315,6 @@ class Recommender {
   }
 
   std::unique_ptr<Engine> engine_;
-  std::size_t threads_ = 0;
   Catalogue catalogue_;
 };
 

@@ -242,8 +242,10 @@ class CudaCompute {
     return cuda::attention_kept * config.num_heads;
   }
 
-  CudaCompute(int device, const ModelConfig& model)
-      : device_(device), config_(model.encoder()), matching_(model.task == TaskKind::matching) {}
+  CudaCompute(int device, cuda::Products products, const ModelConfig& model)
+      : device_(device, products),
+        config_(model.encoder()),
+        matching_(model.task == TaskKind::matching) {}
 
   cuda::Device& device() { return device_; }
   const cuda::Device& device() const { return device_; }
@@ -540,10 +542,14 @@ void gather_rows(CudaCompute& compute, std::size_t H, const RowGroup& group, con
   cuda::gather(compute.device(), group.asked.size(), H, compute.asked(), from, to);
 }
 
+void copy_rows(CudaCompute& compute, std::size_t N, std::size_t H, const float* from, float* to) {
+  cuda::copy(compute.device(), to, from, N * H * sizeof(float));
+}
+
 void scatter_rows(CudaCompute& compute, std::size_t H, const RowGroup& group, float* x) {
   const std::size_t M = group.asked.size(), bytes = sizeof(float) * H;
   float* rows = compute.scratch(M * H);
-  cuda::copy(compute.device(), rows, x, M * bytes);
+  copy_rows(compute, M, H, x, rows);
   cuda::fill_zeros(compute.device(), x, group.tokens.size() * bytes);
   cuda::scatter(compute.device(), M, H, compute.asked(), rows, x);
 }
@@ -629,13 +635,10 @@ class CudaItemHead {
       : config_(in.config),
         train_(in.train),
         w_(tensors_at<ItemTensors<float>>(in.config, in.table, in.parameters)),
-        g_(tensors_at<ItemTensors<float>>(in.config, in.table, in.gradients)) {
+        g_(tensors_at<ItemTensors<float>>(in.config, in.table, in.gradients)),
+        transform_(config_, w_, g_, in.encoder.capacity()) {
     if (config_.architecture == Architecture::paper) {
       w_.weight = in.encoder.item_weight(), g_.weight = in.encoder.item_gradient();
-      for (DeviceArray<float>* array : {&dense_, &active_, &vectors_}) {
-        *array = DeviceArray<float>(in.encoder.capacity() * config_.hidden_size);
-      }
-      statistics_ = DeviceArray<RowStatistics>(in.encoder.capacity());
     }
     for (ItemTensors<float>* tensors : {&w_, &g_}) {
       tensors->weight += config_.first_row() * config_.hidden_size;
@@ -653,22 +656,22 @@ class CudaItemHead {
   void loss(CudaCompute& compute, const float* x, const DropoutPlan&, float loss_scale, float* d_x,
             const cuda::PlaceResults& results) {
     const RowGroup& group = compute.run().group;
-    const float* vectors = transform_forward(compute, group.targets.size(), x);
+    const float* vectors = transform_.forward(compute, group.targets.size(), x);
     if (draws(train_))
       drawn_loss(compute, vectors, loss_scale, d_x, results);
     else
       full_loss(compute, vectors, loss_scale, d_x, results);
-    transform_backward(compute, group.targets.size(), x, d_x);
+    transform_.backward(compute, group.targets.size(), x, d_x);
   }
 
   void evaluate(CudaCompute& compute, const float* x, const cuda::PlaceResults& results) {
     const std::size_t M = compute.run().group.targets.size();
-    full_loss(compute, transform_forward(compute, M, x), 0, nullptr, results);
+    full_loss(compute, transform_.forward(compute, M, x), 0, nullptr, results);
   }
 
   // Scores [M,num_items] of asked places, from their vectors x[M,H].
   void score(CudaCompute& compute, std::size_t M, const float* x, float* scores) {
-    const float* vectors = transform_forward(compute, M, x);
+    const float* vectors = transform_.forward(compute, M, x);
     linear_forward(compute, M, config_.num_items, config_.hidden_size, vectors, w_.weight, w_.bias,
                    scores);
   }
@@ -681,7 +684,7 @@ class CudaItemHead {
   }
 
   void user_vectors(CudaCompute& compute, std::size_t M, const float* x, float* out) {
-    write_with(compute, M, transform_forward(compute, M, x), nullptr, out);
+    write_with(compute, M, transform_.forward(compute, M, x), nullptr, out);
   }
 
  private:
@@ -698,27 +701,6 @@ class CudaItemHead {
     for (std::size_t i = 0; i < n; ++i) {
       *std::copy_n(left.data() + i * H, H, out + i * (H + 1)) = right[i];
     }
-  }
-
-  // x itself (torch), or LayerNorm(gelu(W_d x + b_d)) (paper)
-  const float* transform_forward(CudaCompute& compute, std::size_t M, const float* x) {
-    if (config_.architecture == Architecture::torch) return x;
-    const std::size_t H = config_.hidden_size;
-    linear_forward(compute, M, H, H, x, w_.dense_weight, w_.dense_bias, dense_.data());
-    activation_forward(compute, M, H, 0, DropoutSite{}, dense_.data(), active_.data());
-    norm_forward(compute, M, H, active_.data(), w_.gain, w_.shift, config_.norm_epsilon,
-                 vectors_.data(), statistics_.data());
-    return vectors_.data();
-  }
-
-  void transform_backward(CudaCompute& compute, std::size_t M, const float* x, float* d) {
-    if (config_.architecture == Architecture::torch) return;
-    const std::size_t H = config_.hidden_size;
-    norm_backward(compute, M, H, active_.data(), statistics_.data(), w_.gain, d, g_.gain, g_.shift);
-    activation_backward(compute, M, H, 0, DropoutSite{}, dense_.data(), d);
-    cuda::copy(compute.device(), active_.data(), d, M * H * sizeof(float));
-    linear_backward(compute, M, H, H, x, w_.dense_weight, active_.data(), g_.dense_weight,
-                    g_.dense_bias, d, false);
   }
 
   // ---- Over all items --------------------------------------------------------------------------
@@ -830,12 +812,11 @@ class CudaItemHead {
 
   ModelConfig config_;
   TrainConfig train_;
-  ItemTensors<float> w_, g_;                     // of items alone: [I,H] and [I]
-  DeviceArray<float> scores_, d_target_;         // [M,I], or [M,1+K]; [M]
-  DeviceArray<float> drawn_, drawn_bias_;        // [K,H] [K] of the drawn items,
-  DeviceArray<float> d_drawn_, d_drawn_bias_;    // and their gradients, of a group
-  DeviceArray<float> dense_, active_, vectors_;  // [M,H] of the transform
-  DeviceArray<RowStatistics> statistics_;        // [M]
+  ItemTensors<float> w_, g_;  // of items alone: [I,H] and [I]
+  ItemTransform<float, CudaCompute> transform_;
+  DeviceArray<float> scores_, d_target_;       // [M,I], or [M,1+K]; [M]
+  DeviceArray<float> drawn_, drawn_bias_;      // [K,H] [K] of the drawn items,
+  DeviceArray<float> d_drawn_, d_drawn_bias_;  // and their gradients, of a group
   DeviceArray<std::uint32_t> bias_blocks_;
 };
 
@@ -1165,8 +1146,9 @@ std::size_t run_capacity(const cuda::Device& device, const EncoderConfig& config
 template <class Head>
 class CudaEngine : public Engine {
  public:
-  CudaEngine(const ModelConfig& model, const TrainConfig& train, Start start, int device)
-      : config_(model), train_(train), compute_(device, model) {
+  CudaEngine(const ModelConfig& model, const TrainConfig& train, Start start, int device,
+             cuda::Products products)
+      : config_(model), train_(train), compute_(device, products, model) {
     if (start == Start::zeros) return;
     ThreadPool pool(train.threads);
     write(State::parameters, initial_parameters(table_, model.initializer_range, train.seed, pool));
@@ -1175,8 +1157,14 @@ class CudaEngine : public Engine {
   const ModelConfig& config() const override { return config_; }
   const TensorTable& table() const override { return table_; }
   std::string name() const override { return join("cuda ", compute_.device().name()); }
+  std::string arithmetic() const override {
+    if (compute_.device().products() == cuda::Products::exact) return Engine::arithmetic();
+    return join(compute_.device().has_bfloat() ? "BF16" : "FP16", " products on ",
+                compute_.device().name());
+  }
 
-  Tally train(const Batch& batch, std::uint64_t step, double learning_rate) override {
+  Tally train_step(const Batch& batch, std::uint64_t step, double learning_rate,
+                   const std::function<void()>& meanwhile) override {
     require(!batch.asked.empty(), "step ", step, ": a batch that asks for nothing");
     device().use();
     check_batch(batch, config_);
@@ -1192,6 +1180,7 @@ class CudaEngine : public Engine {
       encoder_.backward(compute_, run.group, dropout, d_x_.data());
     });
     optimizer_.step(step + 1, learning_rate, results_.decision());
+    meanwhile();  // until here the device was only told what to do
     cuda::Decision decision;
     const Tally tally = results_.tally(device(), runs_.parts(batch), batch.weights, decision);
     optimizer_.end_step(decision.broken == 0);
@@ -1217,16 +1206,22 @@ class CudaEngine : public Engine {
   void score(const Batch& batch, std::span<float> scores) override {
     const std::size_t width = config_.targets();
     check_room(batch, width, scores, "score");
-    begin_reading(batch);
-    for_each_run(batch, width, [&](const Run& run) {
-      const float* x = encoder_.forward(compute_, run.group, DropoutPlan());
-      const std::size_t M = run.group.asked.size(), first = run.group.asked_rows.first();
-      scores_.grow(M * width, "scores");
-      head_.score(compute_, M, x, scores_.data());
+    for_each_slab(batch, [&](std::size_t first, std::size_t rows) {
       cuda::copy_out(device(), scores.data() + first * width, scores_.data(),
-                     M * width * sizeof(float));
+                     rows * width * sizeof(float));
       device().wait();
     });
+  }
+
+  // The scores stay on the device: a row comes back only if something is wrong with it.
+  std::vector<std::vector<Recommendation>> top(const Batch& batch, std::span<const ItemSpan> seen,
+                                               std::size_t count) override {
+    check_seen(batch, seen);
+    std::vector<std::vector<Recommendation>> all;
+    for_each_slab(batch, [&](std::size_t first, std::size_t rows) {
+      search(seen.subspan(first, rows), count, all);
+    });
+    return all;
   }
 
   std::size_t vector_size() const override {
@@ -1302,6 +1297,85 @@ class CudaEngine : public Engine {
     });
   }
 
+  // body(first, rows) for slabs of the asked places of a batch, first ... first + rows - 1, when
+  // scores_ holds their scores [rows,targets()].
+  template <class Body>
+  void for_each_slab(const Batch& batch, Body&& body) {
+    const std::size_t width = config_.targets();
+    const std::size_t slab = std::max<std::size_t>(most_asked(width), 1);
+    begin_reading(batch);
+    for_each_run(batch, width, [&](const Run& run) {
+      const float* x = encoder_.forward(compute_, run.group, DropoutPlan());
+      for (std::size_t begin = 0; begin < run.group.asked.size(); begin += slab) {
+        const std::size_t rows = std::min(slab, run.group.asked.size() - begin);
+        scores_.grow(rows * width, "scores");
+        head_.score(compute_, rows, x + begin * config_.hidden_size, scores_.data());
+        body(run.group.asked_rows.first() + begin, rows);
+      }
+    });
+  }
+
+  // Of the rows of scores_, which have seen `seen`: their best items, behind those in `all`.
+  void search(std::span<const ItemSpan> seen, std::size_t count,
+              std::vector<std::vector<Recommendation>>& all) {
+    const std::size_t M = seen.size(), I = config_.targets(), width = std::min(count, I);
+    const std::size_t blocks = (I + SoftmaxParts::block - 1) / SoftmaxParts::block;
+    Parcel parcel;
+    std::vector<std::size_t> begins{0};
+    std::vector<std::int32_t> items;
+    for (const ItemSpan row : seen) {
+      items.insert(items.end(), row.begin(), row.end());
+      std::sort(items.begin() + static_cast<std::ptrdiff_t>(begins.back()), items.end());
+      begins.push_back(items.size());
+    }
+    const Parcel::Place begins_at = parcel.add(begins), items_at = parcel.add(items);
+    parcel.send(device());
+    DeviceArray<std::uint32_t> best(M * width);
+    DeviceArray<float> values(M * width);
+    DeviceArray<cuda::BlockSum> sums(M * blocks);
+    cuda::best_unseen(device(), M, I, scores_.data(), {parcel.at(begins_at), parcel.at(items_at)},
+                      width, best.data(), values.data());
+    cuda::softmax_blocks(device(), M, I, SoftmaxParts::block, scores_.data(), sums.data());
+    const auto best_here = copied(best);
+    const auto values_here = copied(values);
+    const auto sums_here = copied(sums);
+    for (std::size_t i = 0; i < M; ++i) {
+      SoftmaxParts softmax;
+      bool finite = true;
+      for (std::size_t block = i * blocks; block < (i + 1) * blocks; ++block) {
+        finite = finite && std::isfinite(sums_here[block].sum);
+        if (finite) softmax.add({sums_here[block].largest, sums_here[block].sum});
+      }
+      if (!finite) {
+        all.push_back(search_here(i, seen[i], count));
+        continue;
+      }
+      all.emplace_back();
+      for (std::size_t at = i * width; at < (i + 1) * width; ++at) {
+        if (best_here[at] == cuda::no_item) break;
+        all.back().push_back({static_cast<std::int32_t>(best_here[at]), double{values_here[at]}});
+      }
+      softmax.to_probabilities(all.back());
+    }
+  }
+
+  // Where a score is infinite or none, top_unseen() knows what to do or to say.
+  std::vector<Recommendation> search_here(std::size_t row, ItemSpan seen, std::size_t count) {
+    std::vector<float> scores(config_.targets());
+    cuda::copy_out(device(), scores.data(), scores_.data() + row * scores.size(),
+                   scores.size() * sizeof(float));
+    device().wait();
+    return top_unseen(scores, seen, count);
+  }
+
+  template <class Element>
+  std::vector<Element> copied(const DeviceArray<Element>& from) {
+    std::vector<Element> to(from.size());
+    cuda::copy_out(device(), to.data(), from.data(), to.size() * sizeof(Element));
+    device().wait();
+    return to;
+  }
+
   float* numbers(State state) {
     device().use();
     optimizer_.catch_up();
@@ -1328,20 +1402,22 @@ class CudaEngine : public Engine {
 
 }  // namespace
 
-EngineMaker cuda_engine_maker(int device) {
-  return [device](const ModelConfig& model, const TrainConfig& train,
-                  Start start) -> std::unique_ptr<Engine> {
+EngineMaker cuda_engine_maker(int device, bool half_precision) {
+  const auto products = half_precision ? cuda::Products::half : cuda::Products::exact;
+  return [device, products](const ModelConfig& model, const TrainConfig& train,
+                            Start start) -> std::unique_ptr<Engine> {
     const int count = cuda::device_count();
     require(count > 0, "no GPU was found: CUDA has no device or no driver");
     require(device >= 0 && device < count, "GPU ", device, " was asked for; there are ", count,
             ", counted from 0");
     if (model.task == TaskKind::matching) {
-      return std::make_unique<CudaEngine<CudaMatchingHead>>(model, train, start, device);
+      return std::make_unique<CudaEngine<CudaMatchingHead>>(model, train, start, device, products);
     }
     if (model.task == TaskKind::classification) {
-      return std::make_unique<CudaEngine<CudaClassificationHead>>(model, train, start, device);
+      return std::make_unique<CudaEngine<CudaClassificationHead>>(model, train, start, device,
+                                                                  products);
     }
-    return std::make_unique<CudaEngine<CudaItemHead>>(model, train, start, device);
+    return std::make_unique<CudaEngine<CudaItemHead>>(model, train, start, device, products);
   };
 }
 

@@ -14,8 +14,9 @@ namespace bert4rec {
 std::unique_ptr<Engine> make_cuda_engine(const ModelConfig& model, const TrainConfig& train,
                                          Start start);
 
-// On another one, counted from 0.
-EngineMaker cuda_engine_maker(int device);
+// On another one, counted from 0; and, if asked for, with products in half precision (BF16, or FP16
+// before sm_80): faster, and no longer with the bits of the processor.
+EngineMaker cuda_engine_maker(int device, bool half_precision = false);
 
 }  // namespace bert4rec
 

@@ -8,6 +8,7 @@
 #include "kernels.cuh"
 
 #if defined(__CUDACC__)
+#include <cublas_v2.h>
 #include <cuda_runtime.h>
 #define BERT4REC_UNROLL _Pragma("unroll")
 #define BERT4REC_UNROLL_16 _Pragma("unroll 16")
@@ -17,6 +18,7 @@
 #define BERT4REC_UNROLL_16
 #endif
 
+#include <cmath>
 #include <cstring>
 
 namespace bert4rec::cuda {
@@ -25,6 +27,13 @@ namespace bert4rec::cuda {
 
 struct Stream {
   cudaStream_t handle = nullptr;
+#if defined(__CUDACC__)
+  cublasHandle_t blas = nullptr;  // for Products::half
+#endif
+  // Of a product in half precision: both operands, and their scales.
+  std::uint16_t* operands[2] = {nullptr, nullptr};
+  std::size_t sizes[2] = {0, 0};
+  float* scales = nullptr;  // [4] the largest of A and of B (bits), alpha, beta
 };
 
 namespace {
@@ -67,7 +76,8 @@ int device_count() {
   return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
 }
 
-Device::Device(int index) : index_(index), stream_(new Stream) {
+Device::Device(int index, Products products)
+    : index_(index), products_(products), stream_(new Stream) {
   use();
   check(cudaStreamCreate(&stream_->handle), "a stream");
   cudaDeviceProp found{};
@@ -75,8 +85,23 @@ Device::Device(int index) : index_(index), stream_(new Stream) {
   name_ = found.name;
   processors_ = static_cast<unsigned>(found.multiProcessorCount);
   shared_memory_ = found.sharedMemPerBlockOptin;
+  has_bfloat_ = found.major >= 8;
+  if (products == Products::exact) return;
+  stream_->scales = static_cast<float*>(allocate(4 * sizeof(float), "scales"));
+#if defined(__CUDACC__)
+  if (cublasCreate(&stream_->blas) != CUBLAS_STATUS_SUCCESS ||
+      cublasSetStream(stream_->blas, stream_->handle) != CUBLAS_STATUS_SUCCESS ||
+      cublasSetPointerMode(stream_->blas, CUBLAS_POINTER_MODE_DEVICE) != CUBLAS_STATUS_SUCCESS) {
+    fail_on_device("cuBLAS cannot be started, which half precision needs");
+  }
+#endif
 }
 Device::~Device() {
+#if defined(__CUDACC__)
+  if (stream_->blas != nullptr) static_cast<void>(cublasDestroy(stream_->blas));
+#endif
+  for (std::uint16_t* operand : stream_->operands) release(operand);
+  release(stream_->scales);
   static_cast<void>(cudaStreamDestroy(stream_->handle));
   delete stream_;
 }
@@ -100,7 +125,9 @@ void* allocate(std::size_t bytes, const char* what) {
   check(error, what);
   return memory;
 }
-void release(void* memory) { static_cast<void>(cudaFree(memory)); }
+void release(void* memory) {
+  if (memory != nullptr) static_cast<void>(cudaFree(memory));
+}
 
 void copy_in(Device& device, void* to, const void* from, std::size_t bytes) {
   if (bytes == 0) return;
@@ -170,6 +197,12 @@ __device__ float largest_of_lanes(float value) {
     value = value < other ? other : value;
   }
   return value;
+}
+
+constexpr unsigned flat_threads = 256;  // of kernels that take numbers one by one
+
+__device__ std::size_t place_at_hand() {
+  return std::size_t{blockIdx.x} * flat_threads + threadIdx.x;
 }
 
 // ---- Functions (chapters 3 and 9) --------------------------------------------------------------
@@ -347,6 +380,74 @@ __global__ void __launch_bounds__(256)
   }
 }
 
+// ---- Products in half precision ----------------------------------------------------------------
+// Operands are rounded to 16 bits and cuBLAS multiplies them on tensor cores, with sums in float32.
+// BF16 has the exponents of float32. FP16 has five bits of exponent, and gradients would vanish in
+// it; so there an operand is first multiplied by the power of two that brings its largest number to
+// 2^14 or below, and the product is divided by both powers. (Loss scaling does this with one power
+// for all gradients, has to guess it, and skips steps when it was wrong.)
+
+// x rounded to the nearest, ties to even.
+__device__ std::uint16_t to_bfloat(float x) {
+  const unsigned bits = __float_as_uint(x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u)
+    return static_cast<std::uint16_t>(bits >> 16 | 64u);  // NaN
+  return static_cast<std::uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+__device__ std::uint16_t to_half(float x) {
+  const unsigned bits = __float_as_uint(x), sign = bits >> 16 & 0x8000u;
+  const unsigned size = bits & 0x7fffffffu;
+  if (size > 0x7f800000u) return static_cast<std::uint16_t>(sign | 0x7e00u);   // NaN
+  if (size >= 0x477ff000u) return static_cast<std::uint16_t>(sign | 0x7c00u);  // rounds to infinity
+  if (size < 0x38800000u) {  // subnormal: a multiple of 2^-24
+    const float steps = __uint_as_float(size) * 16777216.0f + 8388608.0f;  // and 2^23 rounds it
+    return static_cast<std::uint16_t>(sign | (__float_as_uint(steps) & 0x7fffffu));
+  }
+  return static_cast<std::uint16_t>(sign |
+                                    ((size - 0x38000000u + 0xfffu + (size >> 13 & 1u)) >> 13));
+}
+
+// The power of two by which an operand is multiplied, from the bits of its largest number.
+__device__ float scale_for(float largest) {
+  const unsigned exponent = __float_as_uint(largest) >> 23;
+  if (exponent == 0 || exponent >= 255) return 1;     // zeros; or nothing can be saved
+  const unsigned wanted = 127 + 127 + 14 - exponent;  // 2^(14 - (exponent - 127)), biased
+  return __uint_as_float((wanted > 254 ? 254 : wanted) << 23);
+}
+
+struct Operand {
+  const float* data;
+  std::size_t rows, cols, stride;  // rows of cols numbers, `stride` apart
+};
+
+// The bits of numbers that are not negative are in the order of the numbers.
+__global__ void largest_kernel(Operand from, unsigned* largest) {
+  const std::size_t at = place_at_hand();
+  if (at >= from.rows * from.cols) return;
+  const float x = from.data[at / from.cols * from.stride + at % from.cols];
+  atomicMax(largest, __float_as_uint(fabsf(x)));
+}
+
+__global__ void to_half_kernel(Operand from, bool bfloat, const float* largest, std::uint16_t* to) {
+  const std::size_t at = place_at_hand();
+  if (at >= from.rows * from.cols) return;
+  const float x = from.data[at / from.cols * from.stride + at % from.cols];
+  to[at] = bfloat ? to_bfloat(x) : to_half(x * scale_for(*largest));
+}
+
+// alpha = 1 / (scale of A * scale of B), beta
+__global__ void factors_kernel(bool bfloat, float beta, float* scales) {
+  scales[2] = bfloat ? 1.0f : 1 / scale_for(scales[0]) / scale_for(scales[1]);
+  scales[3] = beta;
+}
+
+__global__ void fill_rows_kernel(std::size_t m, std::size_t n, const float* row, float* c,
+                                 std::size_t c_row) {
+  const std::size_t at = place_at_hand();
+  if (at < m * n) c[at / n * c_row + at % n] = row[at % n];
+}
+
 // ---- Sums over rows ----------------------------------------------------------------------------
 // First the sums of the blocks, a thread for each column of each block; then these are added.
 
@@ -495,12 +596,6 @@ __global__ void gelu_backward_kernel(std::size_t N, unsigned width, std::size_t 
     const float density = exp_of(u[i] * u[i] * -0.5f) * 0.39894228040143267794f;
     dh[i] = (kept ? dh[i] * scale : 0.0f) * fused(u[i], density, cumulative);
   });
-}
-
-constexpr unsigned flat_threads = 256;  // of kernels that take numbers one by one
-
-__device__ std::size_t place_at_hand() {
-  return std::size_t{blockIdx.x} * flat_threads + threadIdx.x;
 }
 
 __global__ void tanh_kernel(std::size_t n, const float* u, float* y) {
@@ -1005,6 +1100,84 @@ __global__ void add_scaled_rows_kernel(Sorted sorted, std::size_t H, const float
   *to = sum;
 }
 
+// ---- The best items ----------------------------------------------------------------------------
+
+constexpr unsigned search_threads = 256;
+
+__device__ bool is_among(const std::uint32_t* items, std::uint32_t count, std::uint32_t item) {
+  std::uint32_t low = 0, high = count;
+  while (low < high) {
+    const std::uint32_t middle = low + (high - low) / 2;
+    if (items[middle] < item)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low < count && items[low] == item;
+}
+
+// Whether a score comes before another: a higher one, or of the same the lower item.
+__device__ bool is_better(float score, std::uint32_t item, float other, std::uint32_t other_item) {
+  if (item == no_item || other_item == no_item) return other_item == no_item && item != no_item;
+  return score > other || (score == other && item < other_item);
+}
+
+// A block finds one item after the other: the best of those behind the one before.
+__global__ void best_unseen_kernel(std::size_t I, const float* s, Seen seen, std::size_t count,
+                                   std::uint32_t* items, float* values) {
+  float* best = shared_memory<float>();  // [threads], and the items they belong to
+  auto* best_item = reinterpret_cast<std::uint32_t*>(best + search_threads);
+  const std::size_t row = blockIdx.x;
+  const unsigned thread = threadIdx.x;
+  const std::uint32_t* known = seen.items + seen.begins[row];
+  const std::uint32_t num_known = seen.begins[row + 1] - seen.begins[row];
+  s += row * I, items += row * count, values += row * count;
+  float last = 0;
+  std::uint32_t last_item = no_item;
+  for (std::size_t k = 0; k < count; ++k) {
+    float value = 0;
+    std::uint32_t item = no_item;
+    for (std::size_t at = thread; at < I; at += search_threads) {
+      const auto j = static_cast<std::uint32_t>(at);
+      if (k > 0 && !is_better(last, last_item, s[at], j)) continue;
+      if (is_better(s[at], j, value, item) && !is_among(known, num_known, j)) {
+        value = s[at], item = j;
+      }
+    }
+    best[thread] = value, best_item[thread] = item;
+    for (unsigned half = search_threads / 2; half > 0; half /= 2) {
+      __syncthreads();
+      if (thread >= half) continue;
+      if (!is_better(best[thread + half], best_item[thread + half], best[thread],
+                     best_item[thread])) {
+        continue;
+      }
+      best[thread] = best[thread + half], best_item[thread] = best_item[thread + half];
+    }
+    __syncthreads();
+    last = best[0], last_item = best_item[0];
+    if (thread == 0) items[k] = last_item, values[k] = last;
+    __syncthreads();
+    // Behind the last item there is none, and is_better() finds none behind no_item.
+  }
+}
+
+__global__ void softmax_blocks_kernel(std::size_t M, std::size_t I, std::size_t block,
+                                      const float* s, BlockSum* sums) {
+  const std::size_t blocks = (I + block - 1) / block, at = row_at_hand();
+  if (at >= M * blocks) return;
+  const std::size_t first = at % blocks * block, n = I - first < block ? I - first : block;
+  s += at / blocks * I + first;
+  float largest = minus_infinity(), sum = 0;
+  for (std::size_t j = lane_at_hand(); j < n; j += lanes) {
+    largest = largest < s[j] ? s[j] : largest;
+  }
+  largest = largest_of_lanes(largest);
+  for (std::size_t j = lane_at_hand(); j < n; j += lanes) sum += exp_of(s[j] - largest);
+  sum = sum_lanes(sum);
+  if (lane_at_hand() == 0) sums[at] = {largest, sum};
+}
+
 // ---- Matching ----------------------------------------------------------------------------------
 
 constexpr float largest_log_scale = 4.605170185988092f;
@@ -1222,10 +1395,99 @@ __global__ void set_taken_kernel(TableRows rows, std::uint32_t end, std::uint32_
 
 // ---- What starts them --------------------------------------------------------------------------
 
+namespace {
+
+#if !defined(__CUDACC__)
+// What cuBLAS is asked for below, in the order of k.
+float value_of(std::uint16_t half, bool bfloat) {
+  if (bfloat) return __uint_as_float(static_cast<unsigned>(half) << 16);
+  const unsigned exponent = half >> 10 & 31u, fraction = half & 1023u;
+  const float size = exponent == 0    ? std::ldexp(static_cast<float>(fraction), -24)
+                     : exponent == 31 ? (fraction == 0 ? HUGE_VALF : NAN)
+                                      : std::ldexp(static_cast<float>(1024 + fraction),
+                                                   static_cast<int>(exponent) - 25);
+  return (half & 0x8000u) != 0 ? -size : size;
+}
+#endif
+
+// C[m,n] = alpha A B + beta C. A stands as [m,k] or, if it is transposed, as [k,m]; B as [k,n] or
+// [n,k].
+void multiply_halves(Device& device, std::size_t m, std::size_t n, std::size_t k, bool a_transposed,
+                     bool b_transposed, float* c, std::size_t c_row) {
+  const Stream& stream = device.stream();
+  const std::uint16_t *a = stream.operands[0], *b = stream.operands[1];
+  const float *alpha = stream.scales + 2, *beta = stream.scales + 3;
+#if defined(__CUDACC__)
+  // cuBLAS counts along columns, so it sees A, B and C transposed: C^T = B^T A^T.
+  const cudaDataType_t type = device.has_bfloat() ? CUDA_R_16BF : CUDA_R_16F;
+  const auto size = [](std::size_t x) { return static_cast<int>(x); };
+  const cublasStatus_t status =
+      cublasGemmEx(stream.blas, b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N,
+                   a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N, size(n), size(m), size(k), alpha, b,
+                   type, size(b_transposed ? k : n), a, type, size(a_transposed ? m : k), beta, c,
+                   CUDA_R_32F, size(c_row), CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+  if (status != CUBLAS_STATUS_SUCCESS) {
+    fail_on_device("cuBLAS: a product failed with status " + std::to_string(status));
+  }
+#else
+  const bool bfloat = device.has_bfloat();
+  for (std::size_t i = 0; i < m; ++i) {
+    for (std::size_t j = 0; j < n; ++j) {
+      float sum = 0;
+      for (std::size_t l = 0; l < k; ++l) {
+        sum = __fmaf_rn(value_of(a[a_transposed ? l * m + i : i * k + l], bfloat),
+                        value_of(b[b_transposed ? j * k + l : l * n + j], bfloat), sum);
+      }
+      float& to = c[i * c_row + j];
+      to = *beta == 0 ? *alpha * sum : *alpha * sum + *beta * to;
+    }
+  }
+#endif
+}
+
+// Operand `index` of a product, rounded; returns whether it is transposed: col != 1.
+bool round_operand(Device& device, int index, std::size_t rows, std::size_t cols, const float* data,
+                   std::size_t row, std::size_t col) {
+  Stream& stream = device.stream();
+  const bool transposed = col != 1;
+  const Operand from = transposed ? Operand{data, cols, rows, col} : Operand{data, rows, cols, row};
+  const std::size_t count = rows * cols;
+  if (stream.sizes[index] < count) {
+    release(stream.operands[index]);
+    stream.operands[index] = nullptr, stream.sizes[index] = 0;
+    stream.operands[index] =
+        static_cast<std::uint16_t*>(allocate(count * sizeof(std::uint16_t), "products"));
+    stream.sizes[index] = count;
+  }
+  const dim3 grid(blocks_for(count, flat_threads));
+  float* largest = stream.scales + index;
+  if (!device.has_bfloat()) {
+    fill_zeros(device, largest, sizeof(float));
+    launch(device, "largest", largest_kernel, grid, flat_threads, 0, from,
+           reinterpret_cast<unsigned*>(largest));
+  }
+  launch(device, "to_half", to_half_kernel, grid, flat_threads, 0, from, device.has_bfloat(),
+         largest, stream.operands[index]);
+  return transposed;
+}
+
+}  // namespace
+
 void multiply(Device& device, std::size_t m, std::size_t n, std::size_t k, const float* a,
               std::size_t a_row, std::size_t a_col, const float* b, std::size_t b_row,
               std::size_t b_col, const float* start, std::size_t start_row, float* c,
               std::size_t c_row) {
+  if (device.products() == Products::half && k > 0) {
+    const bool a_transposed = round_operand(device, 0, m, k, a, a_row, a_col);
+    const bool b_transposed = round_operand(device, 1, k, n, b, b_row, b_col);
+    if (start != nullptr && start != c) {
+      launch(device, "fill_rows", fill_rows_kernel, dim3(blocks_for(m * n, flat_threads)),
+             flat_threads, 0, m, n, start, c, c_row);
+    }
+    launch(device, "factors", factors_kernel, dim3(1), 1, 0, device.has_bfloat(),
+           start == nullptr ? 0.0f : 1.0f, device.stream().scales);
+    return multiply_halves(device, m, n, k, a_transposed, b_transposed, c, c_row);
+  }
   const Matrix of_a{a, a_row, a_col}, of_b{b, b_col, b_row};
   // The large tile reads shared memory half as often, if it leaves no processor idle.
   const bool large = std::size_t{blocks_for(m, 128)} * blocks_for(n, 128) >= device.processors();
@@ -1401,6 +1663,19 @@ void add_scaled_rows(Device& device, const Sorted& sorted, std::size_t H, const 
                      const float* from, float* out) {
   launch(device, "add_scaled_rows", add_scaled_rows_kernel, grid_of_ids(sorted.count, H),
          column_threads, 0, sorted, H, factors, from, out);
+}
+
+void best_unseen(Device& device, std::size_t M, std::size_t I, const float* s, const Seen& seen,
+                 std::size_t count, std::uint32_t* items, float* values) {
+  launch(device, "best_unseen", best_unseen_kernel, dim3(static_cast<unsigned>(M)), search_threads,
+         search_threads * (sizeof(float) + sizeof(std::uint32_t)), I, s, seen, count, items,
+         values);
+}
+
+void softmax_blocks(Device& device, std::size_t M, std::size_t I, std::size_t block, const float* s,
+                    BlockSum* sums) {
+  launch(device, "softmax_blocks", softmax_blocks_kernel, grid_of_rows(M * blocks_for(I, block)),
+         row_threads, 0, M, I, block, s, sums);
 }
 
 void unit_rows(Device& device, std::size_t rows, std::size_t H, const float* x,

@@ -21,15 +21,21 @@ namespace bert4rec::cuda {
 
 struct Stream;  // of kernels.cu
 
+// How products are computed: in float32, in the order of the header and so with its bits; or by
+// cuBLAS from operands rounded to half precision, with sums in float32. All else is float32 anyway.
+enum class Products { exact, half };
+
 class Device {
  public:
-  explicit Device(int index);  // the index-th GPU of this machine
+  Device(int index, Products products);  // the index-th GPU of this machine
   ~Device();
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
 
-  void use() const;                                    // makes it the device of this thread
-  const std::string& name() const { return name_; }    // "NVIDIA H100 80GB HBM3"
+  void use() const;                                  // makes it the device of this thread
+  const std::string& name() const { return name_; }  // "NVIDIA H100 80GB HBM3"
+  Products products() const { return products_; }
+  bool has_bfloat() const { return has_bfloat_; }      // BF16, which has the exponents of float32
   std::size_t free_memory() const;                     // bytes
   unsigned processors() const { return processors_; }  // streaming multiprocessors
   std::size_t shared_memory() const { return shared_memory_; }  // bytes a block can have at most
@@ -38,8 +44,10 @@ class Device {
 
  private:
   int index_;
+  Products products_;
   Stream* stream_;
   std::string name_;
+  bool has_bfloat_;
   unsigned processors_;
   std::size_t shared_memory_;
 };
@@ -82,7 +90,8 @@ struct Sorted {
 
 // ---- Layers (chapter 10) -----------------------------------------------------------------------
 
-// C[m,n] = start + A[m,k] B[k,n], in ascending k for each element: Kernels::multiply.
+// C[m,n] = start + A[m,k] B[k,n], in ascending k for each element: Kernels::multiply. With
+// Products::half, start must be C itself, nullptr, or a bias (start_row 0).
 void multiply(Device&, std::size_t m, std::size_t n, std::size_t k, const float* a,
               std::size_t a_row, std::size_t a_col, const float* b, std::size_t b_row,
               std::size_t b_col, const float* start, std::size_t start_row, float* c,
@@ -198,6 +207,25 @@ void add_scaled_gathered(Device&, std::size_t rows, std::size_t H, const std::ui
 // out[id] = fused(factors_i, from_i, out[id]) for its places i, in their order
 void add_scaled_rows(Device&, const Sorted&, std::size_t H, const float* factors, const float* from,
                      float* out);
+
+// ---- The best items (chapter 16) ---------------------------------------------------------------
+
+// What rows have seen: items[begins[i]] ... items[begins[i + 1] - 1], ascending.
+struct Seen {
+  const std::uint32_t *begins, *items;
+};
+inline constexpr std::uint32_t no_item = 0xffffffff;
+
+// For each row of s[M,I] its `count` best items that are not in its `seen`, the best first, with
+// their scores: items[M,count], values[M,count]; no_item where there are no more.
+void best_unseen(Device&, std::size_t M, std::size_t I, const float* s, const Seen&,
+                 std::size_t count, std::uint32_t* items, float* values);
+// sums[M,blocks]: of each `block` scores the largest, and the sum of exp(s - largest).
+struct BlockSum {
+  float largest, sum;
+};
+void softmax_blocks(Device&, std::size_t M, std::size_t I, std::size_t block, const float* s,
+                    BlockSum* sums);
 
 // ---- Matching (chapter 13) ---------------------------------------------------------------------
 

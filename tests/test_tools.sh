@@ -55,7 +55,7 @@ expect 1 "num_heads is 3" "$bin/train_model" --data good --output o --hidden-siz
 expect 1 "GPU" "$bin/train_model" --data good --output o --gpu 999 # without CUDA, a device, or so many
 expect 1 "GPU" "$bin/train_model" --gpu --data good --output o --gpu=999
 expect 2 "expected a number" "$bin/train_model" --gpu=first
-expect 1 "float32 alone" "$bin/train_model" --data good --output o --fp16
+expect 2 "needs --gpu" "$bin/train_model" --data good --output o --fp16
 expect 1 "missing/items.jsonl" "$bin/train_model" --data missing --output o
 
 # ---- the way it should be -----------------------------------------------------------------------

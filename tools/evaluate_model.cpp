@@ -38,7 +38,7 @@ Options parse(int argc, char** argv) {
               "a file of published rows, such as tools/studies/presets/published-ml1m.json");
   line.option("seed", options.seed, "of drawn candidates, intervals and shuffled histories");
   line.option("threads", options.threads, "threads; 0: one a core");
-  options.gpu.add_flag(line);
+  options.gpu.add_flags(line);
   line.flag("json", options.json, "print JSON, with the intervals of all rows");
   line.flag("markdown", options.markdown, "print Markdown");
   line.parse(argc, argv);

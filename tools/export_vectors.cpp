@@ -30,7 +30,7 @@ Options parse(int argc, char** argv) {
   line.option("output", options.output, "folder for the files");
   line.option("format", options.format, "kind of the files of numbers");
   line.option("threads", options.threads, "threads; 0: one a core");
-  options.gpu.add_flag(line);
+  options.gpu.add_flags(line);
   line.parse(argc, argv);
   return options;
 }

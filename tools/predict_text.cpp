@@ -31,7 +31,7 @@ Options parse(int argc, char** argv) {
               "TSV, CSV or JSON lines of texts and labels: how many are right");
   options.columns.add_flags(line);
   line.option("threads", options.threads, "threads; 0: one a core");
-  options.gpu.add_flag(line);
+  options.gpu.add_flags(line);
   line.flag("json", options.json, "a line of JSON for each text, or for the evaluation");
   line.parse(argc, argv);
   if (line.given("text") + line.given("input") + line.given("evaluate") != 1) {

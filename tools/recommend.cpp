@@ -57,7 +57,7 @@ Options parse(int argc, char** argv) {
   line.option("titles", options.language, "english, romaji or native, where there is one");
   line.option("count", options.count, "how many to recommend");
   line.option("threads", options.threads, "threads; 0: one a core");
-  options.gpu.add_flag(line);
+  options.gpu.add_flags(line);
   line.flag("json", options.json, "print JSON");
   anilist::add_options(line, options.anilist);
   line.parse(argc, argv);

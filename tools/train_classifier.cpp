@@ -68,7 +68,7 @@ Options parse(int argc, char** argv) {
   line.option("unlabelled", options.unlabelled, "further texts for that, in a file as --texts");
   line.configuration(options.train, {{"learning_rate", "lr"}}, hidden_train_fields);
   line.configuration(options.model, {}, hidden_model_fields);
-  options.gpu.add_flag(line);
+  options.gpu.add_flags(line);
   line.flag("resume", options.resume,
             "continue the run in the output folder; the other flags as "
             "they were");
@@ -231,7 +231,8 @@ bool train(std::unique_ptr<Task> task, const TrainConfig& config, const Path& ou
     const Path checkpoint = trainer.resume();
     std::cout << "continuing after epoch "
               << trainer.metrics().epoch_text(trainer.metrics().evaluations()) << " from "
-              << path_text(checkpoint) << std::endl;
+              << path_text(checkpoint) << "\n"
+              << gpu::changed_arithmetic(trainer) << std::flush;
   } else if (!from.empty()) {
     const std::vector<std::string> others = is_checkpoint(from)
                                                 ? HuggingFaceFolder(from).load(trainer.engine())

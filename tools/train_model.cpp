@@ -13,7 +13,7 @@ struct Options {
   TrainConfig train;
   Path data = "data/demo", output = "output", preset;
   gpu::Choice gpu;
-  bool resume = false, overwrite = false, fp16 = false, every_fold = false;
+  bool resume = false, overwrite = false, every_fold = false;
   bool allow_collapse = false;
 };
 
@@ -94,8 +94,7 @@ void add_flags(cli::CommandLine& line, Options& options) {
   line.flag("overwrite", options.overwrite, "replace the run in the output folder");
   line.flag("allow-collapse", options.allow_collapse,
             "matching without negatives (--neg-ratio 0), to see what comes of it");
-  options.gpu.add_flag(line);
-  line.flag("fp16", options.fp16, "half precision on a GPU (not in this version)");
+  options.gpu.add_flags(line);
 }
 
 Options parse(int argc, char** argv) {
@@ -133,8 +132,6 @@ Options parse(int argc, char** argv) {
         "--neg-ratio 0: without negatives all vectors become one (collapse); "
         "--allow-collapse to see it happen");
   }
-  require(!options.fp16, "--fp16: version ", BERT4REC_VERSION_STRING,
-          " computes in float32 alone; leave the flag out");
   return options;
 }
 
@@ -211,7 +208,8 @@ void resume(Trainer& trainer) {
   const Path checkpoint = trainer.resume();
   std::cout << "continuing after epoch "
             << trainer.metrics().epoch_text(trainer.metrics().evaluations()) << " from "
-            << path_text(checkpoint) << std::endl;
+            << path_text(checkpoint) << "\n"
+            << gpu::changed_arithmetic(trainer) << std::flush;
 }
 
 // Trains in options.output; nothing if a signal stopped it.

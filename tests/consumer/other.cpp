@@ -1,6 +1,7 @@
 #include <bert4rec.hpp>
 
 std::size_t parameters_elsewhere() {
-  bert4rec::CpuEngine<float> engine({.num_items = 3000}, {.threads = 1});
-  return engine.table().size();
+  const bert4rec::TensorTable table = bert4rec::bert4rec_tensors({.num_items = 3000});
+  bert4rec::ThreadPool threads(2);
+  return bert4rec::initial_parameters(table, 0.02, 42, threads).size();
 }

@@ -20,8 +20,8 @@ $compile -c tests/cuda/test_cuda.cpp -o "$work/test.o" &
 $compile -c tests/cuda/time_device.cpp -o "$work/time.o" &
 wait
 engine="$work/kernels.o $work/cpu.o $work/gpu.o"
-nvcc $engine "$work/test.o" -o "$work/test_device" -lpthread
-nvcc $engine "$work/time.o" -o "$work/time_device" -lpthread
+nvcc $engine "$work/test.o" -o "$work/test_device" -lcublas -lpthread
+nvcc $engine "$work/time.o" -o "$work/time_device" -lcublas -lpthread
 
 # part NAME SECONDS COMMAND...: runs it, at most so long, and tells how it ended.
 failed=0

@@ -2,7 +2,7 @@
 # Plants faults in a copy of the kernels and looks whether test_cuda finds each: barriers left out,
 # wrong indices, a sum in no fixed order, a rounding too many.
 #
-#   sh tests/cuda/planted.sh        (in build/planted; a minute for each fault on one core)
+#   sh tests/cuda/planted.sh        (in build/planted; a minute for two faults on two cores)
 set -eu
 cd "$(dirname "$0")/../.."
 folder=build/planted
@@ -13,27 +13,36 @@ $compile -UBERT4REC_EXTERN -c tools/common/engine.cpp -o "$folder/cpu.o"
 $compile -c cuda/engine.cpp -o "$folder/gpu.o"
 $compile -c tests/cuda/test_cuda.cpp -o "$folder/test.o"
 
-# plant NAME SED...: the kernels with a fault fail the test; without one they pass.
-plant() {
-  name=$1
+# try_fault NAME SED...: the kernels with a fault fail the test; without one they pass.
+try_fault() {
+  name=$1 here=$folder/$number
   shift
-  sed "$@" cuda/kernels.cu >"$folder/kernels.cpp"
-  if [ "$name" != nothing ] && cmp -s cuda/kernels.cu "$folder/kernels.cpp"; then
+  mkdir -p "$here"
+  sed "$@" cuda/kernels.cu >"$here/kernels.cpp"
+  if [ "$name" != nothing ] && cmp -s cuda/kernels.cu "$here/kernels.cpp"; then
     echo "planted $name: the text to change was not found" >&2
-    exit 1
+    return 1
   fi
-  $compile -c "$folder/kernels.cpp" -o "$folder/kernels.o"
-  $compile "$folder"/*.o -o "$folder/test_cuda"
-  if "$folder/test_cuda" >"$folder/log" 2>&1; then found=nothing; else found=a-fault; fi
+  $compile "$here/kernels.cpp" "$folder"/*.o -o "$here/test_cuda" || return 1
+  if "$here/test_cuda" >"$here/log" 2>&1; then found=nothing; else found=a-fault; fi
   case $name.$found in
     nothing.nothing) echo "planted nothing: passes" ;;
     nothing.* | *.nothing)
       echo "planted $name: the test finds $found" >&2
-      exit 1
+      return 1
       ;;
-    *) echo "planted $name: found, $(grep -c '^FAILED' "$folder/log") cases fail" ;;
+    *) echo "planted $name: found, $(grep -c '^FAILED' "$here/log") cases fail" ;;
   esac
 }
+
+# plant NAME SED...: the same beside what runs, two at a time.
+number=0
+plant() {
+  number=$((number + 1))
+  { try_fault "$@" || touch "$folder/failed"; } &
+  [ $((number % 2)) = 1 ] || wait
+}
+rm -f "$folder/failed" "$folder/kernels.o"
 
 plant nothing ''
 plant "no barrier before a product reads its parts" '/bring<width>(b_transposed/{n;d;}'
@@ -44,3 +53,5 @@ plant "blocks added as they come" \
 plant "two roundings for one" 's/sum_ez = fused(e, z(i), sum_ez);/sum_ez += e * z(i);/'
 plant "places of an id in falling order" \
   's/sum += from\[std::size_t{sorted.places\[i\]} \* H + j\];/sum += from[std::size_t{sorted.places[sorted.begins[blockIdx.x] + sorted.begins[blockIdx.x + 1] - 1 - i]} * H + j];/'
+wait
+[ ! -e "$folder/failed" ]

@@ -96,6 +96,8 @@ std::vector<Case> cases() {
     c.model.max_length = 200, c.model.hidden_size = 8, c.rows = 19, c.shortest = 90, c.steps = 1;
     c.model.num_items = 40;
   });
+  add("more items than a block of their softmax",
+      [](Case& c) { c.model.num_items = 4200, c.model.hidden_size = 8, c.rows = 2, c.steps = 1; });
   add("more places than items", [](Case& c) { c.model.num_items = 7, c.rows = 30; });
   for (const Loss loss : {Loss::sampled_softmax, Loss::gbce, Loss::bce}) {
     for (const Objective objective : {Objective::cloze, Objective::causal}) {
@@ -156,6 +158,28 @@ void check_tallies(std::string_view what, const Tally& found, const Tally& expec
   check(found.count == expected.count && found.hits == expected.hits, join(what, ": other counts"));
 }
 
+// The best of each place, of which some are seen, and more than there are.
+void check_best(Engine& found, Engine& expected, const Batch& batch) {
+  const std::size_t targets = found.config().targets();
+  std::vector<std::vector<std::int32_t>> rows(batch.asked.size());
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    for (std::size_t j = 0; j < i % 5; ++j) {
+      rows[i].push_back(static_cast<std::int32_t>((7 * i + 3 * j) % targets));
+    }
+  }
+  const std::vector<ItemSpan> seen(rows.begin(), rows.end());
+  for (const std::size_t count : {std::size_t{3}, std::min<std::size_t>(targets + 1, 99)}) {
+    const auto a = found.top(batch, seen, count), b = expected.top(batch, seen, count);
+    check_equal(a.size(), b.size());
+    for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
+      const bool same = std::equal(
+          a[i].begin(), a[i].end(), b[i].begin(), b[i].end(),
+          [](const auto& x, const auto& y) { return x.item == y.item && x.score == y.score; });
+      check(same, join("the best ", count, " of place ", i));
+    }
+  }
+}
+
 void check_case(const Case& at) {
   const auto cpu = make_cpu_engine(at.model, at.train, Start::random);
   const auto gpu = make_cuda_engine(at.model, at.train, Start::random);
@@ -173,6 +197,7 @@ void check_case(const Case& at) {
   std::vector<float> a(batch.asked.size() * at.model.targets()), b(a.size());
   gpu->score(batch, a), cpu->score(batch, b);
   check_bits("scores", a, b);
+  check_best(*gpu, *cpu, batch);
   const std::size_t width = cpu->vector_size();
   check_equal(gpu->vector_size(), width);
   if (width == 0) return;
@@ -240,6 +265,42 @@ void check_broken_steps() {
   check_bits("parameters", after, before);
 }
 
+// Products of operands with 8 or 11 bits: near the processor, and the same bits each time.
+void check_half_precision() {
+  std::vector<std::string_view> names{"items, torch", "no dropout, three heads of 5, one layer",
+                                      "gbce, causal", "matching", "classification"};
+  for (const Case& at : cases()) {
+    if (std::erase(names, at.name) == 0) continue;
+    std::vector<float> exact, first, second;
+    double exact_loss = 0, loss = 0;
+    const auto train = [&](const EngineMaker& make, std::vector<float>& numbers) {
+      const auto engine = make(at.model, at.train, Start::random);
+      double sum = 0;
+      for (std::uint64_t step = 0; step < 2; ++step) {
+        sum += engine->train(ragged_batch(at, step), step, 1e-3).loss();
+      }
+      numbers.resize(engine->table().size());
+      engine->read(State::first_moment, numbers);
+      return sum;
+    };
+    exact_loss = train(make_cpu_engine, exact);
+    loss = train(cuda_engine_maker(0, true), first);
+    train(cuda_engine_maker(0, true), second);
+    check_bits(at.name, second, first);
+    check(std::abs(loss - exact_loss) < 0.01 * exact_loss,
+          join(at.name, ": loss ", loss, ", expected about ", exact_loss));
+    double difference = 0, size = 0;
+    for (std::size_t i = 0; i < exact.size(); ++i) {
+      difference += std::pow(double{first[i]} - double{exact[i]}, 2);
+      size += std::pow(double{exact[i]}, 2);
+    }
+    const double error = std::sqrt(difference / size);
+    check(error > 0 && error < 0.05,
+          join(at.name, ": gradients differ by ", error, " of their size"));
+  }
+  check(names.empty(), "a case is missing");
+}
+
 #if defined(BERT4REC_EMULATION)
 void check_memory() {
   const std::size_t limit = emulation::memory_limit;
@@ -267,7 +328,11 @@ int main() {
   check_device("runs of both engines, and of one after the other, leave the same files",
                check_runs);
   check_device("a step with a loss that is no number changes nothing", check_broken_steps);
+  check_device("half precision is near", check_half_precision);
 #if defined(BERT4REC_EMULATION)
+  emulation::major_version = 7;
+  check_device("half precision is near on older devices, too", check_half_precision);
+  emulation::major_version = 8;
   check_device("memory that runs out is named, and given back", check_memory);
 #endif
   test("a GPU that is not there is named", [] {
