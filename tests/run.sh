@@ -2,7 +2,7 @@
 # All tests, from a fresh checkout: with g++; with clang++ and its library; under AddressSanitizer
 # and UndefinedBehaviorSanitizer; the threaded ones under ThreadSanitizer; and the fuzz targets.
 #
-#   sh tests/run.sh              all that needs nothing unusual (half an hour on two cores)
+#   sh tests/run.sh              all that needs nothing unusual (40 minutes on two cores)
 #   sh tests/run.sh quick        only the plain build with the default compiler
 #   sh tests/run.sh fuzz [SECONDS]  the fuzz targets of tests/fuzz with clang++, each for so long (10)
 #   sh tests/run.sh everywhere   the same bits with other compilers and options, on AArch64 (qemu) and
@@ -150,16 +150,16 @@ if [ "${1:-}" = quick ]; then
   suite quick "${CXX:-c++}" "" "" ""
   exit
 fi
-# The slow ones less often: AniList (a minute of waiting) where memory is watched, consumers with
-# g++, the tools not with clang++ too, which only looks for warnings in them.
-suite g++ g++ "" "-E anilist" ""
+# The slow ones, which are scripts, with g++ alone; clang++ only looks for warnings in the tools.
+suite g++ g++ "" "" ""
+some="--target import_interactions audit_dataset all_tests"
 export CXXFLAGS=-stdlib=libc++
 suite clang++ clang++ "" "-E anilist|consumer|tools|faults" \
-  "--target import_interactions audit_dataset all_tests" -DCMAKE_EXPORT_COMPILE_COMMANDS=ON
+  "$some" -DCMAKE_EXPORT_COMPILE_COMMANDS=ON
 unset CXXFLAGS
 warnings build/clang++
-suite address clang++ address,undefined "-E consumer|guards" ""
+suite address clang++ address,undefined "-E anilist|consumer|tools|guards" "$some"
 suite thread g++ thread "-R test_(threads|gradients)" \
-  "--target test_threads test_trainer test_gradients"
+  "--target test_threads test_trainer test_gradients" -DBERT4REC_JOIN_TESTS=OFF
 CHECK_ONLY="on 1, 2, 3 threads" build/thread/test_trainer # all of it takes seven minutes there
 fuzz 10

@@ -66,8 +66,12 @@ std::vector<float> product(const Kernels<float>& kernels, const Shape& shape, bo
   const auto [m, n, k] = shape;
   const std::size_t a_row = a_by_row ? k + gap : 1, a_col = a_by_row ? 1 : m + gap;
   const std::size_t b_row = b_by_row ? n + gap : 1, b_col = b_by_row ? 1 : k + gap;
-  const std::vector<float> a = random_floats(a_by_row ? m * a_row : k * a_col, 1),
-                           b = random_floats(b_by_row ? k * b_row : n * b_col, 2);
+  // An empty vector may have no address, to which no offset may be added.
+  const auto matrix = [](std::size_t size, std::uint64_t seed) {
+    return random_floats(std::max<std::size_t>(size, 1), seed);
+  };
+  const std::vector<float> a = matrix(a_by_row ? m * a_row : k * a_col, 1),
+                           b = matrix(b_by_row ? k * b_row : n * b_col, 2);
   std::vector<float> c = random_floats(m * (n + gap), 4);
   const std::vector<float> bias = random_floats(n, 5);
   const float* from = start == Start::bias ? bias.data() : c.data();

@@ -168,7 +168,7 @@ void check_best(Engine& found, Engine& expected, const Batch& batch) {
     }
   }
   const std::vector<ItemSpan> seen(rows.begin(), rows.end());
-  for (const std::size_t count : {std::size_t{3}, std::min<std::size_t>(targets + 1, 99)}) {
+  for (const std::size_t count : {std::size_t{3}, std::min<std::size_t>(targets + 1, 12)}) {
     const auto a = found.top(batch, seen, count), b = expected.top(batch, seen, count);
     check_equal(a.size(), b.size());
     for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
