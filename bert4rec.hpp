@@ -5933,8 +5933,9 @@ class Engine {
   virtual std::string arithmetic() const { return "float32"; }
 
   // One AdamW step on the mean loss of a batch; step counts from 0 and, with the seed, decides
-  // dropout. Throws before anything is updated if loss or gradient is not finite. `meanwhile` is
-  // called once, on a GPU while it computes: the time to make the next batch.
+  // dropout. Throws before anything is updated if loss or gradient is not finite. `meanwhile`,
+  // which must not throw, is called once, on a GPU while that computes: the time to make the next
+  // batch.
   Tally train(
       const Batch& batch, std::uint64_t step, double learning_rate,
       const std::function<void()>& meanwhile = [] {}) {
@@ -7940,10 +7941,16 @@ class Trainer {
       const std::size_t number = first + batches_done_;
       const std::uint64_t step = epoch * batches + number;
       std::swap(batch_, next_batch_);
+      std::exception_ptr without_next;  // the step counts whatever happens to the batch after it
       part_metrics_ += engine_->train(batch_, step, learning_rate(step), [&] {
-        if (number + 1 < end) make_batch(number + 1, order);
+        try {
+          if (number + 1 < end) make_batch(number + 1, order);
+        } catch (...) {
+          without_next = std::current_exception();
+        }
       });
       ++batches_done_;
+      if (without_next) std::rethrow_exception(without_next);
       const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - start;
       part_seconds_ = seconds_before + passed.count();
       if (callbacks.on_batch) {

@@ -1133,13 +1133,15 @@ class CudaAdamW {
 
 // ---- Engine (chapter 16) -----------------------------------------------------------------------
 
-// Tokens that are computed at a time: all of a batch, if the device has room for a fourth of its
-// memory's worth of activations (in each layer 12 vectors of H numbers and two of the inner size).
+// Tokens that are computed at a time: all of a batch, if their activations (in each layer 12 vectors
+// of H numbers and two of the inner size) fit into a fourth of the device's memory. In half
+// precision bits depend on it, so it must not depend on what else is in memory.
 std::size_t run_capacity(const cuda::Device& device, const EncoderConfig& config,
                          std::size_t batch_size) {
   const std::size_t layer = 12 * config.hidden_size + 2 * config.inner_size;
   const std::size_t bytes = sizeof(float) * (config.num_layers + 1) * layer;
-  const std::size_t fits = device.free_memory() / 4 / bytes;
+  const bool exact = device.products() == cuda::Products::exact;
+  const std::size_t fits = (exact ? device.free_memory() : device.all_memory()) / 4 / bytes;
   return std::max(group_capacity(config), std::min(fits, batch_size * config.max_length));
 }
 
@@ -1159,8 +1161,7 @@ class CudaEngine : public Engine {
   std::string name() const override { return join("cuda ", compute_.device().name()); }
   std::string arithmetic() const override {
     if (compute_.device().products() == cuda::Products::exact) return Engine::arithmetic();
-    return join(compute_.device().has_bfloat() ? "BF16" : "FP16", " products on ",
-                compute_.device().name());
+    return compute_.device().arithmetic();
   }
 
   Tally train_step(const Batch& batch, std::uint64_t step, double learning_rate,
@@ -1318,7 +1319,12 @@ class CudaEngine : public Engine {
   // Of the rows of scores_, which have seen `seen`: their best items, behind those in `all`.
   void search(std::span<const ItemSpan> seen, std::size_t count,
               std::vector<std::vector<Recommendation>>& all) {
+    constexpr std::size_t most_best = 256;  // since each costs a walk over the scores
     const std::size_t M = seen.size(), I = config_.targets(), width = std::min(count, I);
+    if (width > most_best) {
+      for (std::size_t i = 0; i < M; ++i) all.push_back(search_here(i, seen[i], count));
+      return;
+    }
     const std::size_t blocks = (I + SoftmaxParts::block - 1) / SoftmaxParts::block;
     Parcel parcel;
     std::vector<std::size_t> begins{0};
@@ -1359,7 +1365,7 @@ class CudaEngine : public Engine {
     }
   }
 
-  // Where a score is infinite or none, top_unseen() knows what to do or to say.
+  // Where many are asked for, or a score is infinite or NaN: top_unseen() knows what to do or say.
   std::vector<Recommendation> search_here(std::size_t row, ItemSpan seen, std::size_t count) {
     std::vector<float> scores(config_.targets());
     cuda::copy_out(device(), scores.data(), scores_.data() + row * scores.size(),

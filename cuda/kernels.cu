@@ -10,6 +10,7 @@
 #if defined(__CUDACC__)
 #include <cublas_v2.h>
 #include <cuda_runtime.h>
+#include <dlfcn.h>
 #define BERT4REC_UNROLL _Pragma("unroll")
 #define BERT4REC_UNROLL_16 _Pragma("unroll 16")
 #else
@@ -25,7 +26,62 @@ namespace bert4rec::cuda {
 
 // ---- A device and its memory -------------------------------------------------------------------
 
+#if defined(__CUDACC__)
+// cuBLAS, loaded when half precision is first asked for: it is so large that a program linked with
+// it starts a quarter of a second later.
+struct Blas {
+  decltype(&cublasCreate_v2) create;
+  decltype(&cublasDestroy_v2) destroy;
+  decltype(&cublasGetVersion_v2) version;
+  decltype(&cublasSetStream_v2) set_stream;
+  decltype(&cublasSetPointerMode_v2) set_pointer_mode;
+  cublasStatus_t (*multiply)(cublasHandle_t, cublasOperation_t, cublasOperation_t, int m, int n,
+                             int k, const void* alpha, const void* a, cudaDataType, int a_row,
+                             const void* b, cudaDataType, int b_row, const void* beta, void* c,
+                             cudaDataType, int c_row, cublasComputeType_t, cublasGemmAlgo_t);
+
+  static const Blas& instance() {
+    static const Blas blas;
+    return blas;
+  }
+
+ private:
+  Blas() {
+    const std::string name = "libcublas.so." + std::to_string(CUBLAS_VER_MAJOR);
+    void* library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (library == nullptr) {
+      fail_on_device("cuBLAS, which half precision needs, cannot be loaded: " +
+                     std::string(dlerror()));
+    }
+    find(library, "cublasCreate_v2", create);
+    find(library, "cublasDestroy_v2", destroy);
+    find(library, "cublasGetVersion_v2", version);
+    find(library, "cublasSetStream_v2", set_stream);
+    find(library, "cublasSetPointerMode_v2", set_pointer_mode);
+    find(library, "cublasGemmEx", multiply);
+  }
+
+  template <class Function>
+  static void find(void* library, const char* name, Function& function) {
+    function = reinterpret_cast<Function>(dlsym(library, name));
+    if (function == nullptr) fail_on_device(std::string("cuBLAS has no ") + name);
+  }
+};
+#endif
+
 struct Stream {
+  Stream() = default;
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+  ~Stream() {
+#if defined(__CUDACC__)
+    if (blas != nullptr) static_cast<void>(Blas::instance().destroy(blas));
+#endif
+    for (std::uint16_t* operand : operands) release(operand);
+    release(scales);
+    if (handle != nullptr) static_cast<void>(cudaStreamDestroy(handle));
+  }
+
   cudaStream_t handle = nullptr;
 #if defined(__CUDACC__)
   cublasHandle_t blas = nullptr;  // for Products::half
@@ -71,13 +127,15 @@ unsigned blocks_for(std::size_t work, std::size_t a_block) {
 
 }  // namespace
 
+bool without_bfloat = false;
+
 int device_count() {
   int count = 0;
   return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
 }
 
 Device::Device(int index, Products products)
-    : index_(index), products_(products), stream_(new Stream) {
+    : index_(index), products_(products), stream_(std::make_unique<Stream>()) {
   use();
   check(cudaStreamCreate(&stream_->handle), "a stream");
   cudaDeviceProp found{};
@@ -85,25 +143,27 @@ Device::Device(int index, Products products)
   name_ = found.name;
   processors_ = static_cast<unsigned>(found.multiProcessorCount);
   shared_memory_ = found.sharedMemPerBlockOptin;
-  has_bfloat_ = found.major >= 8;
+  has_bfloat_ = found.major >= 8 && !without_bfloat;
   if (products == Products::exact) return;
+  arithmetic_ = std::string(has_bfloat_ ? "BF16" : "FP16") + " products on " + name_;
   stream_->scales = static_cast<float*>(allocate(4 * sizeof(float), "scales"));
 #if defined(__CUDACC__)
-  if (cublasCreate(&stream_->blas) != CUBLAS_STATUS_SUCCESS ||
-      cublasSetStream(stream_->blas, stream_->handle) != CUBLAS_STATUS_SUCCESS ||
-      cublasSetPointerMode(stream_->blas, CUBLAS_POINTER_MODE_DEVICE) != CUBLAS_STATUS_SUCCESS) {
-    fail_on_device("cuBLAS cannot be started, which half precision needs");
+  const Blas& blas = Blas::instance();
+  int version = 0;
+  if (blas.create(&stream_->blas) != CUBLAS_STATUS_SUCCESS ||
+      blas.version(stream_->blas, &version) != CUBLAS_STATUS_SUCCESS ||
+      blas.set_stream(stream_->blas, stream_->handle) != CUBLAS_STATUS_SUCCESS ||
+      blas.set_pointer_mode(stream_->blas, CUBLAS_POINTER_MODE_DEVICE) != CUBLAS_STATUS_SUCCESS) {
+    fail_on_device("cuBLAS, which half precision needs, cannot be started");
   }
+  arithmetic_ += " by cuBLAS " + std::to_string(version);
 #endif
 }
-Device::~Device() {
-#if defined(__CUDACC__)
-  if (stream_->blas != nullptr) static_cast<void>(cublasDestroy(stream_->blas));
-#endif
-  for (std::uint16_t* operand : stream_->operands) release(operand);
-  release(stream_->scales);
-  static_cast<void>(cudaStreamDestroy(stream_->handle));
-  delete stream_;
+Device::~Device() = default;
+std::size_t Device::all_memory() const {
+  std::size_t left = 0, all = 0;
+  check(cudaMemGetInfo(&left, &all), "memory");
+  return all;
 }
 void Device::use() const { check(cudaSetDevice(index_), "the device"); }
 std::size_t Device::free_memory() const {
@@ -421,19 +481,38 @@ struct Operand {
   std::size_t rows, cols, stride;  // rows of cols numbers, `stride` apart
 };
 
+constexpr unsigned operand_threads = 128;
+
 // The bits of numbers that are not negative are in the order of the numbers.
 __global__ void largest_kernel(Operand from, unsigned* largest) {
-  const std::size_t at = place_at_hand();
-  if (at >= from.rows * from.cols) return;
-  const float x = from.data[at / from.cols * from.stride + at % from.cols];
-  atomicMax(largest, __float_as_uint(fabsf(x)));
+  auto* found = shared_memory<unsigned>();  // [threads]
+  const unsigned thread = threadIdx.x;
+  unsigned mine = 0;
+  for (std::size_t i = blockIdx.x; i < from.rows; i += gridDim.x) {
+    for (std::size_t j = thread; j < from.cols; j += operand_threads) {
+      const unsigned bits = __float_as_uint(fabsf(from.data[i * from.stride + j]));
+      mine = mine < bits ? bits : mine;
+    }
+  }
+  found[thread] = mine;
+  for (unsigned half = operand_threads / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (thread >= half) continue;
+    if (found[thread] < found[thread + half]) found[thread] = found[thread + half];
+  }
+  if (thread == 0) atomicMax(largest, found[0]);
 }
 
-__global__ void to_half_kernel(Operand from, bool bfloat, const float* largest, std::uint16_t* to) {
-  const std::size_t at = place_at_hand();
-  if (at >= from.rows * from.cols) return;
-  const float x = from.data[at / from.cols * from.stride + at % from.cols];
-  to[at] = bfloat ? to_bfloat(x) : to_half(x * scale_for(*largest));
+// Rows of `to` are `to_stride` apart, which cuBLAS likes to be a multiple of 8.
+__global__ void to_half_kernel(Operand from, bool bfloat, const float* largest, std::uint16_t* to,
+                               std::size_t to_stride) {
+  const float scale = bfloat ? 1.0f : scale_for(*largest);
+  for (std::size_t i = blockIdx.x; i < from.rows; i += gridDim.x) {
+    for (std::size_t j = threadIdx.x; j < from.cols; j += operand_threads) {
+      const float x = from.data[i * from.stride + j];
+      to[i * to_stride + j] = bfloat ? to_bfloat(x) : to_half(x * scale);
+    }
+  }
 }
 
 // alpha = 1 / (scale of A * scale of B), beta
@@ -1157,8 +1236,11 @@ __global__ void best_unseen_kernel(std::size_t I, const float* s, Seen seen, std
     __syncthreads();
     last = best[0], last_item = best_item[0];
     if (thread == 0) items[k] = last_item, values[k] = last;
+    if (last_item == no_item) {  // there are no more, for any thread
+      for (k += thread; k < count; k += search_threads) items[k] = no_item, values[k] = 0;
+      return;
+    }
     __syncthreads();
-    // Behind the last item there is none, and is_better() finds none behind no_item.
   }
 }
 
@@ -1410,6 +1492,9 @@ float value_of(std::uint16_t half, bool bfloat) {
 }
 #endif
 
+// Numbers between the rows of an operand with so many columns.
+constexpr std::size_t half_stride(std::size_t cols) { return (cols + 7) / 8 * 8; }
+
 // C[m,n] = alpha A B + beta C. A stands as [m,k] or, if it is transposed, as [k,m]; B as [k,n] or
 // [n,k].
 void multiply_halves(Device& device, std::size_t m, std::size_t n, std::size_t k, bool a_transposed,
@@ -1417,15 +1502,17 @@ void multiply_halves(Device& device, std::size_t m, std::size_t n, std::size_t k
   const Stream& stream = device.stream();
   const std::uint16_t *a = stream.operands[0], *b = stream.operands[1];
   const float *alpha = stream.scales + 2, *beta = stream.scales + 3;
+  const std::size_t a_row = half_stride(a_transposed ? m : k);
+  const std::size_t b_row = half_stride(b_transposed ? k : n);
 #if defined(__CUDACC__)
   // cuBLAS counts along columns, so it sees A, B and C transposed: C^T = B^T A^T.
   const cudaDataType_t type = device.has_bfloat() ? CUDA_R_16BF : CUDA_R_16F;
   const auto size = [](std::size_t x) { return static_cast<int>(x); };
   const cublasStatus_t status =
-      cublasGemmEx(stream.blas, b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N,
-                   a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N, size(n), size(m), size(k), alpha, b,
-                   type, size(b_transposed ? k : n), a, type, size(a_transposed ? m : k), beta, c,
-                   CUDA_R_32F, size(c_row), CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+      Blas::instance().multiply(stream.blas, b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N,
+                                a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N, size(n), size(m), size(k),
+                                alpha, b, type, size(b_row), a, type, size(a_row), beta, c,
+                                CUDA_R_32F, size(c_row), CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
   if (status != CUBLAS_STATUS_SUCCESS) {
     fail_on_device("cuBLAS: a product failed with status " + std::to_string(status));
   }
@@ -1435,8 +1522,8 @@ void multiply_halves(Device& device, std::size_t m, std::size_t n, std::size_t k
     for (std::size_t j = 0; j < n; ++j) {
       float sum = 0;
       for (std::size_t l = 0; l < k; ++l) {
-        sum = __fmaf_rn(value_of(a[a_transposed ? l * m + i : i * k + l], bfloat),
-                        value_of(b[b_transposed ? j * k + l : l * n + j], bfloat), sum);
+        sum = __fmaf_rn(value_of(a[a_transposed ? l * a_row + i : i * a_row + l], bfloat),
+                        value_of(b[b_transposed ? j * b_row + l : l * b_row + j], bfloat), sum);
       }
       float& to = c[i * c_row + j];
       to = *beta == 0 ? *alpha * sum : *alpha * sum + *beta * to;
@@ -1451,7 +1538,7 @@ bool round_operand(Device& device, int index, std::size_t rows, std::size_t cols
   Stream& stream = device.stream();
   const bool transposed = col != 1;
   const Operand from = transposed ? Operand{data, cols, rows, col} : Operand{data, rows, cols, row};
-  const std::size_t count = rows * cols;
+  const std::size_t stride = half_stride(from.cols), count = from.rows * stride;
   if (stream.sizes[index] < count) {
     release(stream.operands[index]);
     stream.operands[index] = nullptr, stream.sizes[index] = 0;
@@ -1459,15 +1546,16 @@ bool round_operand(Device& device, int index, std::size_t rows, std::size_t cols
         static_cast<std::uint16_t*>(allocate(count * sizeof(std::uint16_t), "products"));
     stream.sizes[index] = count;
   }
-  const dim3 grid(blocks_for(count, flat_threads));
+  const std::size_t most = 16 * std::size_t{device.processors()};
+  const dim3 grid(static_cast<unsigned>(from.rows < most ? from.rows : most));
   float* largest = stream.scales + index;
   if (!device.has_bfloat()) {
     fill_zeros(device, largest, sizeof(float));
-    launch(device, "largest", largest_kernel, grid, flat_threads, 0, from,
-           reinterpret_cast<unsigned*>(largest));
+    launch(device, "largest", largest_kernel, grid, operand_threads,
+           operand_threads * sizeof(unsigned), from, reinterpret_cast<unsigned*>(largest));
   }
-  launch(device, "to_half", to_half_kernel, grid, flat_threads, 0, from, device.has_bfloat(),
-         largest, stream.operands[index]);
+  launch(device, "to_half", to_half_kernel, grid, operand_threads, 0, from, device.has_bfloat(),
+         largest, stream.operands[index], stride);
   return transposed;
 }
 
@@ -1477,6 +1565,7 @@ void multiply(Device& device, std::size_t m, std::size_t n, std::size_t k, const
               std::size_t a_row, std::size_t a_col, const float* b, std::size_t b_row,
               std::size_t b_col, const float* start, std::size_t start_row, float* c,
               std::size_t c_row) {
+  if (m == 0 || n == 0) return;
   if (device.products() == Products::half && k > 0) {
     const bool a_transposed = round_operand(device, 0, m, k, a, a_row, a_col);
     const bool b_transposed = round_operand(device, 1, k, n, b, b_row, b_col);

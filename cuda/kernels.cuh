@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 
 namespace bert4rec::cuda {
@@ -35,9 +36,12 @@ class Device {
   void use() const;                                  // makes it the device of this thread
   const std::string& name() const { return name_; }  // "NVIDIA H100 80GB HBM3"
   Products products() const { return products_; }
-  bool has_bfloat() const { return has_bfloat_; }      // BF16, which has the exponents of float32
-  std::size_t free_memory() const;                     // bytes
-  unsigned processors() const { return processors_; }  // streaming multiprocessors
+  bool has_bfloat() const { return has_bfloat_; }  // BF16, which has the exponents of float32
+  // Of Products::half: what its bits depend on, "BF16 products on NVIDIA H100 by cuBLAS 130100".
+  const std::string& arithmetic() const { return arithmetic_; }
+  std::size_t free_memory() const;                              // bytes
+  std::size_t all_memory() const;                               // bytes, those in use included
+  unsigned processors() const { return processors_; }           // streaming multiprocessors
   std::size_t shared_memory() const { return shared_memory_; }  // bytes a block can have at most
   void wait();  // until all that was started is done
   Stream& stream() { return *stream_; }
@@ -45,14 +49,15 @@ class Device {
  private:
   int index_;
   Products products_;
-  Stream* stream_;
-  std::string name_;
+  std::unique_ptr<Stream> stream_;
+  std::string name_, arithmetic_;
   bool has_bfloat_;
   unsigned processors_;
   std::size_t shared_memory_;
 };
 
-int device_count();  // 0 if there is no driver
+int device_count();          // 0 if there is no driver
+extern bool without_bfloat;  // for tests: devices are as before sm_80
 
 // Device memory of the device in use; `what` for the message where there is too little.
 void* allocate(std::size_t bytes, const char* what);

@@ -546,6 +546,39 @@ void test_diverging_loss() {
   check(std::memcmp(after.data(), w.data(), w.size() * sizeof(float)) == 0, "no update");
 }
 
+// Of the second epoch, one batch cannot be made when it is first wanted.
+class FailsOnce : public ItemTask {
+ public:
+  using ItemTask::ItemTask;
+  void finish_batch(Batch& batch, std::uint64_t step) const override {
+    if (step == 6 && !std::exchange(failed_, true)) fail("no batch ", step);
+    ItemTask::finish_batch(batch, step);
+  }
+
+ private:
+  mutable bool failed_ = false;
+};
+
+// The steps before it count, and the run goes on from there.
+void test_failing_batch() {
+  const Dataset data = ring_data(15, 30);
+  const TemporaryFolder folder;
+  const TrainConfig train = small_train();
+  const std::string once = trained(data, small_model(), train, folder / "once");
+  const Path output = folder / "again";
+  Trainer trainer(std::make_unique<FailsOnce>(data, small_model(), train), train, output);
+  std::size_t done = 0;
+  TrainerCallbacks callbacks;
+  callbacks.on_batch = [&](const BatchReport&) { ++done; };
+  check_throws([&] { trainer.run(callbacks); }, {"no batch 6"});
+  check_equal(done, 5u);  // the sixth was made, and not reported
+  trainer.run(callbacks);
+  check(file_bytes(output / "models" / "final_model.safetensors") +
+                file_bytes(output / "models" / "best_model.safetensors") ==
+            once,
+        "as if nothing had been");
+}
+
 #ifdef _WIN32
 
 void full_disk() { skip("a full disk loses nothing", "Windows limits no file's size"); }
@@ -685,6 +718,7 @@ int main() {
   test("what resuming refuses", test_refusals);
   test("a longer run continues a shorter one", test_more_epochs);
   test("a loss that is not finite stops before the update", test_diverging_loss);
+  test("a batch that cannot be made stops behind the step before it", test_failing_batch);
   full_disk();
   test("folders named in any language", test_names_in_any_language);
   test("a training step allocates no memory after the first", test_allocations);

@@ -750,7 +750,6 @@ using cudaEvent_t = struct CUevent_st { }*;
 
 namespace emulation {
 
-inline int major_version = 8;                            // compute capability of the device
 inline std::size_t memory_limit = std::size_t{1} << 40;  // of the device, in bytes: none
 inline cudaError_t last_error = cudaSuccess;
 
@@ -889,8 +888,7 @@ inline cudaError_t cudaSetDevice(int device) {
   return emulation::result(device == 0, cudaErrorInvalidDevice);
 }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
-  *properties = {"emulation", emulation::major_version, 0,
-                 4,           emulation::memory_limit,  emulation::shared_at_most};
+  *properties = {"emulation", 8, 0, 4, emulation::memory_limit, emulation::shared_at_most};
   return cudaSetDevice(device);
 }
 

@@ -51,6 +51,7 @@ plant "the neighbour's column" 's/sum += dy\[t \* width + j\];/sum += dy[t * wid
 plant "blocks added as they come" \
   's/^  if (lane_at_hand() == 0) squares\[part\] = sum;/  if (lane_at_hand() == 0) atomicAdd(squares + part % 2, sum - squares[part] * 0);/'
 plant "two roundings for one" 's/sum_ez = fused(e, z(i), sum_ez);/sum_ez += e * z(i);/'
+plant "no barrier before the best of two is taken" '/for (unsigned half = search_threads/{n;d;}'
 plant "places of an id in falling order" \
   's/sum += from\[std::size_t{sorted.places\[i\]} \* H + j\];/sum += from[std::size_t{sorted.places[sorted.begins[blockIdx.x] + sorted.begins[blockIdx.x + 1] - 1 - i]} * H + j];/'
 wait
