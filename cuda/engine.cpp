@@ -1133,8 +1133,8 @@ class CudaAdamW {
 
 // ---- Engine (chapter 16) -----------------------------------------------------------------------
 
-// Tokens that are computed at a time: all of a batch, if their activations (in each layer 12 vectors
-// of H numbers and two of the inner size) fit into a fourth of the device's memory. In half
+// Tokens that are computed at a time: all of a batch, if their activations (in each layer 12
+// vectors of H numbers and two of the inner size) fit into a fourth of the device's memory. In half
 // precision bits depend on it, so it must not depend on what else is in memory.
 std::size_t run_capacity(const cuda::Device& device, const EncoderConfig& config,
                          std::size_t batch_size) {

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Builds the engine on a GPU for the one of this machine, and checks and times it there: every bit
-# against the processor, half precision, milliseconds a step, compute-sanitizer. Needs a C++ compiler
-# and the CUDA Toolkit with cuBLAS (or Python's package nvidia-cublas); eight minutes at most. What
-# each part prints lies in files, too.
+# against the processor, half precision, milliseconds a step, PyTorch beside it, compute-sanitizer.
+# Needs a C++ compiler and the CUDA Toolkit with cuBLAS (or Python's package nvidia-cublas), and to
+# compare with it PyTorch; eight minutes at most. What each part prints lies in files, too.
 #
 #   sh tests/cuda/on_device.sh [FOLDER]       (FOLDER: $OUT or build/device)
 set -eu
@@ -41,10 +41,12 @@ start $compile -UBERT4REC_EXTERN -c tools/common/engine.cpp -o "$work/cpu.o"
 start $compile -c cuda/engine.cpp -o "$work/gpu.o"
 start $compile -c tests/cuda/test_cuda.cpp -o "$work/test.o"
 start $compile -c tests/cuda/time_device.cpp -o "$work/time.o"
+start $compile -Itools -DBERT4REC_WITH_CUDA -c tools/benchmark/benchmark.cpp -o "$work/benchmark.o"
 wait_for_all
 engine="$work/kernels.o $work/cpu.o $work/gpu.o"
 start nvcc $engine "$work/test.o" -o "$work/test_device" $link
 start nvcc $engine "$work/time.o" -o "$work/time_device" $link
+start nvcc $engine "$work/benchmark.o" -o "$work/benchmark" $link
 wait_for_all
 
 # part NAME SECONDS COMMAND...: runs it, at most so long, and tells how it ended.
@@ -62,12 +64,29 @@ part() {
   echo "$name: $end: $(tail -1 "$folder/$name.txt")"
 }
 
-part same-bits 90 "$work/test_device"
-part times 100 "$work/time_device" 2
+# compare NAME SECONDS OPTION...: with PyTorch on the same GPU, if it is there.
+compare() {
+  name=$1 seconds=$2
+  shift 2
+  part "$name" "$seconds" python3 tools/benchmark/torch_bench.py --benchmark "$work/benchmark" \
+    --device cuda --rounds 2 --seconds 0.5 "$@"
+  cat "$folder/$name.txt"
+}
+
+part same-bits 60 "$work/test_device"
+part times 60 "$work/time_device" 1
+cat "$folder/times.txt"
+if python3 -c 'import torch' 2>/dev/null; then
+  compare torch 40 --no-compile --shapes seed,ml-1m,large,bert-base,throughput
+  compare torch-half 40 --no-compile --half --shapes seed,ml-1m,large,bert-base,throughput
+  compare torch-compiled 60 --shapes seed,ml-1m
+else
+  echo "torch: python3 has no PyTorch to compare with"
+fi
 # Without half precision, whose kernels are cuBLAS's own.
 for tool in memcheck racecheck initcheck synccheck; do
   for cases in items gbce matching classification; do
-    part "$tool-$cases" 12 env CHECK_ONLY=$cases compute-sanitizer --tool "$tool" \
+    part "$tool-$cases" 8 env CHECK_ONLY=$cases compute-sanitizer --tool "$tool" \
       --error-exitcode 1 "$work/test_device"
   done
 done

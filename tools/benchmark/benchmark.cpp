@@ -4,7 +4,7 @@
 
 #include "benchmark/chapters.hpp"
 #include "benchmark/measure.hpp"
-#include "common/cli.hpp"
+#include "common/gpu.hpp"
 
 namespace {
 
@@ -17,6 +17,7 @@ struct Options {
   std::string kernels;
   Path data, program;
   std::size_t threads = 0;
+  gpu::Choice gpu;
   double seconds = 5;
   bool json = false;
 };
@@ -140,6 +141,12 @@ CpuEngine<float, Head> make_engine(const Options& options, const ModelConfig& mo
   return CpuEngine<float, Head>(model, train, kernels_in_use);
 }
 
+// The same, or an engine on a GPU.
+std::unique_ptr<Engine> chosen_engine(const Options& options, const ModelConfig& model) {
+  if (options.gpu.device) return options.gpu.maker()(model, TrainConfig(), Start::random);
+  return std::unique_ptr<Engine>(new CpuEngine<float>(make_engine(options, model)));
+}
+
 // Shares of the time of all threads, from runs of body() with clocks around the kernels; and what
 // these runs say of the speed of the clocks and of the count of operations.
 template <class Body>
@@ -166,10 +173,30 @@ void set_chapters(Json& json, const Options& options, const Work& work, Body&& b
   json.set("flops_called", total.flops / times.size());
 }
 
+// Times body(), which waits for a GPU.
+template <class Body>
+Json measured_on_gpu(const Options& options, const Work& work, Body&& body) {
+  for (int i = 0; i < 3; ++i) body();
+  std::vector<double> times;
+  const double before = measure::processor_seconds(CLOCK_PROCESS_CPUTIME_ID);
+  measure::repeat(options.seconds, times, body);
+  const double processor = measure::processor_seconds(CLOCK_PROCESS_CPUTIME_ID) - before;
+  const double seconds = measure::median(times), gflop = 1e-9 * static_cast<double>(work.flops);
+  Json json;
+  json.set("milliseconds", measure::spread(times));
+  json.set("processor_milliseconds", 1e3 * processor / static_cast<double>(times.size()));
+  json.set("tokens", work.tokens);
+  json.set("tokens_per_second", static_cast<double>(work.tokens) / seconds);
+  json.set("flops", work.flops);
+  json.set("gflops", gflop / seconds);
+  return json;
+}
+
 // Times body(): once unseen, to touch its memory, and then in four slices, between which the
 // machine's peak is measured, since others may work on it too.
 template <class Body>
 Json measured(const Options& options, const Work& work, Body&& body) {
+  if (options.gpu.device) return measured_on_gpu(options, work, body);
   std::vector<double> times, peaks, processor_peaks;
   const auto add_peak = [&] {
     const measure::Peak peak = measure::measure_peak(chosen_kernels(options).name,
@@ -233,10 +260,10 @@ Json train(const Options& options, const TrainingShape& shape) {
       const Key key = fold_in(stream_key(1, Stream::masks), batch.rows());
       add_cloze_row(batch, row, model, shape.mask_probability, key);
     }
-    CpuEngine<float> engine = make_engine(options, model);
+    const std::unique_ptr<Engine> engine = chosen_engine(options, model);
     std::uint64_t step = 0;
     const Work work{model.hidden_size, batch.tokens.size(), product_flops(model, batch, true)};
-    Json json = measured(options, work, [&] { engine.train(batch, step++, 1e-3); });
+    Json json = measured(options, work, [&] { engine->train(batch, step++, 1e-3); });
     json.set("rows", batch.rows());
     json.set("masked", batch.asked.size());
     json.set("mask_probability", shape.mask_probability);
@@ -263,6 +290,12 @@ Json large(const Options& options) {
   return train(options, uniform_shape(sized(3000, 512, 4, 8), 16));
 }
 
+Json bert_base(const Options& options) {
+  ModelConfig model = sized(21128, 768, 12, 12);
+  model.max_length = 512;
+  return train(options, uniform_shape(model, 8));
+}
+
 Json movielens(const Options& options) {
   constexpr std::size_t rows = 128;
   ModelConfig model = sized(3416, 64, 2, 2);
@@ -283,16 +316,10 @@ Json recommend(const Options& options, const ModelConfig& model, std::size_t use
     const Rows rows = random_rows(lengths, model.num_items);
     Batch batch;
     for (const auto& row : rows) add_next_item_row(batch, row, model);
-    CpuEngine<float> engine = make_engine(options, model);
-    std::vector<float> scores(users * model.num_items);
+    const std::unique_ptr<Engine> engine = chosen_engine(options, model);
+    const std::vector<ItemSpan> seen(rows.begin(), rows.end());
     const Work work{model.hidden_size, batch.tokens.size(), product_flops(model, batch, false)};
-    Json json = measured(options, work, [&] {
-      engine.score(batch, scores);
-      for (std::size_t user = 0; user < users; ++user) {
-        const auto of_user = std::span(scores).subspan(user * model.num_items, model.num_items);
-        top_unseen(of_user, rows[user], 10);
-      }
-    });
+    Json json = measured(options, work, [&] { engine->top(batch, seen, 10); });
     json.set("users", users);
     json.set("model", to_json(model));
     return json;
@@ -653,8 +680,24 @@ void print_line(const std::string& name, const std::string& text) {
   std::printf("  %-12s %s\n", name.c_str(), text.c_str());
 }
 
+void print_processors(const Json& json) {
+  print_line("processors", join(number(json, "processors_used", 2), " used on average, ",
+                                number(json, "processor_milliseconds", 2), " ms in all"));
+  print_line(
+      "of the peak",
+      join(percent(json, "fraction_of_peak"), " of ", number(json, "peak_gflops", 1), " GFLOP/s (",
+           number(json, "peak_gflops_lowest", 1), " ... ", number(json, "peak_gflops_highest", 1),
+           "); ", percent(json, "fraction_of_peak_in_processor_time"), " in processor time"));
+  std::string shares;
+  for (const char* name : chapters::names)
+    shares += join(name, " ", percent(json.at("chapters"), name), "  ");
+  print_line("chapters",
+             join(shares, "(with clocks: ", number(json, "milliseconds_with_clocks", 2), " ms)"));
+  print_line("peak memory", memory_text(json.at("peak_memory_mib")));
+}
+
 void print_work(const Json& json) {
-  const Json &model = json.at("model"), &by_chapter = json.at("chapters");
+  const Json& model = json.at("model");
   const std::string tokens = grouped(json, "tokens") + " tokens";
   print_line("model", join(grouped(model, "num_items"), " items, hidden ",
                            grouped(model, "hidden_size"), ", ", grouped(model, "num_layers"),
@@ -667,22 +710,10 @@ void print_work(const Json& json) {
                               masks ? join(", ", grouped(json, "masked"), " masked") : ""));
   }
   print_line("time", times_text(json.at("milliseconds")));
-  print_line("processors", join(number(json, "processors_used", 2), " used on average, ",
-                                number(json, "processor_milliseconds", 2), " ms in all"));
   print_line("speed", number(json, "tokens_per_second", 0) + " tokens/s");
   print_line("products", join(cli::fixed(json.at("flops").number() * 1e-9, 3), " GFLOP, ",
                               number(json, "gflops", 1), " GFLOP/s"));
-  print_line(
-      "of the peak",
-      join(percent(json, "fraction_of_peak"), " of ", number(json, "peak_gflops", 1), " GFLOP/s (",
-           number(json, "peak_gflops_lowest", 1), " ... ", number(json, "peak_gflops_highest", 1),
-           "); ", percent(json, "fraction_of_peak_in_processor_time"), " in processor time"));
-  std::string shares;
-  for (const char* name : chapters::names)
-    shares += join(name, " ", percent(by_chapter, name), "  ");
-  print_line("chapters",
-             join(shares, "(with clocks: ", number(json, "milliseconds_with_clocks", 2), " ms)"));
-  print_line("peak memory", memory_text(json.at("peak_memory_mib")));
+  if (json.find("chapters") != nullptr) print_processors(json);
 }
 
 void print_million(const Json& json) {
@@ -747,9 +778,14 @@ struct Shape {
   void (*print)(const Json&);
 };
 
-constexpr std::array<Shape, 11> all_shapes{{{"seed", seed, print_work},
+// Those that --gpu may time.
+constexpr std::array<std::string_view, 7> gpu_shapes{
+    "seed", "ml-1m", "large", "bert-base", "inference", "latency", "throughput"};
+
+constexpr std::array<Shape, 12> all_shapes{{{"seed", seed, print_work},
                                             {"ml-1m", movielens, print_work},
                                             {"large", large, print_work},
+                                            {"bert-base", bert_base, print_work},
                                             {"inference", inference, print_parts},
                                             {"latency", latency, print_work},
                                             {"throughput", throughput, print_work},
@@ -759,7 +795,7 @@ constexpr std::array<Shape, 11> all_shapes{{{"seed", seed, print_work},
                                             {"catalogue", catalogue, print_catalogue},
                                             {"load", load, print_parts}}};
 
-std::vector<Shape> chosen_shapes(const std::string& list) {
+std::vector<Shape> chosen_shapes(const std::string& list, bool on_gpu) {
   std::vector<Shape> chosen;
   for (std::size_t at = 0; at <= list.size();) {
     const std::size_t end = std::min(list.find(',', at), list.size());
@@ -771,6 +807,9 @@ std::vector<Shape> chosen_shapes(const std::string& list) {
       for (const Shape& shape : all_shapes) names += join(names.empty() ? "" : ", ", shape.name);
       throw cli::UsageError(join("unknown shape \"", name, "\", expected some of ", names));
     }
+    if (on_gpu && std::find(gpu_shapes.begin(), gpu_shapes.end(), name) == gpu_shapes.end()) {
+      throw cli::UsageError(join("--gpu does not go with the shape ", name));
+    }
     chosen.push_back(*found);
     at = end + 1;
   }
@@ -779,20 +818,22 @@ std::vector<Shape> chosen_shapes(const std::string& list) {
 
 Options parse(int argc, char** argv) {
   Options options;
-  cli::CommandLine line("benchmark",
-                        "times training steps, inference and loading on fixed shapes, and compares "
-                        "them with the machine's peak\n\n"
-                        "Shapes, separated by commas: seed (31 rows of 200), ml-1m, large, "
-                        "inference (its two parts alone:\nlatency, throughput), topk (of a million "
-                        "items), growth (time against size), load,\ncatalogue (a loss over "
-                        "drawn items, of 10,000 to a million), text (classifiers)\n\n"
-                        "On Windows without two figures: peak memory, and the import in load",
-                        "benchmark --shape seed,inference --threads 1 --seconds 10");
+  cli::CommandLine line(
+      "benchmark",
+      "times training steps, inference and loading on fixed shapes, and compares "
+      "them with the machine's peak\n\n"
+      "Shapes, separated by commas: seed (31 rows of 200), ml-1m, large, bert-base, inference\n"
+      "(its two parts alone: latency, throughput), topk (of a million items), growth (time\n"
+      "against size), load, catalogue (a loss over drawn items, of 10,000 to a million), text\n"
+      "(classifiers)\n\n"
+      "On Windows without two figures: peak memory, and the import in load",
+      "benchmark --shape seed,inference --threads 1 --seconds 10");
   line.option("shape", options.shapes, "what to measure");
   line.option("seconds", options.seconds, "for each measurement, about");
   line.option("threads", options.threads, "threads; 0: one a core");
   line.option("kernels", options.kernels, "plain, baseline, avx2 or avx512; else the widest");
   line.option("data", options.data, "a data folder from which ml-1m takes its rows");
+  options.gpu.add_flags(line);
   line.flag("json", options.json, "print JSON");
   line.parse(argc, argv);
   options.program = path_from(argv[0]);
@@ -807,7 +848,7 @@ Options parse(int argc, char** argv) {
 
 int benchmark(int argc, char** argv) {
   const Options options = parse(argc, argv);
-  const std::vector<Shape> shapes = chosen_shapes(options.shapes);
+  const std::vector<Shape> shapes = chosen_shapes(options.shapes, options.gpu.device.has_value());
   Json json, results;
   json.set("kernels", chosen_kernels(options).name);
   json.set("threads", thread_count(options));

@@ -8,6 +8,8 @@ and the ratios are taken inside a round. They are also given in processor time, 
 together. On a busy machine trust only `--threads 1` in processor time: with more threads, PyTorch's
 spin while they wait for one that others have put aside (its processor time grows many times over),
 ours yield (their time on the wall does), and neither says how fast the work itself is.
+On a GPU (--device cuda) both compute there, ours with `benchmark --gpu`; with --half in BF16, PyTorch
+by autocast and ours with --fp16.
 After the first round only the seed system's way and the two fastest go on.
 
 Ways of a training step (forward, loss, backward, AdamW), each eager and, unless --no-compile, by
@@ -38,6 +40,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../../tests/referenc
 from torch_module import Bert4Rec
 
 MASK = 1
+HALF = False
 
 
 class Rows:
@@ -107,6 +110,7 @@ def masked_vectors(model, rows, way):
     return model.encode(rows.tokens, rows.key_padding).flatten(0, 1)[rows.masked]
 
 
+@in_precision
 def item_scores(model, rows, way):  # [M,num_items]
     if way == "full":
         return full_logits(model, rows).flatten(0, 1)[rows.masked][:, 3:]
@@ -114,6 +118,15 @@ def item_scores(model, rows, way):  # [M,num_items]
     return F.linear(masked_vectors(model, rows, way), output.weight[3:], output.bias[3:])
 
 
+def in_precision(function):
+    """With --half: products in BF16."""
+    def call(*words):
+        with torch.autocast("cuda", torch.bfloat16, enabled=HALF):
+            return function(*words)
+    return call
+
+
+@in_precision
 def loss_of(model, rows, way):
     if way == "full":
         return F.cross_entropy(full_logits(model, rows).flatten(0, 1), rows.all_targets.flatten())
@@ -185,7 +198,7 @@ def check_ways(shape):
     model.output.bias.data[:3] = -1e9  # take no part
     with torch.no_grad():
         losses = [loss_of(model, rows, way).item() for way in ("full", "gathered", "packed")]
-    assert max(losses) - min(losses) < 1e-4 * losses[0], losses
+    assert max(losses) - min(losses) < (1e-2 if HALF else 1e-4) * losses[0], losses
 
 
 def measured(call, seconds):
@@ -193,6 +206,8 @@ def measured(call, seconds):
     while not times or sum(times) < seconds:
         start = time.perf_counter()
         call()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     processor = time.process_time() - processor
     return {"wall": 1e3 * statistics.median(times), "processor": 1e3 * processor / len(times)}
@@ -203,6 +218,8 @@ def ours(arguments, shape, seconds):
                "--threads", str(arguments.threads)]
     if arguments.data:
         command += ["--data", arguments.data]
+    if arguments.device == "cuda":
+        command += ["--gpu"] + ["--fp16"] * arguments.half
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout)["shapes"][shape]
 
@@ -286,6 +303,8 @@ def parse():
     parser.add_argument("--shapes", default="seed,ml-1m,inference",
                         help="of seed, ml-1m, large, inference (or latency, throughput)")
     parser.add_argument("--data", help="data folder from which ml-1m takes its rows")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--half", action="store_true", help="with cuda: products in BF16")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3, help="of each measurement in a round")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -315,6 +334,11 @@ def print_shape(name, result):
 def main():
     arguments = parse()
     torch.set_num_threads(arguments.threads)
+    torch.set_default_device(arguments.device)
+    global HALF
+    HALF = arguments.half
+    if HALF and arguments.device == "cpu":
+        sys.exit("torch_bench.py: --half needs --device cuda")
     if arguments.memory_of:
         return memory_of(arguments.memory_of)
     results = {"torch": torch.__version__, "threads": arguments.threads, "shapes": {}}
