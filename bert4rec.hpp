@@ -839,6 +839,7 @@ BERT4REC_IMPORT unsigned long __stdcall FormatMessageW(unsigned long, const void
 #include <dirent.h>
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #endif
@@ -2766,18 +2767,25 @@ namespace bert4rec {
 // gradient of the loss by its output (d_y) and gives that by its input (d_x); gradients of
 // parameters are added to what is there, since a step adds up groups of rows (chapter 11).
 
-// A flat array of zeros, aligned to cache lines. Pages that are never touched take no memory.
+// A flat array of zeros, aligned to cache lines. Pages that are never touched take no memory. A large
+// one asks for pages of 2 MiB: with the usual 4 KiB nearly every row that is read of a large table,
+// wherever it stands, costs a walk through the tables of pages first.
 template <class Real>
 class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(std::size_t size) : size_(size) {
-    constexpr std::size_t alignment = 64;
-    const std::size_t factors[2] = {size + alignment, sizeof(Real)};
+    constexpr std::size_t line = 64, page = std::size_t{2} << 20;
+    const bool large = size >= 2 * page / sizeof(Real);
+    const std::size_t alignment = large ? page : line;
+    const std::size_t factors[2] = {size + alignment / sizeof(Real), sizeof(Real)};
     memory_.reset(std::calloc(1, checked_product(factors, "a buffer")));
     if (memory_ == nullptr) throw std::bad_alloc();
     const auto address = reinterpret_cast<std::uintptr_t>(memory_.get());
     data_ = reinterpret_cast<Real*>((address + alignment - 1) / alignment * alignment);
+#if defined(MADV_HUGEPAGE)
+    if (large) static_cast<void>(::madvise(data_, size * sizeof(Real), MADV_HUGEPAGE));
+#endif
   }
   Real* data() { return data_; }
   const Real* data() const { return data_; }
