@@ -2767,9 +2767,9 @@ namespace bert4rec {
 // gradient of the loss by its output (d_y) and gives that by its input (d_x); gradients of
 // parameters are added to what is there, since a step adds up groups of rows (chapter 11).
 
-// A flat array of zeros, aligned to cache lines. Pages that are never touched take no memory. A large
-// one asks for pages of 2 MiB: with the usual 4 KiB nearly every row that is read of a large table,
-// wherever it stands, costs a walk through the tables of pages first.
+// A flat array of zeros, aligned to cache lines. Pages that are never touched take no memory. A
+// large one asks for pages of 2 MiB: with the usual 4 KiB, reading a row of a large table nearly
+// always costs a walk through the tables of pages first.
 template <class Real>
 class Buffer {
  public:
@@ -3348,6 +3348,7 @@ void gather_rows(Compute<Real>&, std::size_t H, const RowGroup& group, const Rea
   }
 }
 
+// to[N,H] = from[N,H]
 template <class Real>
 void copy_rows(Compute<Real>&, std::size_t N, std::size_t H, const Real* from, Real* to) {
   std::copy_n(from, N * H, to);
@@ -3751,7 +3752,8 @@ class ItemTransform {
     return vectors_.data();
   }
 
-  // Turns d[M,H], the gradient by what forward() returned, into that by x.
+  // vectors = LayerNorm(gelu(W_d x + b_d)): turns d[M,H], the gradient by the vectors, into that
+  // by x.
   void backward(Machine& compute, std::size_t M, const Real* x, Real* d) {
     if (is_identity_) return;
     norm_backward(compute, M, H_, active_.data(), statistics_.data(), w_.gain, d, g_.gain,

@@ -7,7 +7,7 @@
 #   sh tests/run.sh fuzz [SECONDS]  the fuzz targets of tests/fuzz with clang++, each for so long (10)
 #   sh tests/run.sh everywhere   the same bits with other compilers and options, on AArch64 (qemu) and
 #                                on Windows (Wine), and faults planted in the kernels of the GPU:
-#                                installs what that takes (a quarter of an hour)
+#                                installs what that takes (25 minutes)
 set -eu
 cd "$(dirname "$0")/.."
 jobs=$(getconf _NPROCESSORS_ONLN)

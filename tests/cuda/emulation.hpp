@@ -12,8 +12,8 @@
 // How it works. The blocks of a launch run one after another. Each thread of a block is a fibre, a
 // function with a stack of its own, and runs until it ends or waits at a barrier; then another one
 // runs. All of this is one thread of the operating system, so a run can be repeated exactly. With
-// emulation::seed = 0 the lowest thread that can run does; with every other seed it is drawn, and so
-// is the order of the blocks. What a correct kernel writes does not depend on the seed by a bit.
+// emulation::seed = 0 the lowest thread that can run does; with every other seed it is drawn, and
+// so is the order of the blocks. What a correct kernel writes does not depend on the seed by a bit.
 //
 // What it shows:
 //   - A missing barrier: with some seed a thread reads what is not yet written, and all memory is
@@ -28,8 +28,8 @@
 // reason a thread that waits for another in a loop waits for ever. Plain a * b + c may be fused by
 // one compiler and not by another: the bits are fixed only by __fmaf_rn, __fmul_rn and their like.
 //
-// In gdb (compile with -g -O0 and leave the seed 0), `next` and `finish` stay with their thread over
-// a barrier, though others run meanwhile:
+// In gdb (compile with -g -O0 and leave the seed 0), `next` and `finish` stay with their thread
+// over a barrier, though others run meanwhile:
 //   break kernels.cu:120 if threadIdx.x == 5 && blockIdx.x == 2
 //   print ((float*)emulation::shared_memory())[0]@32
 //

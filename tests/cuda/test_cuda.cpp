@@ -158,7 +158,7 @@ void check_tallies(std::string_view what, const Tally& found, const Tally& expec
   check(found.count == expected.count && found.hits == expected.hits, join(what, ": other counts"));
 }
 
-// The best of each place, of which some are seen, and more than there are.
+// The best of each place, some of which are seen; where items are few, more than there are.
 void check_best(Engine& found, Engine& expected, const Batch& batch) {
   const std::size_t targets = found.config().targets();
   std::vector<std::vector<std::int32_t>> rows(batch.asked.size());

@@ -30,8 +30,8 @@ train() {
   run=$output/$1
   shift
   if grep -q '^models, checkpoints' "$run.log" 2>/dev/null; then return; fi
-  resume=--overwrite
-  [ -z "$(ls "$run" 2>/dev/null)" ] || resume=--resume
+  resume=--overwrite # of what was killed before it had a checkpoint there is nothing to go on with
+  [ -z "$(find "$run" -name 'checkpoint_*' 2>/dev/null)" ] || resume=--resume
   echo "== $run" >&2
   "$bin/train_classifier" "$@" --vocab "$folder/vocab.txt" --output "$run" $resume \
     --hidden-size 128 --num-layers 2 --initializer-range 0.06 --warmup-steps 300 --eval-every 0.5 \
