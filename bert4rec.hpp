@@ -846,7 +846,8 @@ BERT4REC_IMPORT unsigned long __stdcall FormatMessageW(unsigned long, const void
 
 namespace bert4rec::detail::os {
 
-enum class Use { read, create, append, lock };  // create: empty; append, lock: there may be one
+// create: empty; append, lock: there may be one; stream: to read, and may be a pipe.
+enum class Use { read, create, append, lock, stream };
 enum class Kind { regular, other, unknown };
 enum class LockResult { taken, held, failed };
 
@@ -870,9 +871,10 @@ inline std::string last_problem() {
 // Others may read, write, rename and delete what is open here, as on POSIX.
 inline Handle open(const Path& path, Use use) {
   constexpr unsigned long to_read = 0x80000000, to_write = 0x40000000, to_append = 4;
-  constexpr unsigned long access[] = {to_read, to_write, to_append, to_read | to_write};
+  constexpr unsigned long access[] = {to_read, to_write, to_append, to_read | to_write, to_read};
   constexpr unsigned long create_always = 2, open_existing = 3, open_always = 4;
-  constexpr unsigned long way[] = {open_existing, create_always, open_always, open_always};
+  constexpr unsigned long way[] = {open_existing, create_always, open_always, open_always,
+                                   open_existing};
   constexpr unsigned long share_all = 7, normal_file = 0x80;
   const auto index = static_cast<std::size_t>(use);
   return CreateFileW(path.c_str(), access[index], share_all, nullptr, way[index], normal_file,
@@ -895,7 +897,10 @@ inline unsigned long part_of(std::size_t size) {
 
 inline std::ptrdiff_t read(Handle file, char* to, std::size_t size) {
   unsigned long count = 0;
-  if (ReadFile(file, to, part_of(size), &count, nullptr) == 0) return -1;
+  constexpr unsigned long broken_pipe = 109;  // whoever wrote into it is done
+  if (ReadFile(file, to, part_of(size), &count, nullptr) == 0) {
+    return GetLastError() == broken_pipe ? 0 : -1;
+  }
   return static_cast<std::ptrdiff_t>(count);
 }
 
@@ -963,9 +968,9 @@ inline constexpr Handle no_handle = -1;
 inline std::string last_problem() { return std::generic_category().message(errno); }
 
 inline Handle open(const Path& path, Use use) {
-  // O_NONBLOCK: opening a named pipe must not wait for a writer.
+  // O_NONBLOCK: opening a named pipe where a file is meant must not wait for a writer.
   constexpr int flags[] = {O_RDONLY | O_NONBLOCK, O_WRONLY | O_CREAT | O_TRUNC,
-                           O_WRONLY | O_CREAT | O_APPEND, O_RDWR | O_CREAT};
+                           O_WRONLY | O_CREAT | O_APPEND, O_RDWR | O_CREAT, O_RDONLY};
   Handle file = no_handle;
   do file = ::open(path.c_str(), flags[static_cast<std::size_t>(use)] | O_CLOEXEC, 0644);
   while (file < 0 && errno == EINTR);
@@ -4666,50 +4671,66 @@ inline Entry read_entry(JsonReader& reader, const Catalogue& catalogue) {
   return entry;
 }
 
+// A line of histories.jsonl.
+struct HistoryLine {
+  std::optional<std::string> user;
+  std::vector<Entry> entries;  // watched and known; sorted by their times if all have one
+  std::size_t planned = 0, unknown = 0;
+  bool timed = true;
+
+  std::vector<std::int32_t> items() const {
+    std::vector<std::int32_t> items;
+    for (const Entry& entry : entries) items.push_back(entry.item);
+    return items;
+  }
+};
+
+inline HistoryLine read_history(JsonReader& reader, const Catalogue& catalogue) {
+  HistoryLine line;
+  reader.object([&](std::string_view name) {
+    if (name == "user") {
+      line.user = reader.string();
+    } else if (name == "entries") {
+      reader.array([&] {
+        const Entry entry = read_entry(reader, catalogue);
+        line.planned += entry.planned;
+        line.unknown += !entry.planned && entry.item < 0;
+        if (entry.planned || entry.item < 0) return;
+        line.timed = line.timed && entry.at.has_value();
+        line.entries.push_back(entry);
+      });
+    } else {
+      reader.skip();
+    }
+  });
+  const auto earlier = [](const Entry& a, const Entry& b) { return a.at < b.at; };
+  if (line.timed && !std::is_sorted(line.entries.begin(), line.entries.end(), earlier)) {
+    std::stable_sort(line.entries.begin(), line.entries.end(), earlier);
+  }
+  return line;
+}
+
 }  // namespace detail
 
 inline Histories Histories::load(const Path& path, const Catalogue& catalogue) {
   const std::string text = detail::read_data_file(path), file = path_text(path);
   Histories histories;
-  std::vector<detail::Entry> entries;
-  std::vector<std::int32_t> items;
-  for_each_line(text, [&](std::string_view line, std::size_t number) {
-    JsonReader reader(line, file, number);
-    std::optional<std::string> user;
-    bool timed = true;
-    std::size_t planned = 0;
-    entries.clear();
-    reader.object([&](std::string_view name) {
-      if (name == "user") {
-        user = reader.string();
-      } else if (name == "entries") {
-        reader.array([&] {
-          const detail::Entry entry = detail::read_entry(reader, catalogue);
-          planned += entry.planned;
-          histories.unknown_entries += !entry.planned && entry.item < 0;
-          if (entry.planned || entry.item < 0) return;
-          timed = timed && entry.at.has_value();
-          entries.push_back(entry);
-        });
-      } else {
-        reader.skip();
-      }
-    });
+  for_each_line(text, [&](std::string_view one, std::size_t number) {
+    JsonReader reader(one, file, number);
+    detail::HistoryLine line = detail::read_history(reader, catalogue);
     reader.end();
-    if (!user) reader.error("missing field \"user\"");
-    histories.planned_entries += planned;
-    if (entries.empty() && planned > 0) return;  // somebody who only plans to watch
-    require(!entries.empty(), file, ":", number, ": user \"", shown(*user), "\" has no known item");
-    const auto earlier = [](const detail::Entry& a, const detail::Entry& b) { return a.at < b.at; };
-    if (timed && !std::is_sorted(entries.begin(), entries.end(), earlier)) {
-      std::stable_sort(entries.begin(), entries.end(), earlier);
-    }
-    histories.untimed_users += !timed;
+    if (!line.user) reader.error("missing field \"user\"");
+    const std::vector<detail::Entry>& entries = line.entries;
+    histories.planned_entries += line.planned;
+    histories.unknown_entries += line.unknown;
+    if (entries.empty() && line.planned > 0) return;  // somebody who only plans to watch
+    require(!entries.empty(), file, ":", number, ": user \"", shown(*line.user),
+            "\" has no known item");
+    histories.untimed_users += !line.timed;
     histories.same_time_users +=
-        timed && entries.size() > 1 && entries.front().at == entries.back().at;
-    items.clear();
-    for (const detail::Entry& entry : entries) items.push_back(entry.item);
-    in_context(join(file, ":", number), [&] { histories.add(std::move(*user), items); });
+        line.timed && entries.size() > 1 && entries.front().at == entries.back().at;
+    in_context(join(file, ":", number),
+               [&] { histories.add(std::move(*line.user), line.items()); });
   });
   require(histories.size() > 0, file, ": no users");
   return histories;
@@ -5855,11 +5876,15 @@ class SoftmaxParts {
   double sum_ = 0;  // of exp(s - largest_)
 };
 
-// Finds the best items that are not among those seen, from scores that come in any number of parts,
-// and their probabilities.
+// Which items may be among the best: item i where allowed[i] is not 0; all of them if it is empty.
+using Allowed = std::span<const std::uint8_t>;
+
+// Finds the best items that are allowed and not among those seen, from scores that come in any
+// number of parts, and their probabilities (among all items).
 class UnseenSearch {
  public:
-  UnseenSearch(ItemSpan seen, std::size_t count) : seen_(seen.begin(), seen.end()), best_(count) {
+  UnseenSearch(ItemSpan seen, std::size_t count, Allowed allowed)
+      : seen_(seen.begin(), seen.end()), allowed_(allowed), best_(count) {
     std::sort(seen_.begin(), seen_.end());
   }
 
@@ -5894,6 +5919,7 @@ class UnseenSearch {
         const auto item = static_cast<std::int32_t>(first + begin + i);
         const auto score = static_cast<double>(some[i]);
         if (!best_.takes(score)) continue;
+        if (!allowed_.empty() && allowed_[static_cast<std::size_t>(item)] == 0) continue;
         if (!std::binary_search(seen_.begin(), seen_.end(), item)) best_.add(item, score);
       }
     }
@@ -5913,15 +5939,16 @@ class UnseenSearch {
 
   const detail::Kernels<float>& kernels_ = detail::kernels<float>();
   std::vector<std::int32_t> seen_;  // sorted
+  Allowed allowed_;
   BestItems best_;
   SoftmaxParts softmax_;
 };
 
 inline std::vector<Recommendation> top_unseen(std::span<const float> scores, ItemSpan seen,
-                                              std::size_t count) {
+                                              std::size_t count, Allowed allowed = {}) {
   detail::require_items(seen, scores.size());
   if (scores.empty()) return {};
-  UnseenSearch search(seen, count);
+  UnseenSearch search(seen, count, allowed);
   search.add(0, scores);
   return search.result();
 }
@@ -5959,20 +5986,17 @@ class Engine {
   // Scores [M,targets()] (logits) at the asked places, without dropout.
   virtual void score(const Batch& batch, std::span<float> scores) = 0;
 
-  // For each asked place the best `count` items (or labels) that are not in its `seen`, as
-  // top_unseen() finds them; without dropout.
-  virtual std::vector<std::vector<Recommendation>> top(const Batch& batch,
-                                                       std::span<const ItemSpan> seen,
-                                                       std::size_t count) {
-    check_seen(batch, seen);
-    std::vector<float> scores(batch.asked.size() * config().targets());
-    score(batch, scores);
-    std::vector<std::vector<Recommendation>> all;
-    for (std::size_t i = 0; i < seen.size(); ++i) {
-      const auto row = std::span(scores).subspan(i * config().targets(), config().targets());
-      all.push_back(top_unseen(row, seen[i], count));
-    }
-    return all;
+  // For each asked place the best `count` items (or labels) that are allowed and not in its `seen`,
+  // as top_unseen() finds them; without dropout.
+  std::vector<std::vector<Recommendation>> top(const Batch& batch, std::span<const ItemSpan> seen,
+                                               std::size_t count, Allowed allowed = {}) {
+    const std::size_t I = config().targets();
+    require(seen.size() == batch.asked.size(), "top: ", seen.size(), " histories for ",
+            batch.asked.size(), " asked places");
+    for (const ItemSpan items : seen) detail::require_items(items, I);
+    require(allowed.empty() || allowed.size() == I, "top: it is said of ", allowed.size(),
+            " items whether they are allowed, expected ", I);
+    return find_top(batch, seen, count, allowed);
   }
 
   // Vectors of items and of users (asked places) whose inner products are the scores, for search
@@ -5990,14 +6014,25 @@ class Engine {
   virtual void read(State state, std::span<float> out) = 0;
   virtual void write(State state, std::span<const float> in) = 0;
 
+  // Another engine on the same parameters, in the same memory, with so many threads: for a second
+  // caller at the same time. Both may score, not train. Null where there can be none.
+  virtual std::unique_ptr<Engine> twin(std::size_t /*threads*/) { return nullptr; }
+
  protected:
   virtual Tally train_step(const Batch& batch, std::uint64_t step, double learning_rate,
                            const std::function<void()>& meanwhile) = 0;
 
-  void check_seen(const Batch& batch, std::span<const ItemSpan> seen) const {
-    require(seen.size() == batch.asked.size(), "top: ", seen.size(), " histories for ",
-            batch.asked.size(), " asked places");
-    for (const ItemSpan items : seen) detail::require_items(items, config().targets());
+  virtual std::vector<std::vector<Recommendation>> find_top(const Batch& batch,
+                                                            std::span<const ItemSpan> seen,
+                                                            std::size_t count, Allowed allowed) {
+    std::vector<float> scores(batch.asked.size() * config().targets());
+    score(batch, scores);
+    std::vector<std::vector<Recommendation>> all;
+    for (std::size_t i = 0; i < seen.size(); ++i) {
+      const auto row = std::span(scores).subspan(i * config().targets(), config().targets());
+      all.push_back(top_unseen(row, seen[i], count, allowed));
+    }
+    return all;
   }
 
  private:
@@ -6010,8 +6045,7 @@ class Engine {
 enum class Start { random, zeros };
 
 // On the processor. Real is float, or double to check gradients; Head stands on the encoder.
-// Not for two threads at once: a server makes one for each of its threads (with threads = 1), or
-// holds a lock.
+// Not for two threads at once: each has a twin (chapter 20, SharedEngine).
 template <class Real = float, template <class> class Head = ItemHead>
 class CpuEngine : public Engine {
  public:
@@ -6019,11 +6053,8 @@ class CpuEngine : public Engine {
       : CpuEngine(model, train, detail::find_kernels<Real>(train.kernels), start) {}
   CpuEngine(const ModelConfig& model, const TrainConfig& train,
             const detail::Kernels<Real>& kernels, Start start = Start::random)
-      : config_(model),
-        train_(train),
-        compute_(train.threads, attention_scratch(model.encoder()), block_sums(model.encoder()),
-                 kernels) {
-    check_arithmetic();
+      : CpuEngine(model, train, kernels,
+                  std::make_shared<Buffer<Real>>(Head<Real>::tensors(model).size())) {
     if (start == Start::zeros) return;
     write(State::parameters,
           initial_parameters(table_, model.initializer_range, train.seed, compute_.pool));
@@ -6034,6 +6065,13 @@ class CpuEngine : public Engine {
   std::string name() const override { return join("cpu ", compute_.kernels.name); }
   std::span<Real> parameters() { return buffer(State::parameters).span(); }
   std::span<const Real> gradients() const { return gradients_.span(); }
+
+  std::unique_ptr<Engine> twin(std::size_t threads) override {
+    optimizer_.catch_up();
+    TrainConfig train = train_;
+    train.threads = threads;
+    return std::unique_ptr<Engine>(new CpuEngine(config_, train, compute_.kernels, parameters_));
+  }
 
   // Fills gradients() with those of the mean loss.
   Tally loss_and_gradient(const Batch& batch, const DropoutPlan& dropout) {
@@ -6062,29 +6100,6 @@ class CpuEngine : public Engine {
     write_places(batch, config_.targets(), scores, "score", [&](std::size_t M, auto* x, auto* out) {
       head_.score(compute_, M, head_.prepare(compute_, M, x), 0, config_.targets(), out);
     });
-  }
-
-  // Items are gone through in blocks, so that of the scores [M,targets] few are held at a time and
-  // the table is read once for many places.
-  std::vector<std::vector<Recommendation>> top(const Batch& batch, std::span<const ItemSpan> seen,
-                                               std::size_t count) override {
-    constexpr std::size_t most_places = 512, most_scores = std::size_t{1} << 21;  // at a time
-    check_seen(batch, seen);
-    std::vector<UnseenSearch> searches;
-    for (const ItemSpan items : seen) searches.emplace_back(items, count);
-    for_each_group(batch, [&](const RowGroup& group) {
-      const Real* x = encoder_.forward(compute_, group, DropoutPlan());
-      for (std::size_t begin = 0; begin < group.asked.size(); begin += most_places) {
-        const std::size_t M = std::min(most_places, group.asked.size() - begin);
-        const Real* vectors = head_.prepare(compute_, M, x + begin * config_.hidden_size);
-        const std::size_t blocks = std::max<std::size_t>(most_scores / M / SoftmaxParts::block, 1);
-        const auto some = std::span(searches).subspan(group.asked_rows.first() + begin, M);
-        search_items(vectors, blocks * SoftmaxParts::block, some);
-      }
-    });
-    std::vector<std::vector<Recommendation>> all;
-    for (UnseenSearch& search : searches) all.push_back(search.result());
-    return all;
   }
 
   std::size_t vector_size() const override {
@@ -6145,7 +6160,40 @@ class CpuEngine : public Engine {
     return metrics;
   }
 
+  // Items are gone through in blocks, so that of the scores [M,targets] few are held at a time and
+  // the table is read once for many places.
+  std::vector<std::vector<Recommendation>> find_top(const Batch& batch,
+                                                    std::span<const ItemSpan> seen,
+                                                    std::size_t count, Allowed allowed) override {
+    constexpr std::size_t most_places = 512, most_scores = std::size_t{1} << 21;  // at a time
+    std::vector<UnseenSearch> searches;
+    for (const ItemSpan items : seen) searches.emplace_back(items, count, allowed);
+    for_each_group(batch, [&](const RowGroup& group) {
+      const Real* x = encoder_.forward(compute_, group, DropoutPlan());
+      for (std::size_t begin = 0; begin < group.asked.size(); begin += most_places) {
+        const std::size_t M = std::min(most_places, group.asked.size() - begin);
+        const Real* vectors = head_.prepare(compute_, M, x + begin * config_.hidden_size);
+        const std::size_t blocks = std::max<std::size_t>(most_scores / M / SoftmaxParts::block, 1);
+        const auto some = std::span(searches).subspan(group.asked_rows.first() + begin, M);
+        search_items(vectors, blocks * SoftmaxParts::block, some);
+      }
+    });
+    std::vector<std::vector<Recommendation>> all;
+    for (UnseenSearch& search : searches) all.push_back(search.result());
+    return all;
+  }
+
  private:
+  CpuEngine(const ModelConfig& model, const TrainConfig& train,
+            const detail::Kernels<Real>& kernels, std::shared_ptr<Buffer<Real>> parameters)
+      : config_(model),
+        train_(train),
+        compute_(train.threads, attention_scratch(model.encoder()), block_sums(model.encoder()),
+                 kernels),
+        parameters_(std::move(parameters)) {
+    check_arithmetic();
+  }
+
   // Of a batch that is not trained on.
   template <class Body>
   void for_each_group(const Batch& batch, Body&& body) {
@@ -6200,7 +6248,7 @@ class CpuEngine : public Engine {
 
   Buffer<Real>& buffer(State state) {
     optimizer_.catch_up();
-    if (state == State::parameters) return parameters_;
+    if (state == State::parameters) return *parameters_;
     return state == State::first_moment ? optimizer_.first_moment() : optimizer_.second_moment();
   }
 
@@ -6208,12 +6256,13 @@ class CpuEngine : public Engine {
   TrainConfig train_;
   TensorTable table_ = Head<Real>::tensors(config_);
   Compute<Real> compute_;
-  Buffer<Real> parameters_{table_.size()}, gradients_{table_.size()};  // in the order of table_
-  AdamW<Real> optimizer_{compute_,           table_,           train_, Head<Real>::draws(train_),
-                         parameters_.data(), gradients_.data()};
-  Encoder<Real> encoder_{config_.encoder(), table_, parameters_.data(), gradients_.data(),
+  std::shared_ptr<Buffer<Real>> parameters_;  // in the order of table_; twins have them too
+  Buffer<Real> gradients_{table_.size()};
+  AdamW<Real> optimizer_{compute_,            table_,           train_, Head<Real>::draws(train_),
+                         parameters_->data(), gradients_.data()};
+  Encoder<Real> encoder_{config_.encoder(), table_, parameters_->data(), gradients_.data(),
                          group_capacity(config_.encoder())};
-  Head<Real> head_{config_, train_, table_, parameters_.data(), gradients_.data(), encoder_};
+  Head<Real> head_{config_, train_, table_, parameters_->data(), gradients_.data(), encoder_};
   Buffer<Real> d_x_{encoder_.capacity() * config_.hidden_size};  // [M,H], with room for [N,H]
   Buffer<Real> block_scores_;                                    // of top()
   Groups groups_{config_.encoder()};
@@ -8210,72 +8259,221 @@ class Trainer {
 // 20  Use: titles, labels
 // ================================================================================================
 
+// ---- Engines for many threads ------------------------------------------------------------------
+
+// Lends an engine to each of many threads: the first comer gets the one that is given, with its
+// threads, and others at the same time get twins of it, on the same parameters, with one thread
+// each. Where there can be no twins, on a GPU, they wait for one another.
+class SharedEngine {
+ public:
+  explicit SharedEngine(std::unique_ptr<Engine> engine) : first_(engine.get()) {
+    idle_.push_back(first_);
+    engines_.push_back(std::move(engine));
+  }
+
+  const ModelConfig& config() const { return first_->config(); }
+  Engine& first() { return *first_; }
+
+  // use(engine), whose result it returns.
+  template <class Use>
+  auto lend(Use&& use) {
+    const Loan loan{*this, take()};
+    return use(*loan.engine);
+  }
+
+ private:
+  struct Loan {
+    SharedEngine& lender;
+    Engine* engine;
+    ~Loan() { lender.take_back(engine); }
+  };
+
+  Engine* take() {
+    std::unique_lock lock(mutex_);
+    if (idle_.empty() && has_twins_) make_twin();
+    returned_.wait(lock, [this] { return !idle_.empty(); });
+    Engine* const engine = idle_.back();
+    idle_.pop_back();
+    return engine;
+  }
+
+  void make_twin() {
+    engines_.reserve(engines_.size() + 1);
+    idle_.reserve(engines_.size() + 1);  // so that take_back() cannot fail
+    std::unique_ptr<Engine> twin = first_->twin(1);
+    has_twins_ = twin != nullptr;
+    if (!has_twins_) return;
+    idle_.push_back(twin.get());
+    engines_.push_back(std::move(twin));
+  }
+
+  void take_back(Engine* engine) {
+    {
+      const std::lock_guard lock(mutex_);
+      // The first, which has more threads, is lent first.
+      idle_.insert(engine == first_ ? idle_.end() : idle_.begin(), engine);
+    }
+    returned_.notify_one();
+  }
+
+  std::mutex mutex_;
+  std::condition_variable returned_;
+  std::vector<std::unique_ptr<Engine>> engines_;
+  std::vector<Engine*> idle_;
+  Engine* const first_;
+  bool has_twins_ = true;  // until one was asked for in vain
+};
+
 // ---- Recommendation ----------------------------------------------------------------------------
 // The history, a [MASK] behind its newest item, and the items that score highest there among those
 // the history does not hold. Ties: the lower item number first.
 
-// For each history the best `count` items that are not in it.
+// What to recommend. Scores are probabilities among all items, whatever is left out.
+struct RecommendOptions {
+  std::size_t count = 10;
+  bool keep_seen = false;                         // items of the history may come again
+  std::vector<std::int32_t> candidates = {};      // where there are any: of these alone
+  std::function<bool(std::int32_t)> filter = {};  // where there is one: if it is true of the item
+};
+
+namespace detail {
+
+// The items that options allow [num_items]; empty if all of them.
+inline std::vector<std::uint8_t> allowed_items(const RecommendOptions& options,
+                                               std::size_t num_items) {
+  std::vector<std::uint8_t> allowed;
+  if (options.candidates.empty() && !options.filter) return allowed;
+  require_items(options.candidates, num_items);
+  allowed.assign(num_items, options.candidates.empty());
+  for (const std::int32_t item : options.candidates) allowed[static_cast<std::size_t>(item)] = 1;
+  if (!options.filter) return allowed;
+  for (std::size_t item = 0; item < num_items; ++item) {
+    if (allowed[item] != 0) allowed[item] = options.filter(static_cast<std::int32_t>(item));
+  }
+  return allowed;
+}
+
+}  // namespace detail
+
+// For each history the best items that are not in it.
 inline std::vector<std::vector<Recommendation>> recommend_all(Engine& engine,
                                                               std::span<const ItemSpan> histories,
-                                                              std::size_t count) {
+                                                              const RecommendOptions& options) {
   constexpr std::size_t most = 512;  // at a time
+  const std::size_t I = engine.config().num_items;
+  const std::vector<std::uint8_t> allowed = detail::allowed_items(options, I);
+  const std::vector<ItemSpan> nothing(options.keep_seen ? most : 0);
   std::vector<std::vector<Recommendation>> all;
   Batch batch;
   for (std::size_t begin = 0; begin < histories.size(); begin += most) {
     const auto some = histories.subspan(begin, std::min(most, histories.size() - begin));
     batch.clear();
     for (const ItemSpan history : some) {
-      detail::require_items(history, engine.config().num_items);
+      detail::require_items(history, I);
       add_next_item_row(batch, history, engine.config());
     }
-    for (auto& best : engine.top(batch, some, count)) all.push_back(std::move(best));
+    const auto seen = options.keep_seen ? std::span(nothing).first(some.size()) : some;
+    for (auto& best : engine.top(batch, seen, options.count, allowed)) {
+      all.push_back(std::move(best));
+    }
   }
   return all;
 }
 
-// A trained model with the catalogue it was trained on: all that is needed to serve. Not for two
-// threads at once.
+// A trained model with the catalogue it was trained on: all that is needed to serve. Many threads
+// may use one.
 class Recommender {
  public:
-  // `models`: the folder that a Trainer wrote.
+  // `models`: the folder that a Trainer wrote. A server that asks from many threads needs only one
+  // for each call: threads = 1.
   explicit Recommender(const Path& models, std::string_view name = "best_model",
                        std::size_t threads = 0, const EngineMaker& make = make_cpu_engine) {
     const Safetensors file = open_model(models, name);
     const std::string data = load_mappings(models / "item_mappings.json");
     require(data == file.metadata("data"), models,
             ": item_mappings.json and the model are of different runs");
-    engine_ = load_model(file, threads, make);
+    engine_ = std::make_unique<SharedEngine>(load_model(file, threads, make));
     require(catalogue_.size() == engine_->config().num_items, models, ": item_mappings.json has ",
             catalogue_.size(), " items, the model ", engine_->config().num_items);
   }
 
   const Catalogue& catalogue() const { return catalogue_; }
-  Engine& engine() { return *engine_; }
+  // For one thread, while no other is in any function here.
+  Engine& engine() { return engine_->first(); }
 
-  // The best `count` items that are not in the history (items of catalogue()).
-  std::vector<Recommendation> recommend(ItemSpan history, std::size_t count) {
-    return recommend_all(std::span(&history, 1), count).front();
+  // The best items that are not in the history (items of catalogue()).
+  std::vector<Recommendation> recommend(ItemSpan history, const RecommendOptions& options) const {
+    return recommend_all(std::span(&history, 1), options).front();
+  }
+  std::vector<Recommendation> recommend(ItemSpan history, std::size_t count) const {
+    return recommend(history, RecommendOptions{count});
   }
 
   // The same for many histories at once, in less time where there are many items.
   std::vector<std::vector<Recommendation>> recommend_all(std::span<const ItemSpan> histories,
-                                                         std::size_t count) {
-    return bert4rec::recommend_all(*engine_, histories, count);
+                                                         const RecommendOptions& options) const {
+    return engine_->lend(
+        [&](Engine& engine) { return bert4rec::recommend_all(engine, histories, options); });
+  }
+
+  // What each item of the history does for one that is recommended: by how much the natural
+  // logarithm of its probability falls where that item is left out, each by a pass of its own.
+  // Negative: it rises; 0: so old that it is in no window. (A probability below 1e-37 counts as
+  // that.)
+  std::vector<double> reasons(ItemSpan history, std::int32_t item) const {
+    const std::size_t n = history.size(), L = engine_->config().max_length;
+    const std::size_t oldest = n - std::min(n, L);  // what is older is in no window
+    std::vector<std::vector<std::int32_t>> without(n - oldest);
+    std::vector<ItemSpan> histories{history};
+    for (std::size_t i = oldest; i < n; ++i) {
+      std::vector<std::int32_t>& rest = without[i - oldest];
+      rest.assign(history.begin(), history.end());
+      rest.erase(rest.begin() + static_cast<std::ptrdiff_t>(i));
+      histories.push_back(rest);
+    }
+    const RecommendOptions options{.count = 1, .keep_seen = true, .candidates = {item}};
+    const auto found = recommend_all(histories, options);
+    const auto log_of = [](const std::vector<Recommendation>& picks) {
+      return detail::natural_log(std::max(1e-37, picks.front().score));
+    };
+    std::vector<double> falls(n);
+    for (std::size_t i = oldest; i < n; ++i) {
+      falls[i] = log_of(found[0]) - log_of(found[1 + i - oldest]);
+    }
+    return falls;
+  }
+
+  // The vector of a history; its inner products with those of items are the scores (chapter 16).
+  std::vector<float> vector(ItemSpan history) const {
+    detail::require_items(history, catalogue_.size());
+    Batch batch;
+    add_next_item_row(batch, history, engine_->config());
+    return engine_->lend([&](Engine& engine) {
+      std::vector<float> vector(engine.vector_size());
+      engine.user_vectors(batch, vector);
+      return vector;
+    });
   }
 
   // The `count` items whose vectors have the largest cosines with that of an item, itself left out.
-  std::vector<Recommendation> similar(std::int32_t item, std::size_t count) {
+  std::vector<Recommendation> similar(std::int32_t item, std::size_t count) const {
+    return engine_->lend([&](Engine& engine) { return most_similar(engine, item, count); });
+  }
+
+ private:
+  std::vector<Recommendation> most_similar(Engine& engine, std::int32_t item,
+                                           std::size_t count) const {
     detail::require_items({&item, 1}, catalogue_.size());
     constexpr std::size_t block = 1024;  // items
-    const std::size_t D = engine_->vector_size();
+    const std::size_t D = engine.vector_size();
     const auto& kernels = detail::kernels<float>();
     std::vector<float> vector(D), others;
-    engine_->item_vectors(static_cast<std::size_t>(item), vector);
+    engine.item_vectors(static_cast<std::size_t>(item), vector);
     const auto square = [&](const float* of) { return kernels.sum_of_squares(of, D); };
     BestItems best(count);
     for (std::size_t begin = 0; begin < catalogue_.size(); begin += block) {
       others.resize(std::min(block, catalogue_.size() - begin) * D);
-      engine_->item_vectors(begin, others);
+      engine.item_vectors(begin, others);
       for (std::size_t at = 0; at < others.size(); at += D) {
         const auto other = static_cast<std::int32_t>(begin + at / D);
         const float* const of_other = others.data() + at;
@@ -8288,7 +8486,6 @@ class Recommender {
     return best.sorted();
   }
 
- private:
   // Fills the catalogue; returns the fingerprint of the data it belongs to.
   std::string load_mappings(const Path& path) {
     const std::string text = read_file(path), file = path_text(path);
@@ -8331,7 +8528,7 @@ class Recommender {
     in_context(file, [&] { catalogue_.add(std::move(item)); });
   }
 
-  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<SharedEngine> engine_;
   Catalogue catalogue_;
 };
 
@@ -8341,7 +8538,7 @@ class Recommender {
 //   Classifier classifier("output/models");
 //   const std::vector<float> p = classifier.probabilities("...");
 //   const std::string& label = classifier.labels()[best_label(p)];
-// Not for two threads at once.
+// Many threads may use one.
 class Classifier {
  public:
   // `models`: the folder that a Trainer with a ClassificationTask wrote.
@@ -8351,15 +8548,16 @@ class Classifier {
 
   const std::vector<std::string>& labels() const { return labels_; }
   const WordPiece& words() const { return words_; }
-  Engine& engine() { return *engine_; }
+  // For one thread, while no other is in any function here.
+  Engine& engine() { return engine_->first(); }
 
   // Of each label.
-  std::vector<float> probabilities(std::string_view text) {
+  std::vector<float> probabilities(std::string_view text) const {
     return std::move(probabilities({&text, 1}).front());
   }
 
   // Of many texts, in less time.
-  std::vector<std::vector<float>> probabilities(std::span<const std::string_view> texts) {
+  std::vector<std::vector<float>> probabilities(std::span<const std::string_view> texts) const {
     const std::size_t C = labels_.size();
     Texts rows;
     Batch batch;
@@ -8368,7 +8566,7 @@ class Classifier {
       add_text_row(batch, rows.row(i));
     }
     std::vector<float> scores(texts.size() * C);
-    engine_->score(batch, scores);
+    engine_->lend([&](Engine& engine) { engine.score(batch, scores); });
     std::vector<std::vector<float>> all;
     for (std::size_t i = 0; i < texts.size(); ++i) {
       float* row = scores.data() + i * C;
@@ -8381,7 +8579,8 @@ class Classifier {
  private:
   Classifier(const Path& models, const Safetensors& file, std::size_t threads,
              const EngineMaker& make)
-      : words_(WordPiece::load(models / "vocab.txt")), engine_(load_model(file, threads, make)) {
+      : words_(WordPiece::load(models / "vocab.txt")),
+        engine_(std::make_unique<SharedEngine>(load_model(file, threads, make))) {
     const Path path = models / "labels.json";
     const Json json = read_sealed_json(path);
     in_context(path_text(path), [&] {
@@ -8400,7 +8599,7 @@ class Classifier {
   }
 
   WordPiece words_;
-  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<SharedEngine> engine_;
   std::vector<std::string> labels_;
 };
 

@@ -1193,6 +1193,17 @@ class CudaEngine : public Engine {
     return tally;
   }
 
+  // The scores stay on the device: a row comes back only if something is wrong with it.
+  std::vector<std::vector<Recommendation>> find_top(const Batch& batch,
+                                                    std::span<const ItemSpan> seen,
+                                                    std::size_t count, Allowed allowed) override {
+    std::vector<std::vector<Recommendation>> all;
+    for_each_slab(batch, [&](std::size_t first, std::size_t rows) {
+      search(seen.subspan(first, rows), count, allowed, all);
+    });
+    return all;
+  }
+
   Tally evaluate(const Batch& batch) override {
     begin_reading(batch);
     results_.begin(device(), batch.asked.size());
@@ -1212,17 +1223,6 @@ class CudaEngine : public Engine {
                      rows * width * sizeof(float));
       device().wait();
     });
-  }
-
-  // The scores stay on the device: a row comes back only if something is wrong with it.
-  std::vector<std::vector<Recommendation>> top(const Batch& batch, std::span<const ItemSpan> seen,
-                                               std::size_t count) override {
-    check_seen(batch, seen);
-    std::vector<std::vector<Recommendation>> all;
-    for_each_slab(batch, [&](std::size_t first, std::size_t rows) {
-      search(seen.subspan(first, rows), count, all);
-    });
-    return all;
   }
 
   std::size_t vector_size() const override {
@@ -1317,12 +1317,12 @@ class CudaEngine : public Engine {
   }
 
   // Of the rows of scores_, which have seen `seen`: their best items, behind those in `all`.
-  void search(std::span<const ItemSpan> seen, std::size_t count,
+  void search(std::span<const ItemSpan> seen, std::size_t count, Allowed allowed,
               std::vector<std::vector<Recommendation>>& all) {
     constexpr std::size_t most_best = 256;  // since each costs a walk over the scores
     const std::size_t M = seen.size(), I = config_.targets(), width = std::min(count, I);
     if (width > most_best) {
-      for (std::size_t i = 0; i < M; ++i) all.push_back(search_here(i, seen[i], count));
+      for (std::size_t i = 0; i < M; ++i) all.push_back(search_here(i, seen[i], count, allowed));
       return;
     }
     const std::size_t blocks = (I + SoftmaxParts::block - 1) / SoftmaxParts::block;
@@ -1335,12 +1335,14 @@ class CudaEngine : public Engine {
       begins.push_back(items.size());
     }
     const Parcel::Place begins_at = parcel.add(begins), items_at = parcel.add(items);
+    const Parcel::Place allowed_at = parcel.add(allowed);
     parcel.send(device());
+    const cuda::Seen known{parcel.at(begins_at), parcel.at(items_at),
+                           allowed.empty() ? nullptr : parcel.at(allowed_at)};
     DeviceArray<std::uint32_t> best(M * width);
     DeviceArray<float> values(M * width);
     DeviceArray<cuda::BlockSum> sums(M * blocks);
-    cuda::best_unseen(device(), M, I, scores_.data(), {parcel.at(begins_at), parcel.at(items_at)},
-                      width, best.data(), values.data());
+    cuda::best_unseen(device(), M, I, scores_.data(), known, width, best.data(), values.data());
     cuda::softmax_blocks(device(), M, I, SoftmaxParts::block, scores_.data(), sums.data());
     const auto best_here = copied(best);
     const auto values_here = copied(values);
@@ -1353,7 +1355,7 @@ class CudaEngine : public Engine {
         if (finite) softmax.add({sums_here[block].largest, sums_here[block].sum});
       }
       if (!finite) {
-        all.push_back(search_here(i, seen[i], count));
+        all.push_back(search_here(i, seen[i], count, allowed));
         continue;
       }
       all.emplace_back();
@@ -1366,12 +1368,13 @@ class CudaEngine : public Engine {
   }
 
   // Where many are asked for, or a score is infinite or NaN: top_unseen() knows what to do or say.
-  std::vector<Recommendation> search_here(std::size_t row, ItemSpan seen, std::size_t count) {
+  std::vector<Recommendation> search_here(std::size_t row, ItemSpan seen, std::size_t count,
+                                          Allowed allowed) {
     std::vector<float> scores(config_.targets());
     cuda::copy_out(device(), scores.data(), scores_.data() + row * scores.size(),
                    scores.size() * sizeof(float));
     device().wait();
-    return top_unseen(scores, seen, count);
+    return top_unseen(scores, seen, count, allowed);
   }
 
   template <class Element>

@@ -1219,9 +1219,9 @@ __global__ void best_unseen_kernel(std::size_t I, const float* s, Seen seen, std
     for (std::size_t at = thread; at < I; at += search_threads) {
       const auto j = static_cast<std::uint32_t>(at);
       if (k > 0 && !is_better(last, last_item, s[at], j)) continue;
-      if (is_better(s[at], j, value, item) && !is_among(known, num_known, j)) {
-        value = s[at], item = j;
-      }
+      if (!is_better(s[at], j, value, item)) continue;
+      if (seen.allowed != nullptr && seen.allowed[j] == 0) continue;
+      if (!is_among(known, num_known, j)) value = s[at], item = j;
     }
     best[thread] = value, best_item[thread] = item;
     for (unsigned half = search_threads / 2; half > 0; half /= 2) {

@@ -215,13 +215,14 @@ void add_scaled_rows(Device&, const Sorted&, std::size_t H, const float* factors
 
 // ---- The best items (chapter 16) ---------------------------------------------------------------
 
-// What rows have seen: items[begins[i]] ... items[begins[i + 1] - 1], ascending.
+// What rows have seen: items[begins[i]] ... items[begins[i + 1] - 1], ascending; and allowed[I], not
+// 0 for what may be among the best of any row, or null: all items.
 struct Seen {
-  const std::uint32_t *begins, *items;
+  const std::uint32_t *begins, *items, *allowed;
 };
 inline constexpr std::uint32_t no_item = 0xffffffff;
 
-// For each row of s[M,I] its `count` best items that are not in its `seen`, the best first, with
+// For each row of s[M,I] its `count` best items that are allowed and not seen, the best first, with
 // their scores: items[M,count], values[M,count]; no_item where there are no more.
 void best_unseen(Device&, std::size_t M, std::size_t I, const float* s, const Seen&,
                  std::size_t count, std::uint32_t* items, float* values);

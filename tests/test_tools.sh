@@ -15,7 +15,8 @@ train() {
 mkdir good
 i=0
 while [ $i -lt 9 ]; do
-  echo "{\"id\": $((10 + i)), \"title\": {\"english\": \"Title $i\"}}"
+  case $((i % 3)) in 0) genre=Drama ;; 1) genre=Comedy ;; *) genre=Café ;; esac
+  echo "{\"id\": $((10 + i)), \"title\": {\"english\": \"Title $i\"}, \"genres\": [\"$genre\"]}"
   i=$((i + 1))
 done >good/items.jsonl
 u=0
@@ -115,8 +116,64 @@ expect 0 "Title" "$bin/recommend" --model run/models --data good --user u3 --cou
 expect 0 '"recommendations"' "$bin/recommend" --model run/models --items 10,11 --json
 [ "$(grep -c '"score"' out)" = 7 ] && ok || bad "7 items are unseen"
 expect 1 "no user \"nobody\"" "$bin/recommend" --model run/models --data good --user nobody
-expect 1 "no item has the id 99" "$bin/recommend" --model run/models --items 10,99
-expect 2 "one of --user, --items, --similar-to and --anilist" "$bin/recommend" --model run/models
+expect 1 'no item has the id or title "99"' "$bin/recommend" --model run/models --items 10,99
+expect 2 "one of --user, --items, --title" "$bin/recommend" --model run/models
+pick() { "$bin/recommend" --model run/models --data good "$@"; }
+expect 0 "--items: left out 1 of 2" pick --items 10,99 --skip-unknown
+expect 1 "--items: no item that the model knows" pick --items 99 --skip-unknown
+expect 0 "after 2 items" pick --title "title 3" --title 14
+expect 0 "after 2 items" pick --items "Title 3, 14"
+expect 1 'no item has the id or title "Totle"; the nearest: Title 0 (10), Title 1 (11), Title 2 (12)' \
+  pick --title Totle
+expect 0 "      13  Title 3  (Drama)" pick --search "3 TITLE"
+[ "$(wc -l <out)" = 1 ] && ok || bad "one title has a 3"
+expect 0 '"title": {' pick --search title --count 2 --json
+[ "$(grep -c '"id"' out)" = 2 ] && ok || bad "two of the titles found"
+expect 1 'no title has "Totle"; the nearest: Title 0' pick --search Totle
+expect 0 "" pick --items 10 --genre "cafe, Drama" --exclude "Title 8,12"
+[ "$(grep -c '%.*Title [356]  (' out)" = 3 ] && [ "$(grep -c % out)" = 3 ] && ok ||
+  bad "of two genres, without two titles and the one seen"
+expect 1 'no item is of "Horror"; there are Café, Comedy, Drama' pick --items 10 --genre Horror
+expect 1 "nothing is left to recommend" pick --items 10,13,16 --genre Drama
+expect 0 "" pick --items 10,13,16 --genre Drama --keep-seen
+[ "$(grep -c '%.*(Drama)' out)" = 3 ] && ok || bad "seen ones of a genre"
+printf '11\nTitle 0\n\n' >candidates
+expect 0 "" pick --items 10 --candidates candidates
+[ "$(grep -c '%.*Title [01]  (' out)" = 2 ] && [ "$(grep -c % out)" = 2 ] && ok ||
+  bad "the scores of two candidates, one of them seen"
+: >candidates
+expect 1 "candidates: no candidates" pick --items 10 --candidates candidates
+expect 1 "absent: cannot open" pick --items 10 --candidates absent
+expect 0 "the first leans on" pick --user u3 --explain
+[ "$(sed '1,/leans on/d' out | grep -c '[-+][0-9]*\.[0-9][0-9]  Title')" = 5 ] && ok ||
+  bad "the five heaviest of six"
+expect 0 '"log_probability"' pick --user u3 --explain --json
+expect 2 "--explain goes with one history" pick --all-users --explain
+expect 2 "not with --similar-to" pick --similar-to 13 --genre Drama
+expect 0 "" pick --all-users --count 1
+[ "$(grep -c '^{"user": "u[0-9]*", "recommendations": \[{"id": 1[0-9], .*}\]}$' out)" = 12 ] &&
+  ok || bad "a line for each user"
+cp out all
+"$bin/recommend" --model run/models --input good/histories.jsonl --count 1 >out 2>err
+cmp -s out all && ok || bad "the users of a file are those of the data"
+printf '[10, 11]\n[10,\n[10, 99]\n{"user": "x", "entries": [{"id": 12}]}\n[12]' |
+  pick --input - --count 1 >out 2>err
+[ $? = 1 ] && grep -q "standard input: 2 of 5 lines were answered by an error" err &&
+  [ "$(grep -c '^{.*}$' out)" = 5 ] && [ "$(grep -c '"recommendations"' out)" = 3 ] &&
+  sed -n 3p out | grep -q '{"line": 3, "error": "standard input:3: byte .*no item has the id 99"}' &&
+  ok || bad "a line that cannot be read is answered by an error, and the rest goes on"
+echo '[10, 99, 98]' | pick --input - --skip-unknown >out 2>err && grep -q '^{"unknown": 2, ' out &&
+  ok || bad "unknown ids of a line are counted"
+mkfifo ask.fifo
+: >out
+pick --input ask.fifo --count 1 >out 2>err &
+{
+  echo '[10]'
+  i=0
+  while [ ! -s out ] && [ $i -lt 100 ]; do sleep 0.1; i=$((i + 1)); done
+  [ -s out ] && echo '[11]'
+} >ask.fifo
+wait $! && [ "$(wc -l <out)" = 2 ] && ok || bad "a line is answered before the next is written"
 similar() { "$bin/recommend" --model run/models --similar-to "$@"; }
 expect 0 "most like it, by cosine" similar "title 3"
 [ "$(grep -c "Title 3" out)" = 1 ] && [ "$(grep -c "  Title" out)" = 9 ] && ok ||

@@ -275,10 +275,10 @@ void test_recommend_all() {
     const auto engine = random_engine(model);
     // So that leaving out what was seen matters: the best of user 500 are in its history.
     std::vector<std::vector<Recommendation>> before =
-        recommend_all(*engine, std::span(histories).subspan(500, 1), count);
+        recommend_all(*engine, std::span(histories).subspan(500, 1), {count});
     for (const Recommendation& pick : before[0]) rows[500].insert(rows[500].begin(), pick.item);
     histories[500] = rows[500];
-    const auto all = recommend_all(*engine, histories, count);
+    const auto all = recommend_all(*engine, histories, {count});
     check_equal(all.size(), users);
     std::vector<float> scores(items);
     for (std::size_t user = 0; user < users; ++user) {
@@ -300,11 +300,129 @@ void test_recommend_all_misuse() {
   CpuEngine<float> engine(model, small_train());
   const std::vector<std::int32_t> row{3, 300};
   const std::vector<ItemSpan> histories{row};
-  check(recommend_all(engine, {}, 10).empty(), "nobody asks");
-  check_throws([&] { recommend_all(engine, histories, 10); }, {"item 300", "among the 300"});
+  check(recommend_all(engine, {}, {}).empty(), "nobody asks");
+  check_throws([&] { recommend_all(engine, histories, {}); }, {"item 300", "among the 300"});
   Batch batch;
   add_next_item_row(batch, histories[0].first(1), model);
   check_throws([&] { engine.top(batch, {}, 10); }, {"0 histories for 1 asked places"});
+  const std::vector<std::uint8_t> few(299);
+  check_throws([&] { engine.top(batch, {histories.data(), 1}, 10, few); }, {"item 300"});
+  const std::vector<ItemSpan> good{histories[0].first(1)};
+  check_throws([&] { engine.top(batch, good, 10, few); }, {"of 299 items", "expected 300"});
+  check_throws([&] { recommend_all(engine, good, {.candidates = {300}}); }, {"item 300"});
+}
+
+// What options let through, and that the scores stay what they are.
+void test_options() {
+  for (const ModelConfig& model : all_models()) {
+    const auto engine = random_engine(model);
+    const std::size_t I = model.num_items;
+    const std::vector<std::int32_t> history{3, 1, 4};
+    const std::vector<ItemSpan> asked{history, ItemSpan(history).first(1)};
+    const auto all = recommend_all(*engine, asked, {.count = I, .keep_seen = true});
+    const auto expect = [&](const RecommendOptions& options, auto&& may_be) {
+      const auto found = recommend_all(*engine, asked, options);
+      for (std::size_t row = 0; row < asked.size(); ++row) {
+        std::vector<Recommendation> expected;
+        for (const Recommendation& pick : all[row]) {
+          if (expected.size() < options.count && may_be(row, pick.item)) expected.push_back(pick);
+        }
+        const bool same = std::equal(
+            expected.begin(), expected.end(), found[row].begin(), found[row].end(),
+            [](const auto& a, const auto& b) { return a.item == b.item && a.score == b.score; });
+        check(same && !expected.empty(), join("row ", row, " of ", options.count));
+      }
+    };
+    const auto unseen = [&](std::size_t row, std::int32_t item) {
+      return std::find(asked[row].begin(), asked[row].end(), item) == asked[row].end();
+    };
+    check_equal(all[0].size(), I);
+    expect({.count = 5}, unseen);
+    expect({.count = 7, .filter = [](std::int32_t item) { return item % 3 == 0; }},
+           [&](std::size_t row, std::int32_t item) { return item % 3 == 0 && unseen(row, item); });
+    expect({.count = I, .keep_seen = true, .candidates = {9, 3, 9, 20}},
+           [](std::size_t, std::int32_t item) { return item == 3 || item == 9 || item == 20; });
+    expect({.count = I,
+            .candidates = {9, 3, 20},
+            .filter = [](std::int32_t item) { return item != 20; }},
+           [&](std::size_t row, std::int32_t item) {
+             return item == 9 || (item == 3 && unseen(row, item));
+           });
+    const auto none = recommend_all(*engine, asked, {.filter = [](std::int32_t) { return false; }});
+    check(none[0].empty() && none[1].empty(), "a filter that leaves nothing");
+  }
+}
+
+// Many threads ask one Recommender, and each gets what one alone would.
+void test_many_threads() {
+  constexpr std::size_t callers = 8, each = 40, items = 300;
+  const TemporaryFolder folder;
+  const Dataset data = ring_data(items, 20);
+  TrainConfig train = small_train();
+  train.epochs = 1;
+  Trainer(data, small_model(), train, folder.path()).run();
+  const Recommender recommender(folder / "models", "best_model", 2);
+  std::vector<std::vector<std::int32_t>> histories;
+  for (std::size_t i = 0; i < callers * each; ++i) {
+    std::vector<std::int32_t>& history = histories.emplace_back();
+    for (std::size_t j = 0; j <= i % 12; ++j) {
+      history.push_back(static_cast<std::int32_t>((7 * i + 3 * j) % items));
+    }
+  }
+  const auto text = [&](std::size_t i) {
+    std::string answer;
+    for (const Recommendation& pick : recommender.recommend(histories[i], 5)) {
+      answer += join(pick.item, " ", pick.score, "; ");
+    }
+    for (const float value : recommender.vector(histories[i])) answer += join(value, " ");
+    for (const double value : recommender.reasons(histories[i], 9)) answer += join(value, " ");
+    answer += join(recommender.similar(histories[i][0], 1)[0].item);
+    return answer;
+  };
+  std::vector<std::string> alone, together(histories.size());
+  for (std::size_t i = 0; i < histories.size(); ++i) alone.push_back(text(i));
+  std::vector<std::thread> threads;
+  for (std::size_t caller = 0; caller < callers; ++caller) {
+    threads.emplace_back([&, caller] {
+      for (std::size_t i = caller * each; i < (caller + 1) * each; ++i) together[i] = text(i);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  check(alone == together, "other answers where many ask at once");
+}
+
+// The fall of the log-probability, against models that are asked one by one.
+void test_reasons() {
+  const TemporaryFolder folder;
+  const Dataset data = ring_data(30, 20);
+  for (const Objective objective : {Objective::cloze, Objective::causal}) {
+    ModelConfig model = small_model();
+    model.objective = objective, model.max_length = 5;
+    TrainConfig train = small_train();
+    train.epochs = 20, train.learning_rate = 3e-3;
+    Trainer(data, model, train, folder.path()).overwrite().run();
+    Recommender recommender(folder / "models");
+    const std::vector<std::int32_t> history{4, 5, 6, 7, 8, 9, 10};
+    const std::int32_t item = 11;
+    const auto log_probability = [&](const std::vector<std::int32_t>& row) {
+      Batch batch;
+      add_next_item_row(batch, row, recommender.engine().config(), item);
+      return -recommender.engine().evaluate(batch).loss();
+    };
+    const std::vector<double> falls = recommender.reasons(history, item);
+    check_equal(falls.size(), history.size());
+    double most = 0;
+    for (std::size_t i = 0; i < history.size(); ++i) {
+      std::vector<std::int32_t> rest = history;
+      rest.erase(rest.begin() + static_cast<std::ptrdiff_t>(i));
+      const double fall = log_probability(history) - log_probability(rest);
+      check(std::abs(falls[i] - fall) < 1e-5, join("item ", i, ": ", falls[i], " not ", fall));
+      most = std::max(most, std::abs(falls[i]));
+    }
+    check(most > 1e-3, "some item matters");
+    check_equal(falls[0], 0.0);  // in no window
+    check_throws([&] { recommender.reasons(history, 30); }, {"item 30"});
+  }
 }
 
 }  // namespace
@@ -319,5 +437,8 @@ int main() {
   test("similar items", test_similar);
   test("many users at once", test_recommend_all);
   test("many users at once, misused", test_recommend_all_misuse);
+  test("what may be recommended", test_options);
+  test("many threads at once", test_many_threads);
+  test("reasons", test_reasons);
   return finish();
 }

@@ -123,14 +123,15 @@ void predict_lines(Ensemble& ensemble, const Options& options) {
       std::cout << ensemble.labels()[best] << "\t" << cli::fixed(double{probabilities[i][best]}, 4)
                 << "\t" << some[i] << "\n";
     }
+    std::cout.flush();
     lines.clear();
   };
-  cli::for_each_line(options.input, [&](std::string& line) {
+  cli::LineReader reader(options.input);
+  for (std::string line; reader.next(line);) {
     if (line.ends_with('\r')) line.pop_back();
     lines.push_back(std::move(line));
-    if (lines.size() == at_once) flush();
-  });
-  if (!lines.empty()) flush();
+    if (lines.size() == at_once || !reader.has_line()) flush();
+  }
 }
 
 void evaluate(Ensemble& ensemble, const Options& options) {

@@ -48,14 +48,16 @@ int tokenize(int argc, char** argv) {
   const WordPiece vocabulary = WordPiece::load(options.vocab, options.rules);
   std::vector<std::int32_t> ids;
   std::string out;
-  cli::for_each_line(options.input, [&](const std::string& line) {
+  cli::LineReader lines(options.input);
+  for (std::string line; lines.next(line);) {
     ids.clear(), out.clear();
     if (options.special) ids.push_back(vocabulary.cls());
     vocabulary.append_ids(line, ids);
     if (options.special) ids.push_back(vocabulary.sep());
     append_line(vocabulary, options, ids, out);
     require(static_cast<bool>(std::cout << out), "cannot write to the standard output");
-  });
+    if (!lines.has_line()) std::cout.flush();
+  }
   return 0;
 }
 

@@ -68,9 +68,9 @@ double time_best(const EngineMaker& make, std::size_t users, std::vector<Recomme
     histories[i / 50][i % 50] = static_cast<std::int32_t>(below(make_key(9), i, model.num_items));
   }
   const std::vector<ItemSpan> spans(histories.begin(), histories.end());
-  recommend_all(*engine, std::span(spans).first(1), 10);  // memory is taken
+  recommend_all(*engine, std::span(spans).first(1), {10});  // memory is taken
   const auto begin = std::chrono::steady_clock::now();
-  first = recommend_all(*engine, spans, 10).front();
+  first = recommend_all(*engine, spans, {10}).front();
   const auto end = std::chrono::steady_clock::now();
   return std::chrono::duration<double, std::milli>(end - begin).count();
 }

@@ -373,7 +373,7 @@ Json million(const Options& options) {
     const Rows users =
         random_rows(std::vector<std::size_t>(1000, model.max_length), model.num_items);
     const std::vector<ItemSpan> histories(users.begin(), users.end());
-    const double many = measure::seconds_of([&] { recommend_all(engine, histories, 10); });
+    const double many = measure::seconds_of([&] { recommend_all(engine, histories, {10}); });
     Json json;
     json.set("seconds_1000_users", many);
     json.set("milliseconds", measure::spread(total));

@@ -6,7 +6,6 @@
 
 #include <csignal>
 #include <cstdio>
-#include <fstream>
 #include <iostream>
 
 #include "bert4rec.hpp"
@@ -97,6 +96,7 @@ inline std::FILE* binary_input() {
   ::_setmode(::_fileno(stdin), _O_BINARY);
   return stdin;
 }
+inline HANDLE standard_input() { return ::GetStdHandle(STD_INPUT_HANDLE); }
 
 #else
 
@@ -107,6 +107,7 @@ inline std::vector<std::string> words_of_program(int argc, char** argv) {
 inline void print_utf8() {}
 
 inline std::FILE* binary_input() { return stdin; }
+inline int standard_input() { return STDIN_FILENO; }
 
 // Whether stderr goes to a terminal.
 inline bool on_terminal() { return ::isatty(STDERR_FILENO) != 0; }
@@ -162,6 +163,9 @@ inline void check_range(std::string_view option, std::uint64_t value, std::uint6
 namespace detail {
 
 inline void parse_value(std::string_view text, std::string& value) { value = text; }
+inline void parse_value(std::string_view text, std::vector<std::string>& values) {
+  values.emplace_back(text);  // such an option may be given more than once
+}
 inline void parse_value(std::string_view text, bert4rec::Path& value) {
   value = bert4rec::path_from(text);
 }
@@ -184,6 +188,8 @@ template <class Value>
 std::string show_value(const Value& value) {
   if constexpr (std::is_enum_v<Value>)
     return std::string(bert4rec::enum_name(value));
+  else if constexpr (std::is_same_v<Value, std::vector<std::string>>)
+    return {};
   else
     return join(value);
 }
@@ -387,24 +393,60 @@ inline std::string grouped(std::uint64_t value) {
   return digits;
 }
 
-// body(line) for each line of a file, or of the standard input if that is called "-": a file larger
-// than memory passes through, one line must fit. `line` is a string that may be taken.
-template <class Body>
-void for_each_line(const bert4rec::Path& path, Body&& body) {
-  const bool standard = path == "-";
-  const std::string name = standard ? "standard input" : path_text(path);
-  std::ios::sync_with_stdio(false);  // but std::cin waits for nothing before std::cout has printed
-  std::ifstream file;
-  if (standard) {
-    binary_input();
-  } else {
-    file.open(path, std::ios::binary);
-    require(file.is_open(), name, ": cannot open: ", std::generic_category().message(errno));
+// The lines of a file, or of the standard input if that is called "-": a file larger than memory
+// passes through, one line must fit. Whoever sends a line and waits can be answered before the next.
+class LineReader {
+ public:
+  explicit LineReader(const bert4rec::Path& path)
+      : name_(path == "-" ? "standard input" : path_text(path)) {
+    std::ios::sync_with_stdio(false);  // since who reads many lines prints many
+    if (path == "-") {
+      handle_ = standard_input();
+    } else {
+      file_.emplace(path, bert4rec::detail::os::Use::stream, "open");
+      handle_ = file_->handle();
+    }
   }
-  std::istream& in = standard ? std::cin : file;
-  for (std::string line; std::getline(in, line);) body(line);
-  require(!in.bad(), name, ": cannot read: ", std::generic_category().message(errno));
-}
+
+  const std::string& name() const { return name_; }
+
+  // The next line, without the '\n' at its end; false if there is none.
+  bool next(std::string& line) {
+    while (!has_line() && fill()) {
+    }
+    if (at_ == buffer_.size()) return false;
+    const std::size_t end = has_line() ? end_ : buffer_.size();
+    line.assign(buffer_, at_, end - at_);
+    at_ = end_ = std::min(end + 1, buffer_.size());
+    return true;
+  }
+
+  // Whether next() need not wait for a line.
+  bool has_line() {
+    end_ = std::min(buffer_.find('\n', end_), buffer_.size());
+    return end_ < buffer_.size();
+  }
+
+ private:
+  static constexpr std::size_t block = std::size_t{1} << 20;
+
+  // Reads what is there, at most a block; false at the end.
+  bool fill() {
+    buffer_.erase(0, at_);
+    end_ -= at_, at_ = 0;
+    const std::size_t before = buffer_.size();
+    buffer_.resize(before + block);
+    const auto count = bert4rec::detail::os::read(handle_, buffer_.data() + before, block);
+    if (count < 0) bert4rec::detail::fail_system(bert4rec::path_from(name_), "read");
+    buffer_.resize(before + static_cast<std::size_t>(count));
+    return count > 0;
+  }
+
+  std::string name_, buffer_;
+  std::size_t at_ = 0, end_ = 0;  // of the next line: where it begins; no '\n' stands before end_
+  std::optional<bert4rec::detail::FileHandle> file_;
+  bert4rec::detail::os::Handle handle_;
+};
 
 // ---- Progress -----------------------------------------------------------------------------------
 
