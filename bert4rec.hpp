@@ -6363,20 +6363,21 @@ struct RankIntervals {
   RankMetrics low, high;
 };
 
-// 95 % intervals of each metric by the percentile bootstrap (Efron, 1979): the users are drawn anew
-// with replacement `resamples` times, and the interval holds the middle 95 % of the means. It tells
-// what another sample of users would change, not what another training seed would. All rows of a
-// table are drawn alike.
-inline RankIntervals bootstrap_intervals(std::span<const std::size_t> ranks, std::uint64_t seed,
-                                         std::size_t resamples = 1000) {
-  require(!ranks.empty() && resamples > 0, "bootstrap of ", ranks.size(), " ranks and ", resamples,
+namespace detail {
+
+// The middle 95 % of metrics(sample) over `resamples` samples of n users, drawn with replacement;
+// sample i depends on the seed and i alone.
+template <class Metrics>
+RankIntervals bootstrap(std::size_t n, std::uint64_t seed, std::size_t resamples,
+                        Metrics&& metrics_of) {
+  require(n > 0 && resamples > 0, "bootstrap of ", n, " ranks and ", resamples,
           " resamples, expected at least 1 of each");
   std::vector<std::vector<double>> means;  // [metric][resample]
-  std::vector<std::size_t> sample(ranks.size());
+  std::vector<std::size_t> sample(n);
   for (std::size_t resample = 0; resample < resamples; ++resample) {
     const Key key = fold_in(stream_key(seed, Stream::bootstrap), resample);
-    for (std::size_t i = 0; i < sample.size(); ++i) sample[i] = ranks[below(key, i, ranks.size())];
-    const RankMetrics metrics = rank_metrics(sample);
+    for (std::size_t i = 0; i < n; ++i) sample[i] = below(key, i, n);
+    const RankMetrics metrics = metrics_of(sample);
     std::size_t metric = 0;
     RankMetrics::fields(metrics, [&](const std::string&, double value) {
       if (metric == means.size()) means.emplace_back();
@@ -6386,7 +6387,7 @@ inline RankIntervals bootstrap_intervals(std::span<const std::size_t> ranks, std
   for (std::vector<double>& values : means) std::sort(values.begin(), values.end());
   const auto order_statistic = [&](std::size_t at) {
     RankMetrics metrics;
-    metrics.users = ranks.size();
+    metrics.users = n;
     std::size_t metric = 0;
     RankMetrics::fields(metrics,
                         [&](const std::string&, double& value) { value = means[metric++][at]; });
@@ -6394,6 +6395,48 @@ inline RankIntervals bootstrap_intervals(std::span<const std::size_t> ranks, std
   };
   const std::size_t tail = resamples / 40;  // 2.5 %
   return {order_statistic(tail), order_statistic(resamples - 1 - tail)};
+}
+
+inline RankMetrics metrics_of_sample(std::span<const std::size_t> ranks,
+                                     std::span<const std::size_t> sample) {
+  std::vector<std::size_t> drawn;
+  for (const std::size_t user : sample) drawn.push_back(ranks[user]);
+  return rank_metrics(drawn);
+}
+
+}  // namespace detail
+
+// 95 % intervals of each metric by the percentile bootstrap (Efron, 1979): the users are drawn anew
+// with replacement `resamples` times, and the interval holds the middle 95 % of the means. It tells
+// what another sample of users would change, not what another training seed would. All rows of a
+// table are drawn alike.
+inline RankIntervals bootstrap_intervals(std::span<const std::size_t> ranks, std::uint64_t seed,
+                                         std::size_t resamples = 1000) {
+  return detail::bootstrap(ranks.size(), seed, resamples, [&](const auto& sample) {
+    return detail::metrics_of_sample(ranks, sample);
+  });
+}
+
+// metrics of a - metrics of b
+inline RankMetrics difference(RankMetrics a, const RankMetrics& b) {
+  std::vector<double> values;
+  RankMetrics::fields(b, [&](const std::string&, double value) { values.push_back(value); });
+  std::size_t metric = 0;
+  RankMetrics::fields(a, [&](const std::string&, double& value) { value -= values[metric++]; });
+  return a;
+}
+
+// The same of the differences between two models that ranked for the same users, in one order
+// (paired bootstrap): most of what makes a user hard is so for both, and cancels. Where 0 lies
+// outside an interval, the difference would rarely come from chance in the choice of users.
+inline RankIntervals paired_intervals(std::span<const std::size_t> a,
+                                      std::span<const std::size_t> b, std::uint64_t seed,
+                                      std::size_t resamples = 1000) {
+  require(a.size() == b.size(), "ranks of ", a.size(), " and of ", b.size(),
+          " users, expected the same users");
+  return detail::bootstrap(a.size(), seed, resamples, [&](const auto& sample) {
+    return difference(detail::metrics_of_sample(a, sample), detail::metrics_of_sample(b, sample));
+  });
 }
 
 // ---- Cases -------------------------------------------------------------------------------------
@@ -6655,8 +6698,10 @@ class RankingTask {
     return negatives_.at(protocol)[number];
   }
 
-  // The ranks under every protocol, from one pass of the scorer over the cases.
-  Ranks ranks(const Scorer& scorer) const {
+  // The ranks under every protocol, from one pass of the scorer over the cases; see(question,
+  // scores) is shown the scores[num_items] of each.
+  using See = std::function<void(const NextItemCase&, std::span<const float>)>;
+  Ranks ranks(const Scorer& scorer, const See& see = {}) const {
     const std::size_t I = num_items_;
     // Of so many numbers; but 16 at least, since each group of rows reads the whole item table.
     const std::size_t rows = std::clamp<std::size_t>((std::size_t{1} << 22) / I, 16, 256);
@@ -6667,7 +6712,9 @@ class RankingTask {
       scores.resize(some.size() * I);
       scorer(some, scores);
       for (std::size_t i = 0; i < some.size(); ++i) {
-        add_ranks(begin + i, std::span(scores).subspan(i * I, I), ranks);
+        const auto row = std::span(scores).subspan(i * I, I);
+        if (see) see(some[i], row);
+        add_ranks(begin + i, row, ranks);
       }
     }
     return ranks;
@@ -6703,6 +6750,77 @@ class RankingTask {
   std::vector<NextItemCase> cases_;
   std::size_t num_items_;
   std::map<Protocol, std::vector<std::vector<std::int32_t>>> negatives_;
+};
+
+// ---- More than accuracy ------------------------------------------------------------------------
+// What the lists of the best ten unseen items are like, whoever is right. With u(i) the share of the
+// known users who know item i (of those whom nobody knows: as if one did):
+//   coverage    the share of all items that stand in somebody's list (Ge et al., RecSys 2010)
+//   novelty     the mean of -log2 u(i), in bits, over all lists (mean self-information; Zhou et al.,
+//               PNAS 2010): 1 more is half as well known
+//   lift        g(lists) / g(histories) - 1, g being the mean over users of the mean u(i) of their
+//               items (popularity lift; Abdollahpouri et al., RecSys 2020): 0 where lists are as
+//               popular as what was watched, 1 where twice as much
+
+struct ListMeasures {
+  double coverage = 0, novelty = 0, lift = 0;
+
+  template <class Self, class Visit>
+  static void fields(Self& self, Visit&& visit) {
+    visit("coverage@10", self.coverage);
+    visit("novelty@10", self.novelty);
+    visit("popularity_lift@10", self.lift);
+  }
+};
+
+// Collects the lists of one scorer: add() is a RankingTask::See.
+class ListAudit {
+ public:
+  static constexpr std::size_t length = 10;
+
+  // `known`: of whom the scorer could know.
+  ListAudit(std::span<const ItemSpan> known, std::size_t num_items) : share_(num_items) {
+    for (const ItemSpan history : known) {
+      for (const std::int32_t item : std::unordered_set(history.begin(), history.end())) {
+        share_[static_cast<std::size_t>(item)] += 1;
+      }
+    }
+    for (double& share : share_) share = std::max(share, 1.0) / static_cast<double>(known.size());
+    listed_.resize(num_items);
+  }
+
+  void add(const NextItemCase& question, std::span<const float> scores) {
+    std::vector<std::int32_t> list;
+    for (const Recommendation& pick : top_unseen(scores, question.before, length)) {
+      const auto item = static_cast<std::size_t>(pick.item);
+      list.push_back(pick.item);
+      listed_[item] = true;
+      novelty_ -= detail::natural_log(share_[item]);
+      ++count_;
+    }
+    if (list.empty() || question.before.empty()) return;
+    of_lists_ += mean_share(list);
+    of_histories_ += mean_share(question.before);
+  }
+
+  ListMeasures measures() const {
+    const auto items = static_cast<double>(std::count(listed_.begin(), listed_.end(), true));
+    return {items / static_cast<double>(share_.size()),
+            novelty_ / (detail::natural_log(2) * static_cast<double>(std::max<std::size_t>(count_, 1))),
+            of_histories_ > 0 ? of_lists_ / of_histories_ - 1 : 0.0};
+  }
+
+ private:
+  double mean_share(ItemSpan items) const {
+    double sum = 0;
+    for (const std::int32_t item : items) sum += share_[static_cast<std::size_t>(item)];
+    return sum / static_cast<double>(items.size());
+  }
+
+  std::vector<double> share_;  // u [num_items]
+  std::vector<bool> listed_;   // [num_items]
+  double novelty_ = 0, of_lists_ = 0, of_histories_ = 0;
+  std::size_t count_ = 0;  // of listed items, all lists together
 };
 
 // ---- Labels ------------------------------------------------------------------------------------
@@ -7575,6 +7693,7 @@ inline constexpr std::string_view best_model_file = "models/best_model.safetenso
                                   final_model_file = "models/final_model.safetensors",
                                   configuration_file = "models/training_config.json",
                                   metrics_file = "plots/training_metrics.json",
+                                  table_file = "plots/metrics.csv",
                                   log_file = "logs/training.log";
 // Drawn by tools/plots.
 inline constexpr std::array<std::string_view, 4> picture_files{
@@ -7657,6 +7776,30 @@ struct TrainingMetrics {
     if (per_epoch > 1) json.set("evaluations_per_epoch", per_epoch);
     json.set("best_epoch", best_epoch);
     return json;
+  }
+
+  // A line for each evaluation, for spreadsheets; best: 1 for the best one so far.
+  std::string to_csv() const {
+    std::vector<std::pair<std::string, const std::vector<double>*>> columns{
+        {"train_loss", &train_losses}, {"val_loss", &val_losses}};
+    for (const auto& [of, curves] :
+         {std::pair("train", &train_accuracies), std::pair("val", &val_accuracies)}) {
+      for (std::size_t i = 0; i < top_k.size(); ++i) {
+        columns.emplace_back(join(of, "_top", top_k[i]), &(*curves)[i]);
+      }
+    }
+    for (const auto& [name, values] : val_measures) columns.emplace_back("val_" + name, &values);
+    columns.emplace_back("learning_rate", &learning_rates);
+    columns.emplace_back("seconds", &epoch_seconds);
+    std::string text = "epoch";
+    for (const auto& column : columns) text += "," + column.first;
+    text += ",best\n";
+    for (std::size_t i = 0; i < evaluations(); ++i) {
+      text += epoch_text(i + 1);
+      for (const auto& column : columns) text += join(",", (*column.second)[i]);
+      text += join(",", int{i + 1 == best_epoch}, "\n");
+    }
+    return text;
   }
 
   static TrainingMetrics from_json(const Json& json) {
@@ -8066,7 +8209,10 @@ class Trainer {
       std::error_code ignored;  // overtaken, if there was one
       std::filesystem::remove(checkpoint_path("interrupted"), ignored);
     }
-    write_file(output_ / detail::metrics_file, sealed(metrics_.to_json().text(2)) + "\n");
+    FileSet curves(lock_);
+    curves.write(detail::metrics_file, sealed(metrics_.to_json().text(2)) + "\n");
+    curves.write(detail::table_file, metrics_.to_csv());
+    curves.commit();
     log_epoch(report);
     if (callbacks.on_epoch) callbacks.on_epoch(report);
   }
@@ -8188,7 +8334,7 @@ class Trainer {
       for (const std::string_view name : detail::picture_files) set.remove(name);
       for (const std::string_view name :
            {detail::best_model_file, detail::final_model_file, detail::metrics_file,
-            detail::log_file, detail::confusion_file}) {
+            detail::table_file, detail::log_file, detail::confusion_file}) {
         set.remove(name);
       }
     }

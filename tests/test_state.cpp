@@ -134,7 +134,8 @@ void test_no_replacement_unasked() {
   for (const char* name :
        {"models/final_model.safetensors", "models/best_model.safetensors",
         "checkpoints/checkpoint_epoch_1.safetensors", "checkpoints/checkpoint_epoch_2.safetensors",
-        "plots/training_metrics.json", "plots/loss_curve.png", "plots/confusion_matrix.png"}) {
+        "plots/training_metrics.json", "plots/metrics.csv", "plots/loss_curve.png",
+        "plots/confusion_matrix.png"}) {
     check(!path_exists(folder / name), join(name, " of the old run is gone"));
   }
   check(path_exists(folder / "plots/mine.png"), "what is not of a run stays");

@@ -42,7 +42,7 @@ $4" good/"$2" >"$1/$2"
 # ---- usage --------------------------------------------------------------------------------------
 for tool in train_model recommend evaluate_model import_interactions make_demo_data \
   make_demo_text audit_dataset export_vectors benchmark tokenize_text train_classifier \
-  predict_text convert_bert make_report_lists reproduce_report; do
+  predict_text convert_bert make_report_lists reproduce_report compare_runs; do
   expect 0 "Example" "$bin/$tool" --help
   expect 2 "unknown option --nonsense" "$bin/$tool" --nonsense
   expect 2 "unexpected word" "$bin/$tool" nonsense
@@ -110,6 +110,26 @@ expect 1 'missing field "q"' evaluate --baselines-only --published published.jso
 published "{$row,"
 expect 1 "published.json: byte" evaluate --baselines-only --published published.json
 expect 1 "absent.json: cannot open" evaluate --baselines-only --published absent.json
+
+# ---- comparing ----------------------------------------------------------------------------------
+expect 0 "popularity lift" evaluate --model run/models --ranks best.json
+expect 0 "popularity lift |" evaluate --model run/models --name final_model --ranks final.json --markdown
+expect 0 '"popularity_lift@10"' evaluate --baselines-only --json --ranks chain.json
+compare() { "$bin/compare_runs" "$@"; }
+expect 0 "BERT4Rec (first) and BERT4Rec (second), test item of" compare --a best.json --b final.json
+expect 0 "may be chance" compare --a best.json --b best.json
+expect 0 '"verdict"' compare --a best.json --b chain.json --against Markov --json
+expect 0 "Markov (first) and popularity (second)" \
+  compare --a chain.json --row Markov --against popularity
+expect 1 'no ranks of "nobody", only of BERT4Rec, Markov, popularity' \
+  compare --a best.json --against nobody
+expect 0 "" evaluate --model run/models --held-out validation --ranks other.json
+expect 1 "ranks of other users" compare --a best.json --b other.json
+expect 1 "absent.json: cannot open" compare --a absent.json --b best.json
+expect 2 "--a names no file" compare --b best.json
+expect 2 "what is it to be compared with" compare --a best.json
+sed 's/"ranks": {"BERT4Rec": \[./&0/' best.json >broken.json
+expect 1 "broken.json: the checksum does not match" compare --a broken.json --b best.json
 
 # ---- recommending -------------------------------------------------------------------------------
 expect 0 "Title" "$bin/recommend" --model run/models --data good --user u3 --count 2

@@ -8,7 +8,7 @@ namespace {
 using namespace bert4rec;
 
 struct Options {
-  Path model = "output/models", data = "data/demo", published;
+  Path model = "output/models", data = "data/demo", published, ranks;
   std::string name = "best_model", protocol{enum_name(Protocol::all_unseen)};
   HeldOut held_out = HeldOut::test;
   std::uint64_t seed = 42;
@@ -36,6 +36,8 @@ Options parse(int argc, char** argv) {
             "a further row: the model, shown each history in a random order");
   line.option("published", options.published,
               "a file of published rows, such as tools/studies/presets/published-ml1m.json");
+  line.option("ranks", options.ranks,
+              "file to write each user's rank among all unseen items to, for compare_runs");
   line.option("seed", options.seed, "of drawn candidates, intervals and shuffled histories");
   line.option("threads", options.threads, "threads; 0: one a core");
   options.gpu.add_flags(line);
@@ -125,6 +127,7 @@ struct Row {
   RankMetrics metrics;
   std::optional<RankIntervals> interval;  // shown for models
   std::string source;                     // of a published row
+  std::optional<ListMeasures> lists;      // in the table of all unseen items
 };
 
 struct Table {
@@ -135,6 +138,7 @@ struct Table {
 struct Competitor {
   std::string name;
   RankingTask::Ranks ranks;
+  ListMeasures lists;
   bool is_model, only_sampled;  // only_sampled: stands in the tables of drawn candidates
 };
 
@@ -158,16 +162,20 @@ std::vector<Competitor> rank_all_competitors(const Options& options, const Datas
                                              const DataSplit& split, const RankingTask& task,
                                              Engine* engine) {
   std::vector<Competitor> competitors;
+  const std::vector<ItemSpan> known = known_histories(split, options.held_out);
   const auto add = [&](const std::string& name, Scorer scorer, bool is_model, bool only_sampled) {
     scorer = with_progress(name, task.cases().size(), std::move(scorer));
-    competitors.push_back({name, task.ranks(scorer), is_model, only_sampled});
+    ListAudit audit(known, task.num_items());
+    auto ranks = task.ranks(scorer, [&](const NextItemCase& question, std::span<const float> all) {
+      audit.add(question, all);
+    });
+    competitors.push_back({name, std::move(ranks), audit.measures(), is_model, only_sampled});
   };
   if (engine != nullptr) add(name_of(*engine), model_scorer(*engine), true, false);
   if (options.shuffle_histories) {
     add(join(name_of(*engine), ", shuffled"), shuffled_scorer(model_scorer(*engine), options.seed),
         true, false);
   }
-  const std::vector<ItemSpan> known = known_histories(split, options.held_out);
   add("Markov", markov_scorer(known, task.num_items()), false, false);
   add("popularity", popularity_scorer(item_counts(known, task.num_items())), false, false);
   // Published popularity rows of drawn candidates count everything, the test items included.
@@ -183,13 +191,15 @@ Table make_table(Protocol protocol, const std::vector<Competitor>& competitors,
   for (const Competitor& competitor : competitors) {
     if (competitor.only_sampled && full) continue;
     const std::vector<std::size_t>& ranks = competitor.ranks.at(protocol);
-    table.rows.push_back({competitor.name, rank_metrics(ranks), {}, ""});
+    table.rows.push_back({competitor.name, rank_metrics(ranks), {}, "", {}});
+    if (protocol == Protocol::all_unseen) table.rows.back().lists = competitor.lists;
     if (competitor.is_model || options.json) {
       table.rows.back().interval = bootstrap_intervals(ranks, options.seed);
     }
   }
   for (const PublishedRow& row : published) {
-    if (row.protocol == protocol) table.rows.push_back({row.model, row.metrics, {}, row.source});
+    if (row.protocol == protocol)
+      table.rows.push_back({row.model, row.metrics, {}, row.source, {}});
   }
   return table;
 }
@@ -233,6 +243,19 @@ std::pair<std::vector<std::string>, std::vector<std::string>> labels(const Table
   return {names, sources};
 }
 
+constexpr std::string_view lists_title =
+    "their lists of ten: how much of the catalogue, how new, how much more popular than what was "
+    "watched";
+
+void print_lists(const Table& table) {
+  std::printf("\n%s:\n", std::string(lists_title).c_str());
+  for (const Row& row : table.rows) {
+    if (!row.lists) continue;
+    std::printf("  %-12s  coverage %6.2f%%   novelty %5.2f bits   popularity lift %+.2f\n",
+                row.name.c_str(), 100 * row.lists->coverage, row.lists->novelty, row.lists->lift);
+  }
+}
+
 void print_text(const Table& table, HeldOut held_out) {
   const auto [names, sources] = labels(table);
   int width = 12;
@@ -259,6 +282,7 @@ void print_text(const Table& table, HeldOut held_out) {
   for (std::size_t i = 0; i < sources.size(); ++i) {
     std::printf("  [%zu] %s\n", i + 1, sources[i].c_str());
   }
+  if (table.rows[0].lists) print_lists(table);
 }
 
 void print_markdown(const Table& table, HeldOut held_out) {
@@ -280,6 +304,14 @@ void print_markdown(const Table& table, HeldOut held_out) {
   std::printf("\n\n");
   for (std::size_t i = 0; i < sources.size(); ++i) {
     std::printf("- [%zu] %s\n", i + 1, sources[i].c_str());
+  }
+  if (!table.rows[0].lists) return;
+  std::printf("\n| %s | coverage | novelty, bits | popularity lift |\n|---|---|---|---|\n",
+              std::string(lists_title).c_str());
+  for (const Row& row : table.rows) {
+    if (!row.lists) continue;
+    std::printf("| %s | %.2f%% | %.2f | %+.2f |\n", row.name.c_str(), 100 * row.lists->coverage,
+                row.lists->novelty, row.lists->lift);
   }
 }
 
@@ -322,6 +354,10 @@ Json json_of(const Table& table) {
       }
     }
     if (!row.source.empty()) out.set("source", row.source);
+    if (row.lists) {
+      ListMeasures::fields(*row.lists,
+                           [&](const char* name, double value) { out.set(name, value); });
+    }
   }
   json.set("protocol", enum_name(table.protocol));
   json.set("users", table.rows.front().metrics.users);
@@ -389,6 +425,27 @@ void print_json(const Options& options, const Model& model,
   std::cout << json.text(2) << "\n";
 }
 
+// {"data": ..., "held_out": "test", "users": [names], "ranks": {"BERT4Rec": [of each user], ...}}
+void write_ranks(const Options& options, const Model& model, const Dataset& data,
+                 const RankingTask& task, const std::vector<Competitor>& competitors) {
+  Json::Array users;
+  for (const NextItemCase& question : task.cases()) {
+    users.push_back(data.histories.user(question.user));
+  }
+  Json ranks, json;
+  for (const Competitor& competitor : competitors) {
+    if (competitor.only_sampled) continue;
+    const std::vector<std::size_t>& all = competitor.ranks.at(Protocol::all_unseen);
+    ranks.set(competitor.name, Json::Array(all.begin(), all.end()));
+  }
+  json.set("model", model.engine ? Json(path_text(model.path)) : Json());
+  json.set("data", data.fingerprint());
+  json.set("held_out", enum_name(options.held_out));
+  json.set("users", std::move(users));
+  json.set("ranks", std::move(ranks));
+  write_file(options.ranks, sealed(json.text()) + "\n");
+}
+
 void print_heading(const Options& options, const Model& model,
                    const std::optional<Validated>& validation) {
   std::printf("%s (split by %s)\n", path_text(model.engine ? model.path : options.data).c_str(),
@@ -419,6 +476,7 @@ int evaluate(int argc, char** argv) {
   std::optional<Validated> validation;
   if (model.engine) validation = validate(data, *model.engine, model.train);
   const auto competitors = rank_all_competitors(options, data, split, task, model.engine.get());
+  if (!options.ranks.empty()) write_ranks(options, model, data, task, competitors);
   std::vector<Table> tables;
   for (const Protocol protocol : chosen) {
     tables.push_back(make_table(protocol, competitors, published, options));
