@@ -7942,6 +7942,59 @@ inline std::unique_ptr<Engine> load_model(const Safetensors& file, std::size_t t
   return engine;
 }
 
+namespace detail {
+
+// An item of item_mappings.json, which must say that it is the next.
+inline void read_mapping(JsonReader& reader, const std::string& file, Catalogue& catalogue) {
+  const auto number = static_cast<std::int32_t>(catalogue.size());
+  int places = 0;
+  const auto expect = [&](std::string_view name, std::int64_t expected) {
+    const std::int64_t found = reader.integer();
+    if (found != expected) reader.error(name, " is ", found, ", expected ", expected);
+    ++places;
+  };
+  Item item = read_item(reader, [&](std::string_view name) {
+    if (name == "index")
+      expect("index", number);
+    else if (name == "token")
+      expect("token", token_of(number));
+    else
+      reader.skip();
+  });
+  if (places != 2) reader.error("item ", number, " lacks its \"index\" or \"token\"");
+  in_context(file, [&] { catalogue.add(std::move(item)); });
+}
+
+}  // namespace detail
+
+// The catalogue that a model was trained on, from the item_mappings.json beside its file.
+inline Catalogue catalogue_of(const Path& models, const Safetensors& model) {
+  const Path path = models / "item_mappings.json";
+  const std::string text = read_file(path), file = path_text(path);
+  const bool is_sealed = check_seal(text, file);
+  Catalogue catalogue;
+  std::string data;
+  JsonReader reader(text, file);
+  reader.object([&](std::string_view name) {
+    if (name == "data") {
+      data = reader.string();
+    } else if (name == "items") {
+      reader.array([&] { detail::read_mapping(reader, file, catalogue); });
+    } else if (name == "checksum" && is_sealed) {
+      reader.skip();
+    } else {
+      reader.error("unknown field \"", shown(name), "\"");
+    }
+  });
+  reader.end();
+  require(data == model.metadata("data"), models,
+          ": item_mappings.json and the model are of different runs");
+  const std::size_t items = stored_config<ModelConfig>(model, "model_config").num_items;
+  require(catalogue.size() == items, models, ": item_mappings.json has ", catalogue.size(),
+          " items, the model ", items);
+  return catalogue;
+}
+
 // Gives a model the sizes of the encoder of another, on whose parameters it is to begin.
 inline void take_sizes(ModelConfig& model, const ModelConfig& other) {
   model.hidden_size = other.hidden_size, model.inner_size = other.inner_size;
@@ -7967,6 +8020,68 @@ inline std::vector<std::string> begin_with(const Safetensors& file, Engine& engi
   }
   engine.write(State::parameters, values);
   return others;
+}
+
+// How the rows of items that a model does not know begin: as a new model's, or as the mean of all
+// that it knows.
+enum class NewItems { random, mean };
+
+namespace detail {
+template <>
+struct EnumNames<NewItems> {
+  static constexpr std::array<std::string_view, 2> names{"random", "mean"};
+};
+
+// Fills the rows of new items: row i of `now` [num_items,width] is row known[i] of `before`, or new
+// where that is -1.
+inline void grow_rows(std::span<const float> before, std::span<const std::int32_t> known,
+                      NewItems new_items, std::size_t width, std::span<float> now) {
+  std::vector<double> mean(width);
+  for (std::size_t i = 0; i < before.size(); ++i) mean[i % width] += double(before[i]);
+  for (double& value : mean) value *= static_cast<double>(width) / double(before.size());
+  for (std::size_t i = 0; i < known.size(); ++i) {
+    float* const row = now.data() + i * width;
+    if (known[i] >= 0)
+      std::copy_n(before.data() + static_cast<std::size_t>(known[i]) * width, width, row);
+    else if (new_items == NewItems::mean)
+      std::transform(mean.begin(), mean.end(), row, [](double x) { return static_cast<float>(x); });
+  }
+}
+
+}  // namespace detail
+
+// Begins an engine on a model of the same kind that was trained when there were other items, those
+// of `before`: what has a row for each item is matched by their ids, all else is copied. Returns
+// how many of the engine's items, those of `now`, the model knows.
+inline std::size_t begin_with_items(const Safetensors& file, const Catalogue& before,
+                                    Engine& engine, const Catalogue& now, NewItems new_items) {
+  file.verify();
+  std::vector<std::int32_t> known;  // [num_items], the number that an item had; -1: none
+  for (const Item& item : now) {
+    known.push_back(std::visit([&](const auto& id) { return before.find(id); }, item.id));
+  }
+  const TensorTable table = bert4rec_tensors(stored_config<ModelConfig>(file, "model_config"));
+  std::vector<float> values(engine.table().size());
+  engine.read(State::parameters, values);
+  for (const TensorSpec& spec : engine.table()) {
+    const auto to = std::span(values).subspan(spec.offset, spec.size);
+    if (spec.rows != Rows::tokens) {
+      file.copy(spec.name, spec.shape, to.data());
+      continue;
+    }
+    const TensorSpec& old = table.at(spec.name);
+    std::vector<float> rows(old.size);
+    file.copy(spec.name, old.shape, rows.data());
+    const std::size_t width = spec.size / spec.shape[0], special = special_rows * width;
+    require(width == old.size / old.shape[0], file.path(), ": rows of ", spec.name, " have ",
+            old.size / old.shape[0], " numbers, expected ", width);
+    std::copy_n(rows.data(), special, to.data());
+    detail::grow_rows(std::span(rows).subspan(special), known, new_items, width,
+                      to.subspan(special));
+  }
+  engine.write(State::parameters, values);
+  const auto is_known = [](std::int32_t item) { return item >= 0; };
+  return static_cast<std::size_t>(std::count_if(known.begin(), known.end(), is_known));
 }
 
 // Whether a run that is resumed may change an option: only where nothing done so far would have
@@ -8535,12 +8650,8 @@ class Recommender {
   explicit Recommender(const Path& models, std::string_view name = "best_model",
                        std::size_t threads = 0, const EngineMaker& make = make_cpu_engine) {
     const Safetensors file = open_model(models, name);
-    const std::string data = load_mappings(models / "item_mappings.json");
-    require(data == file.metadata("data"), models,
-            ": item_mappings.json and the model are of different runs");
+    catalogue_ = catalogue_of(models, file);
     engine_ = std::make_unique<SharedEngine>(load_model(file, threads, make));
-    require(catalogue_.size() == engine_->config().num_items, models, ": item_mappings.json has ",
-            catalogue_.size(), " items, the model ", engine_->config().num_items);
   }
 
   const Catalogue& catalogue() const { return catalogue_; }
@@ -8630,48 +8741,6 @@ class Recommender {
       }
     }
     return best.sorted();
-  }
-
-  // Fills the catalogue; returns the fingerprint of the data it belongs to.
-  std::string load_mappings(const Path& path) {
-    const std::string text = read_file(path), file = path_text(path);
-    const bool is_sealed = check_seal(text, file);
-    std::string data;
-    JsonReader reader(text, file);
-    reader.object([&](std::string_view name) {
-      if (name == "data") {
-        data = reader.string();
-      } else if (name == "items") {
-        reader.array([&] { load_mapping(reader, file); });
-      } else if (name == "checksum" && is_sealed) {
-        reader.skip();
-      } else {
-        reader.error("unknown field \"", shown(name), "\"");
-      }
-    });
-    reader.end();
-    return data;
-  }
-
-  // The next item, which must say that it is the next.
-  void load_mapping(JsonReader& reader, const std::string& file) {
-    const auto number = static_cast<std::int32_t>(catalogue_.size());
-    int places = 0;
-    const auto expect = [&](std::string_view name, std::int64_t expected) {
-      const std::int64_t found = reader.integer();
-      if (found != expected) reader.error(name, " is ", found, ", expected ", expected);
-      ++places;
-    };
-    Item item = detail::read_item(reader, [&](std::string_view name) {
-      if (name == "index")
-        expect("index", number);
-      else if (name == "token")
-        expect("token", token_of(number));
-      else
-        reader.skip();
-    });
-    if (places != 2) reader.error("item ", number, " lacks its \"index\" or \"token\"");
-    in_context(file, [&] { catalogue_.add(std::move(item)); });
   }
 
   std::unique_ptr<SharedEngine> engine_;

@@ -131,6 +131,35 @@ expect 2 "what is it to be compared with" compare --a best.json
 sed 's/"ranks": {"BERT4Rec": \[./&0/' best.json >broken.json
 expect 1 "broken.json: the checksum does not match" compare --a broken.json --b best.json
 
+# ---- data that grow ------------------------------------------------------------------------------
+mkdir more
+cp good/items.jsonl more
+echo '{"id": 5, "title": "New"}' | cat - good/items.jsonl >more/items.jsonl # all numbers are others
+sed '1,3s/]}$/, {"id": 5, "at": 2000}, {"id": 18, "at": 2001}]}/' good/histories.jsonl >more/histories.jsonl
+echo '{"user": "late", "entries": [{"id": 5, "at": 1}]}' >>more/histories.jsonl
+expect 0 "first new item of 3 users" evaluate --data more --grown-from good --model run/models
+expect 0 '"held_out": "new"' evaluate --data more --grown-from good --model run/models --json
+expect 0 "first new item of 3 users" evaluate --data more --grown-from good --baselines-only
+expect 1 "no user has an item that is new" evaluate --grown-from good --model run/models
+expect 1 "no user has an item that is new" evaluate --data more --grown-from more --baselines-only
+sed '1,3s/, {"id": 18, "at": 2001}//' more/histories.jsonl >one && cp -r more step && mv one step/histories.jsonl
+"$bin/evaluate_model" --data more --grown-from step --model run/models >out 2>err &&
+  grep -q "note: run/models/best_model.safetensors was trained on other data than step" err &&
+  grep -q "first new item of 3 users" out && ok || bad "a model that is older than the questions"
+expect 1 'the history of "u0" does not go on' evaluate --grown-from more --baselines-only
+expect 2 "not with --held-out" evaluate --grown-from good --held-out validation
+expect 0 "which knows 9 of the items" train more grown --init-from run/models --lr 1e-9
+expect 0 "" "$bin/recommend" --model run/models --items 10,11,12 --json --count 7
+grep '"id"' out >ids_before
+expect 0 "" "$bin/recommend" --model grown/models --items 10,11,12 --json --count 8 --exclude 5
+grep '"id"' out >ids_after
+cmp -s ids_before ids_after && ok || bad "what was learned is not where it was"
+expect 0 "which knows 9 of the items" train more other --init-from run/models --new-items random
+expect 2 "--init-from begins a run" "$bin/train_model" --output grown --resume --init-from run/models
+expect 1 "absent" train more other --init-from absent
+expect 1 "rows of item_embedding.weight have 8 numbers, expected 4" \
+  train more other --init-from run/models --hidden-size 4 --overwrite
+
 # ---- recommending -------------------------------------------------------------------------------
 expect 0 "Title" "$bin/recommend" --model run/models --data good --user u3 --count 2
 expect 0 '"recommendations"' "$bin/recommend" --model run/models --items 10,11 --json
