@@ -1,6 +1,6 @@
 #!/bin/sh
 # A model kept fresh: trained until nine tenths of the days, then at each of ten later dates brought
-# up to date by a few epochs on what there is now (train_model --init-from), beside training anew
+# up to date by an epoch on what there is now (train_model --init-from), beside training anew
 # and leaving it as it was. Each is asked for the first item that users got in the slice to come.
 # Prints a table in Markdown: HR@10 and NDCG@10 over all slices, and seconds of training.
 #
@@ -30,7 +30,8 @@ train() {
   [ -s "$output/$name/models/final_model.safetensors" ] ||
     "$bin/train_model" --data "$data" --output "$output/$name" --overwrite --objective causal \
       --hidden-size 64 --num-heads 2 --max-seq-len 50 --batch-size 64 --dropout 0.2 \
-      --epochs "$epochs" --split last --schedule linear --warmup-steps 50 "$@" >&2
+      --loss sampled-softmax --negatives 256 --epochs "$epochs" --split last --schedule linear \
+      --warmup-steps 50 "$@" >&2
 }
 
 # ask NAME K KIND: its figures for the items that users got first behind cut K.
@@ -49,14 +50,14 @@ while [ $k -le $slices ]; do
   k=$((k + 1))
 done
 
-train anew_0 "$output/data_0" 40 --lr 0.001
+train anew_0 "$output/data_0" 5 --lr 0.001
 k=0 before_mean=anew_0 before_random=anew_0
 while [ $k -lt $slices ]; do
   if [ $k -gt 0 ]; then
-    train "anew_$k" "$output/data_$k" 40 --lr 0.001
+    train "anew_$k" "$output/data_$k" 5 --lr 0.001
     for new in mean random; do
       eval "before=\$before_$new"
-      train "${new}_$k" "$output/data_$k" 4 --lr 0.0005 --init-from "$output/$before/models" \
+      train "${new}_$k" "$output/data_$k" 1 --lr 0.001 --init-from "$output/$before/models" \
         --new-items $new
       eval "before_$new=${new}_$k"
     done
@@ -74,9 +75,9 @@ echo "|---|---|---|---|---|"
 for kind in frozen mean random anew; do
   case $kind in
     frozen) name="as it was" ;;
-    mean) name="four epochs more, new items as the mean" ;;
-    random) name="four epochs more, new items at random" ;;
-    anew) name="trained anew, 40 epochs" ;;
+    mean) name="one epoch more, new items as the mean" ;;
+    random) name="one epoch more, new items at random" ;;
+    anew) name="trained anew, 5 epochs" ;;
   esac
   seconds=$(cat "$output/${kind}"_[1-9]/logs/training.log 2>/dev/null |
     sed -n 's/.* seconds \([0-9.e-]*\).*/\1/p' | awk '{ s += $1 } END { printf "%.0f", s }')
