@@ -1,25 +1,58 @@
 #!/bin/sh
-# The library in other hands: add_subdirectory, install and find_package, and the README's example,
-# compiled as it stands and run.
-#   sh tests/test_consumer.sh COMPILER [FLAGS]
+# The library in other hands: add_subdirectory, FetchContent, install and find_package; the tools
+# installed; and the README's example, compiled as it stands and run.
+#   sh tests/test_consumer.sh FOLDER_OF_THE_BINARIES COMPILER [FLAGS]
 set -eu
 here=$(cd "$(dirname "$0")/.." && pwd)
-export CXX="$1" CXXFLAGS="${2:-}"
+built=$(cd "$1" && pwd)
+export CXX="$2" CXXFLAGS="${3:-}"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
 
-echo "add_subdirectory"
-cmake -S "$here/tests/consumer" -B sub -DBERT4REC_SOURCE="$here" >log
-cmake --build sub >>log || { cat log; exit 1; }
-sub/consumer
+# consumer NAME OPTIONS...: builds and runs the project that uses the library.
+consumer() {
+  name=$1
+  shift
+  cmake -S "$here/tests/consumer" -B "$name" "$@" >log && cmake --build "$name" >>log ||
+    { cat log; exit 1; }
+  "$name/consumer"
+}
 
-echo "install and find_package"
-cmake -S "$here" -B build -DCMAKE_INSTALL_PREFIX="$work/prefix" >log
+echo "add_subdirectory"
+consumer sub -DBERT4REC_SOURCE="$here"
+
+echo "FetchContent"
+if command -v git >/dev/null; then
+  mkdir repository
+  cp "$here/CMakeLists.txt" "$here/bert4rec.hpp" repository
+  (cd repository && git init -q && git add . && git -c user.name=t -c user.email=t commit -qm t &&
+    git tag v0.8.0)
+  consumer fetched -DBERT4REC_REPOSITORY="file://$work/repository"
+else
+  consumer fetched -DBERT4REC_REPOSITORY=nowhere -DFETCHCONTENT_SOURCE_DIR_BERT4REC="$here"
+fi
+
+echo "install and find_package, where there is neither stb nor libcurl"
+stb=$(sed -n 's/^STB_FOLDER:PATH=//p' "$built/CMakeCache.txt")
+without="-DCMAKE_DISABLE_FIND_PACKAGE_CURL=ON -DCMAKE_IGNORE_PATH=$stb"
+cmake -S "$here" -B with_tools $without >log 2>&1 && { echo "stb is not hidden"; exit 1; }
+grep -q "stb_image_write.h is missing" log
+cmake -S "$here" -B build -DBERT4REC_TOOLS=OFF -DCMAKE_INSTALL_PREFIX="$work/prefix" $without \
+  >log 2>&1 || { cat log; exit 1; }
+grep -E '^(STB_FOLDER|CURL|NVCC)' build/CMakeCache.txt && { echo "more was looked for"; exit 1; }
 cmake --install build >>log
-cmake -S "$here/tests/consumer" -B found -DCMAKE_PREFIX_PATH="$work/prefix" >>log
-cmake --build found >>log || { cat log; exit 1; }
-found/consumer
+[ ! -e prefix/bin ]
+consumer found -DCMAKE_PREFIX_PATH="$work/prefix"
+
+echo "installed tools"
+cmake --install "$built" --prefix "$work/tools" >log
+for source in "$here"/tools/*.cpp "$here"/tools/benchmark/*.cpp "$here"/tools/studies/*.cpp; do
+  name=$(basename "$source" .cpp)
+  "tools/bin/$name" --version | grep -q "^$name (bert4rec.hpp) [0-9]"
+done
+tools/bin/audit_dataset --data "$here/data/demo" >log
+cmake -S "$here/tests/consumer" -B beside_tools -DCMAKE_PREFIX_PATH="$work/tools" >log
 
 echo "the examples of the README, and the first of them in the header"
 awk '/^```/ { n += inside = $0 == "```cpp"; next } inside { print >("example" n ".cpp") }' \

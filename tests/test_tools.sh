@@ -39,14 +39,42 @@ broken() {
 $4" good/"$2" >"$1/$2"
 }
 
+# see TOOL: remembers the names at the top of the JSON that it left in out. (The end of this script
+# compares them with tools/README.md.)
+see() {
+  awk '{
+    for (i = 1; i <= length($0); i++) {
+      c = substr($0, i, 1)
+      if (inside && c == "\\") i++
+      else if (c == "\"") { inside = !inside; if (inside) begin = i + 1; else end = i }
+      else if (inside) continue
+      else if (c ~ /[[{]/) depth++
+      else if (c ~ /[]}]/) depth--
+      else if (c == ":" && depth == 1) print substr($0, begin, end - begin)
+    }
+  }' out >>"seen_$1"
+}
+
 # ---- usage --------------------------------------------------------------------------------------
 for tool in train_model recommend evaluate_model import_interactions make_demo_data \
   make_demo_text audit_dataset export_vectors benchmark tokenize_text train_classifier \
   predict_text convert_bert make_report_lists reproduce_report compare_runs; do
   expect 0 "Example" "$bin/$tool" --help
+  sed -i '/^Example/,$d' out
+  awk 'length > 80' out >err
+  grep -o '^  --[^ ]*' out | sort | uniq -d >>err
+  [ ! -s err ] && ok || bad "$tool --help: a line of more than 80 letters, or an option twice"
   expect 2 "unknown option --nonsense" "$bin/$tool" --nonsense
   expect 2 "unexpected word" "$bin/$tool" nonsense
 done
+expect 0 "Model:" "$bin/train_model" --help
+[ "$(sed -n '/^Loss:/,/^$/p' out | grep -c '^  --')" = 4 ] && ok || bad "four options of the loss"
+expect 2 "unknown option --epoch (did you mean --epochs?)" "$bin/train_model" --epoch 3
+expect 2 "unknown option --lerning-rate (did you mean --learning-rate?)" \
+  "$bin/train_model" --lerning-rate=1
+expect 2 "unknown option --keep (did you mean --keep-seen?)" "$bin/recommend" --keep
+expect 2 'unexpected word "-user" (did you mean --user?)' "$bin/recommend" -user u1
+expect 2 "unknown option --frobnicate; see" "$bin/train_model" --frobnicate
 expect 2 "--epochs needs a value" "$bin/train_model" --epochs
 expect 2 "expected a number" "$bin/train_model" --epochs=ten
 expect 2 "constant|linear|cosine" "$bin/train_model" --schedule step
@@ -61,8 +89,12 @@ expect 1 "missing/items.jsonl" "$bin/train_model" --data missing --output o
 
 # ---- the way it should be -----------------------------------------------------------------------
 expect 0 "2,092 parameters" train good run --split=last
+expect 0 "2,092 parameters" train good quiet --split=last --quiet
+[ "$(sed -n '$p' out)" = "models, checkpoints, plots and logs are in quiet" ] &&
+  ! grep -q "^epoch" out && ok || bad "--quiet prints no epochs"
 expect 0 "popularity" "$bin/evaluate_model" --data good --model run/models
 expect 0 '"next_item_popularity"' "$bin/evaluate_model" --data good --model run/models --json
+see evaluate_model
 [ "$(grep -c '"low"' out)" = 3 ] && ok || bad "an interval for each of three rows"
 evaluate() { "$bin/evaluate_model" --data good "$@"; }
 expect 0 "Markov" evaluate --baselines-only
@@ -164,6 +196,7 @@ expect 1 "rows of item_embedding.weight have 8 numbers, expected 4" \
 expect 0 "Title" "$bin/recommend" --model run/models --data good --user u3 --count 2
 expect 0 '"recommendations"' "$bin/recommend" --model run/models --items 10,11 --json
 [ "$(grep -c '"score"' out)" = 7 ] && ok || bad "7 items are unseen"
+see recommend
 expect 1 "no user \"nobody\"" "$bin/recommend" --model run/models --data good --user nobody
 expect 1 'no item has the id or title "99"' "$bin/recommend" --model run/models --items 10,99
 expect 2 "one of --user, --items, --title" "$bin/recommend" --model run/models
@@ -197,6 +230,7 @@ expect 0 "the first leans on" pick --user u3 --explain
 [ "$(sed '1,/leans on/d' out | grep -c '[-+][0-9]*\.[0-9][0-9]  Title')" = 5 ] && ok ||
   bad "the five heaviest of six"
 expect 0 '"log_probability"' pick --user u3 --explain --json
+see recommend
 expect 2 "--explain goes with one history" pick --all-users --explain
 expect 2 "not with --similar-to" pick --similar-to 13 --genre Drama
 expect 0 "" pick --all-users --count 1
@@ -211,8 +245,10 @@ printf '[10, 11]\n[10,\n[10, 99]\n{"user": "x", "entries": [{"id": 12}]}\n[12]' 
   [ "$(grep -c '^{.*}$' out)" = 5 ] && [ "$(grep -c '"recommendations"' out)" = 3 ] &&
   sed -n 3p out | grep -q '{"line": 3, "error": "standard input:3: byte .*no item has the id 99"}' &&
   ok || bad "a line that cannot be read is answered by an error, and the rest goes on"
+see recommend
 echo '[10, 99, 98]' | pick --input - --skip-unknown >out 2>err && grep -q '^{"unknown": 2, ' out &&
   ok || bad "unknown ids of a line are counted"
+see recommend
 mkfifo ask.fifo
 : >out
 pick --input ask.fifo --count 1 >out 2>err &
@@ -233,6 +269,7 @@ cmp -s out by_title && ok || bad "an id and its title mean the same item"
 expect 0 "Title 8" similar "E 8"
 expect 0 '"similar_to": {' similar 13 --json --count 3
 [ "$(grep -c '"score"' out)" = 3 ] && ok || bad "three similar items"
+see recommend
 expect 1 'no item has the id or title "Title 9"' similar "Title 9"
 expect 1 'may be 9 items: Title 0 (10), Title 1 (11), Title 2 (12), Title 3 (13), Title 4 (14), ...; give' \
   similar title
@@ -448,12 +485,13 @@ expect 0 "the split leaks: 91.7 % of the held-out items (22 of 24;" \
 expect 0 "no leak: 0 %" "$bin/audit_dataset" --data windows_20
 expect 0 "too little data to tell" "$bin/audit_dataset" --data windows_20
 expect 0 '"known_items": 20' "$bin/audit_dataset" --data windows_10 --json
+see audit_dataset
 expect 1 "windows_10: warnings: 2" "$bin/audit_dataset" --data windows_10 --strict
 expect 0 "" "$bin/audit_dataset" --data "$here/data/demo" --split last --strict
 expect 1 "leaves no validation user" "$bin/audit_dataset" --data good --val-ratio 0.01
 expect 1 "validation_ratio is 7" "$bin/audit_dataset" --data good --val-ratio 7
 expect 1 "missing/items.jsonl" "$bin/audit_dataset" --data missing
-expect 0 "warning: the split leaks" train windows_10 leaking --epochs=1
+expect 0 "warning: the split leaks" train windows_10 leaking --epochs=1 --quiet
 train windows_20 honest --epochs=1 | grep -q "leaks" && bad "windows_20 accused" || ok
 
 # ---- the benchmark ------------------------------------------------------------------------------
@@ -464,6 +502,7 @@ expect 2 "--seconds is -1" "$bin/benchmark" --seconds -1
 expect 1 "missing/items.jsonl" "$bin/benchmark" --shape ml-1m --data missing
 expect 0 '"peak_gflops"' "$bin/benchmark" --shape seed --seconds 0.1 --json
 cp out seed.json
+see benchmark
 field() { sed -n "s/^ *\"$1\": \([-0-9.e+]*\),\{0,1\}$/\1/p" seed.json; }
 # 6,200 tokens in 31 rows of 200, 930 of them masked, H = 256, 3,000 items; 3 x for the backward:
 #   linear     3 * 2 (6200 (3 + 9 + 3) + 930 * 9) 256^2 + 3 * 2 * 930 * 3000 * 256
@@ -632,12 +671,16 @@ predict() { "$bin/predict_text" --models letters/models "$@"; }
 expect 0 "  1" predict --text "a c b"
 [ "$(awk "NR == 1 { print \$2 }" out)" = 1 ] && ok || bad "a before b has label 1"
 expect 0 '"label": "0"' predict --text "b a" --json
+see predict_text
 printf 'a b\r\nb a\n\nb c a d' | "$bin/predict_text" --models letters/models,letters/models \
   --input - >lines 2>err
 [ "$(cut -f 1 lines | tr '\n' ' ')" = "1 0 $(sed -n 3p lines | cut -f 1) 0 " ] && ok ||
   { cp lines out; bad "a label for each line"; }
 expect 0 "accuracy 100.00%" predict --evaluate letters.tsv
 expect 0 '"f1": 1' predict --evaluate letters.tsv --json
+see predict_text
+expect 0 "validation: accuracy" classify quiet_letters --epochs 1 --eval-every 0.5 --quiet
+grep -q "^best epoch" out && ! grep -q "^epoch" out && ok || bad "--quiet prints no evaluations"
 # Interrupted in the middle, and from masked text first: the same bits.
 classify part $learn --pretrain 2 >out 2>err
 expect 1 "holds a run already" classify part $learn
@@ -744,6 +787,14 @@ commands "$here/tools/quickstart.bat" >bat_commands
 expect 0 "" grep -q '^train_model .*--hidden-size 64 .*--best-by top10$' sh_commands
 expect 0 "" test "$(wc -l <sh_commands)" = 5
 expect 0 "" diff sh_commands bat_commands
+
+# ---- the fields of --json are those that tools/README.md has ------------------------------------
+for tool in recommend evaluate_model audit_dataset predict_text benchmark; do
+  sort -u seen_$tool >out
+  sed -n "/^### \`$tool --json\`/,/^##/{s/^| \(\`[^|]*\`\) |.*/\1/p;}" "$here/tools/README.md" |
+    tr -d '\` ' | tr , '\n' | sort >documented
+  diff documented out >err && ok || bad "tools/README.md has other fields than $tool --json"
+done
 
 echo "$passed passed, $failed failed"
 [ $failed = 0 ]

@@ -45,6 +45,12 @@ Options parse(int argc, char** argv) {
   options.gpu.add_flags(line);
   line.flag("json", options.json, "print JSON, with the intervals of all rows");
   line.flag("markdown", options.markdown, "print Markdown");
+  line.groups({
+      {"What is evaluated", {"model", "name", "data", "held-out", "protocol"}},
+      {"What stands beside it", {"baselines-only", "shuffle-histories", "published"}},
+      {"What is printed", {"json", "markdown"}},
+      {"Computing", {}},
+  });
   line.parse(argc, argv);
   if (options.json && options.markdown) throw cli::UsageError("--json or --markdown, not both");
   if (options.baselines_only && options.shuffle_histories) {

@@ -61,6 +61,12 @@ Options parse(int argc, char** argv) {
   line.option("id-column", o.id_column, "in --items: header of the id, or its number");
   line.option("title-column", o.title_column, "in --items: header of the title, or its number");
   line.option("genres-column", o.genres_column, "in --items: header of the genres, or its number");
+  line.groups({
+      {"Tables and output", {"input", "items", "item-map", "output"}},
+      {"What is left out", {"min-user", "min-item", "min-rating"}},
+      {"How the tables are written", {"delimiter", "no-header", "no-time"}},
+      {"Columns, where their names do not tell", {}},
+  });
   line.parse(argc, argv);
   o.by_rating = line.given("min-rating");
   if (o.input.empty() || o.output.empty()) throw cli::UsageError("--input and --output are needed");

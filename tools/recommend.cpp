@@ -111,6 +111,16 @@ Options parse(int argc, char** argv) {
   options.gpu.add_flags(line);
   line.flag("json", options.json, "print JSON");
   anilist::add_options(line, options.anilist);
+  line.groups({
+      {"The model and its data", {"model", "name", "data"}},
+      {"Whom or what it is about (one of these)",
+       {"user", "items", "title", "anilist", "all-users", "input", "similar-to", "search"}},
+      {"What may be recommended",
+       {"count", "candidates", "exclude", "genre", "keep-seen", "skip-unknown"}},
+      {"What is printed", {"titles", "explain", "json"}},
+      {"Computing", {"threads", "gpu", "fp16"}},
+      {"AniList", {}},
+  });
   line.parse(argc, argv);
   options.counted = line.given("count");
   check(options);

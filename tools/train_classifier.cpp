@@ -17,7 +17,7 @@ struct Options {
   double dev_share = 0.1, pretrain_rate = 1e-3;
   std::size_t pretrain = 0;
   gpu::Choice gpu;
-  bool resume = false, overwrite = false;
+  bool resume = false, overwrite = false, quiet = false;
 };
 
 // ---- The command line ---------------------------------------------------------------------------
@@ -73,6 +73,22 @@ Options parse(int argc, char** argv) {
             "continue the run in the output folder; the other flags as "
             "they were");
   line.flag("overwrite", options.overwrite, "replace the run in the output folder");
+  line.flag("quiet", options.quiet, "print neither a bar nor a line for each evaluation");
+  line.groups({
+      {"Texts and output",
+       {"texts", "dev", "dev-share", "test", "text-column", "label-column", "delimiter",
+        "no-header", "vocab", "output", "resume", "overwrite", "quiet"}},
+      {"What to begin with", {"from", "pretrain", "pretrain-lr", "unlabelled"}},
+      {"Masked text (--pretrain)", {"mask-probability", "random-share", "keep-share", "masking"}},
+      {"Model",
+       {"hidden-size", "num-layers", "num-heads", "max-length", "dropout", "attention-dropout",
+        "inner-size", "norm-epsilon", "segments", "initializer-range"}},
+      {"Learning",
+       {"epochs", "batch-size", "lr", "schedule", "warmup-steps", "weight-decay", "clip-norm",
+        "adam-beta1", "adam-beta2", "adam-epsilon", "augment", "class-balance"}},
+      {"Validation", {"validation-limit", "eval-every", "best-by", "patience"}},
+      {"The run", {}},
+  });
   line.parse(argc, argv);
   if (options.texts.empty()) throw cli::UsageError("--texts is missing");
   if (options.vocab.empty() && options.from.empty()) throw cli::UsageError("--vocab is missing");
@@ -239,12 +255,12 @@ bool train(std::unique_ptr<Task> task, const TrainConfig& config, const Path& ou
                                                 : begin_with(open_model(from), trainer.engine());
     for (const std::string& name : others) std::cout << "  begins at random: " << name << "\n";
   }
-  cli::ProgressBar bar;
+  cli::ProgressBar bar(options.quiet);
   TrainerCallbacks callbacks;
   callbacks.on_batch = [&](const BatchReport& report) { bar.show(report, "accuracy"); };
   callbacks.on_epoch = [&](const EpochReport& report) {
     bar.clear();
-    print_epoch(report, trainer.metrics());
+    if (!options.quiet) print_epoch(report, trainer.metrics());
   };
   callbacks.should_stop = [] { return cli::received_signal != 0; };
   if (options.overwrite) trainer.overwrite();

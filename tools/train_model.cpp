@@ -15,7 +15,7 @@ struct Options {
   NewItems new_items = NewItems::mean;
   gpu::Choice gpu;
   bool resume = false, overwrite = false, every_fold = false;
-  bool allow_collapse = false;
+  bool allow_collapse = false, quiet = false;
 };
 
 // The flags that are not called like their fields.
@@ -100,7 +100,27 @@ void add_flags(cli::CommandLine& line, Options& options) {
   line.flag("overwrite", options.overwrite, "replace the run in the output folder");
   line.flag("allow-collapse", options.allow_collapse,
             "matching without negatives (--neg-ratio 0), to see what comes of it");
+  line.flag("quiet", options.quiet, "print neither a bar nor a line for each epoch");
   options.gpu.add_flags(line);
+  line.groups({
+      {"Data and output", {"data", "output", "preset", "resume", "overwrite", "quiet"}},
+      {"Model",
+       {"architecture", "objective", "task", "hidden-size", "num-layers", "num-heads",
+        "max-seq-len", "dropout", "attention-dropout", "inner-size", "norm-epsilon",
+        "initializer-range"}},
+      {"What is hidden and shown",
+       {"mask-prob", "mask-last", "random-share", "keep-share", "static-masks", "window-stride",
+        "reversed-share"}},
+      {"Loss", {"loss", "negatives", "negative-power", "gbce-t"}},
+      {"Matching (--task matching)", {"neg-ratio", "fixed-scale", "allow-collapse"}},
+      {"Learning",
+       {"epochs", "batch-size", "lr", "schedule", "warmup-steps", "weight-decay", "clip-norm",
+        "adam-beta1", "adam-beta2", "adam-epsilon"}},
+      {"Validation",
+       {"split", "val-ratio", "folds", "fold", "validation-limit", "eval-every", "best-by",
+        "patience"}},
+      {"The run", {}},
+  });
 }
 
 Options parse(int argc, char** argv) {
@@ -251,13 +271,13 @@ std::optional<TrainingMetrics> train(const Options& options, const Dataset& data
   if (options.model.task == TaskKind::matching && options.train.neg_ratio == 0) {
     std::cout << "warning: without negatives nothing keeps vectors apart: they will collapse\n";
   }
-  cli::ProgressBar bar;
+  cli::ProgressBar bar(options.quiet);
   bool told = false;
   TrainerCallbacks callbacks;
   callbacks.on_batch = [&](const BatchReport& report) { bar.show(report, "top-1"); };
   callbacks.on_epoch = [&](const EpochReport& report) {
     bar.clear();
-    print_epoch(report, trainer.metrics());
+    if (!options.quiet) print_epoch(report, trainer.metrics());
     if (told || !collapsed(trainer.metrics())) return;
     told = true;
     std::cout << "collapsed: the mean cosine of two items is above 0.9" << std::endl;

@@ -145,6 +145,26 @@ inline std::string command_text(int argc, char** argv) {
   return text;
 }
 
+// ---- Words that are nearly right ----------------------------------------------------------------
+
+// [j]: how many letters must be changed, put in or left out (Levenshtein) so that `text` becomes the
+// first j letters of `other`; or, if it may begin `anywhere`, the end of those.
+template <class Char>
+std::vector<std::size_t> edit_distances(std::basic_string_view<Char> text,
+                                        std::basic_string_view<Char> other, bool anywhere) {
+  std::vector<std::size_t> row(other.size() + 1, 0);  // of the text so far
+  if (!anywhere) std::iota(row.begin(), row.end(), std::size_t{0});
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    std::size_t diagonal = std::exchange(row[0], i + 1);
+    for (std::size_t j = 0; j < other.size(); ++j) {
+      const std::size_t changed = diagonal + (text[i] != other[j]);
+      diagonal = row[j + 1];
+      row[j + 1] = std::min({changed, row[j] + 1, row[j + 1] + 1});
+    }
+  }
+  return row;
+}
+
 // ---- Flags --------------------------------------------------------------------------------------
 
 // Wrong usage, as opposed to a failure: exit code 2.
@@ -208,11 +228,32 @@ std::string placeholder() {
     return "TEXT";
 }
 
+// Appends words in lines of at most 80 letters, the further ones indented; an empty line stays one.
+inline void append_wrapped(std::string& out, std::string_view text, std::size_t indent) {
+  constexpr std::size_t width = 80;
+  std::string gap;  // before the next word
+  while (!text.empty()) {
+    const std::size_t length = std::min(text.find_first_of(" \n"), text.size());
+    const std::size_t at = out.size() - (out.rfind('\n') + 1);  // letters in the line so far
+    if (gap == " " && at + 1 + length > width) gap = "\n" + std::string(indent, ' ');
+    out += gap;
+    out += text.substr(0, length);
+    text.remove_prefix(length);
+    gap = text.starts_with("\n\n") ? "\n\n" : " ";
+    text.remove_prefix(std::min(text.find_first_not_of(" \n"), text.size()));
+  }
+}
+
 }  // namespace detail
 
 // The flags of a tool: bound to variables, whose values before parse() are the defaults.
 class CommandLine {
  public:
+  struct Group {
+    std::string heading;
+    std::vector<std::string> names;
+  };
+
   CommandLine(std::string name, std::string summary, std::string example)
       : name_(std::move(name)), summary_(std::move(summary)), example_(std::move(example)) {}
 
@@ -260,6 +301,25 @@ class CommandLine {
     });
   }
 
+  // Headings of the help, each with the options below it; the last takes those that none names.
+  void groups(const std::vector<Group>& groups) {
+    std::vector<Option> ordered;
+    const auto take = [&](std::size_t index, const std::string& heading) {
+      ordered.push_back(std::move(options_[index]));
+      ordered.back().heading = heading;
+      options_.erase(options_.begin() + static_cast<std::ptrdiff_t>(index));
+    };
+    for (const Group& group : groups) {
+      for (const std::string& name : group.names) {
+        const std::size_t index = index_of(name);
+        require(index < options_.size(), "--", name, " stands in a group, but is no option");
+        take(index, group.heading);
+      }
+    }
+    while (!options_.empty()) take(0, groups.back().heading);
+    options_ = std::move(ordered);
+  }
+
   // Prints the help and exits for --help; throws UsageError.
   void parse(int argc, char** argv) {
     for (int i = 1; i < argc; ++i) {
@@ -299,21 +359,22 @@ class CommandLine {
   }
 
   bool given(std::string_view name) const {
-    for (const Option& option : options_) {
-      if (option.name == name) return option.given;
-    }
-    return false;
+    const std::size_t index = index_of(name);
+    return index < options_.size() && options_[index].given;
   }
 
   std::string help() const {
-    std::string text = join(name_, ": ", summary_, "\n\nOptions (defaults in brackets):\n");
+    std::string text = name_ + ": ";
+    detail::append_wrapped(text, summary_, 0);
+    text += "\n\nOptions (defaults in brackets):\n";
+    std::string_view heading;
     for (const Option& option : options_) {
-      std::string left =
-          join("  --", option.name, option.placeholder.empty() ? "" : " ", option.placeholder);
-      left.resize(std::max<std::size_t>(left.size() + 2, 34), ' ');
-      text += left + option.meaning + "\n";
+      if (option.heading != heading) text += join("\n", option.heading, ":\n");
+      heading = option.heading;
+      append_help(text, option);
     }
-    return text + "  --help, --version\n\nExample:\n  " + example_ + "\n";
+    return text + (heading.empty() ? "" : "\n") + "  --help, --version\n\nExample:\n  " + example_ +
+           "\n";
   }
 
   const std::string& name() const { return name_; }
@@ -323,15 +384,58 @@ class CommandLine {
     std::string name, alias, placeholder, meaning;
     std::function<void(std::string_view)> assign;
     bool given = false, may_stand_alone = false;
+    std::string heading = {};
   };
 
+  std::size_t index_of(std::string_view name) const {
+    const auto found = std::find_if(options_.begin(), options_.end(),
+                                    [&](const Option& option) { return option.name == name; });
+    return static_cast<std::size_t>(found - options_.begin());
+  }
+
+  static void append_help(std::string& text, const Option& option) {
+    constexpr std::size_t column = 28;  // of the meanings
+    std::string left =
+        join("  --", option.name, option.placeholder.empty() ? "" : " ", option.placeholder);
+    if (left.size() + 2 > column)
+      left += "\n" + std::string(column, ' ');
+    else
+      left.resize(column, ' ');
+    text += left;
+    detail::append_wrapped(text, option.meaning, column);
+    text += '\n';
+  }
+
   Option& find(std::string_view word) {
-    if (!word.starts_with("--")) throw UsageError(join("unexpected word \"", word, "\""));
+    if (!word.starts_with("--")) {
+      const std::size_t dashes = std::min(word.find_first_not_of('-'), word.size());
+      throw UsageError(join("unexpected word \"", word, "\"", guess(word.substr(dashes))));
+    }
     word.remove_prefix(2);
     for (Option& option : options_) {
       if (!word.empty() && (option.name == word || option.alias == word)) return option;
     }
-    throw UsageError(join("unknown option --", word));
+    throw UsageError(join("unknown option --", word, guess(word)));
+  }
+
+  // " (did you mean --epochs?)", if an option is written much alike, or begins so.
+  std::string guess(std::string_view word) const {
+    std::size_t nearest = 2 + word.size() / 4;  // what is as far as that is not meant
+    std::string_view meant;
+    const auto look_at = [&](std::string_view name) {
+      const bool begins_so = word.size() >= 2 && name.starts_with(word);
+      const std::size_t far = begins_so ? 0 : edit_distances(word, name, false).back();
+      if (far >= nearest) return;
+      nearest = far;
+      meant = name;
+    };
+    for (const Option& option : options_) {
+      look_at(option.name);
+      if (!option.alias.empty()) look_at(option.alias);
+    }
+    look_at("help");
+    look_at("version");
+    return meant.empty() ? "" : join(" (did you mean --", meant, "?)");
   }
 
   std::string name_, summary_, example_;
@@ -450,9 +554,11 @@ class LineReader {
 
 // ---- Progress -----------------------------------------------------------------------------------
 
-// A bar on stderr that redraws itself, on a terminal; nothing elsewhere.
+// A bar on stderr that redraws itself, on a terminal; nothing elsewhere, or if it is to be quiet.
 class ProgressBar {
  public:
+  explicit ProgressBar(bool quiet = false) : terminal_(!quiet && on_terminal()) {}
+
   void show(std::size_t done, std::size_t total, const std::string& before,
             const std::string& after) {
     if (!terminal_) return;
@@ -483,7 +589,7 @@ class ProgressBar {
   ~ProgressBar() { clear(); }
 
  private:
-  bool terminal_ = on_terminal();
+  bool terminal_;
   bool drawn_ = false;
   std::chrono::steady_clock::time_point last_{};
 };

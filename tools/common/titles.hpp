@@ -27,19 +27,10 @@ inline std::u32string folded(std::string_view text) {
   return words;
 }
 
-// How many letters must be changed, put in or left out (Levenshtein) so that `text` stands
-// somewhere in `title`.
+// How many letters must be changed, put in or left out so that `text` stands somewhere in `title`.
 inline std::size_t distance_inside(std::u32string_view text, std::u32string_view title) {
-  std::vector<std::size_t> row(title.size() + 1, 0);  // [j]: of the text so far, if it ends at j
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    std::size_t diagonal = std::exchange(row[0], i + 1);
-    for (std::size_t j = 0; j < title.size(); ++j) {
-      const std::size_t changed = diagonal + (text[i] != title[j]);
-      diagonal = row[j + 1];
-      row[j + 1] = std::min({changed, row[j] + 1, row[j + 1] + 1});
-    }
-  }
-  return *std::min_element(row.begin(), row.end());
+  const std::vector<std::size_t> distances = cli::edit_distances(text, title, true);
+  return *std::min_element(distances.begin(), distances.end());
 }
 
 class Finder {
