@@ -1,0 +1,363 @@
+// What the programs that train on items and histories share: train_model, and in tools/distributed
+// its like on several processes. Flags, resuming, what is printed.
+
+#ifndef BERT4REC_TOOLS_TRAINING_HPP
+#define BERT4REC_TOOLS_TRAINING_HPP
+
+#include "common/audit.hpp"
+#include "common/gpu.hpp"
+#include "plots/plots.hpp"
+
+namespace training {
+
+using namespace bert4rec;
+
+struct Options {
+  ModelConfig model;
+  TrainConfig train;
+  Path data = "data/demo", output = "output", preset;
+  gpu::Choice gpu;
+  bool resume = false, overwrite = false, every_fold = false;
+  bool allow_collapse = false;
+};
+
+// The flags that are not called like their fields.
+inline const std::map<std::string, std::string> flag_names{{"learning_rate", "lr"},
+                                                           {"validation_ratio", "val-ratio"},
+                                                           {"mask_probability", "mask-prob"},
+                                                           {"max_length", "max-seq-len"}};
+
+// {"model": {...}, "train": {...}}: options that go before those there are; or the whole
+// training_config.json of a run. Returns the facts about the data in it, if there are any.
+inline Json read_options(const Path& path, Options& options) {
+  const Json json = read_sealed_json(path);
+  Json data;
+  in_context(path_text(path), [&] {
+    for (const auto& member : json.object()) {
+      const std::string& name = member.first;
+      constexpr std::string_view described[] = {"version", "engine",     "compiler",
+                                                "system",  "parameters", "data"};
+      const bool known =
+          name == "model" || name == "train" ||
+          std::find(std::begin(described), std::end(described), name) != std::end(described);
+      require(known, "unknown field \"", shown(name), "\", expected \"model\" and \"train\"");
+    }
+    if (const Json* model = json.find("model")) {
+      options.model.num_items = 1;  // the data will tell
+      options.model = config_from_json<ModelConfig>(*model, options.model);
+    }
+    if (const Json* train = json.find("train")) {
+      options.train = config_from_json<TrainConfig>(*train, options.train);
+    }
+    if (const Json* found = json.find("data")) data = *found;
+  });
+  return data;
+}
+
+// ---- Resuming: the options of the run that is there ---------------------------------------------
+
+// Of the run in a folder; of a cross-validation, those of its first fold.
+inline Options stored_options(const Path& output) {
+  Options stored;
+  const Path below = bert4rec::detail::configuration_file;
+  stored.every_fold = !path_exists(output / below) && path_exists(output / "fold_1" / below);
+  const Path file = (stored.every_fold ? output / "fold_1" : output) / below;
+  require(path_exists(file), output, ": no run to resume from: there is no ", path_text(below));
+  const Json data = read_options(file, stored);
+  const Json* const folder = data.is_null() ? nullptr : data.find("folder");
+  if (folder != nullptr) stored.data = path_from(folder->string());
+  return stored;
+}
+
+// Throws where flags or a preset would change what a resumed run must keep.
+template <class Config>
+void require_unchanged(const Config& before, const Config& now, const TrainConfig& train) {
+  const Json stored = to_json(before), wanted = to_json(now);
+  for (const auto& [field, value] : wanted.object()) {
+    const std::string was = stored.at(field).text();
+    if (field == "num_items" || may_change(field, train) || value.text() == was) continue;
+    const auto renamed = flag_names.find(field);
+    std::string flag = renamed == flag_names.end() ? field : renamed->second;
+    std::replace(flag.begin(), flag.end(), '_', '-');
+    fail("--", flag, " ", value.text(), ": the run was made with ", was, ", and --resume keeps to ",
+         "it; only --epochs (where the schedule is constant), --patience, --save-every, --threads ",
+         "and --kernels may change");
+  }
+}
+
+// ---- The command line ---------------------------------------------------------------------------
+
+inline void add_flags(cli::CommandLine& line, Options& options) {
+  line.option("data", options.data, "folder with items.jsonl and histories.jsonl");
+  line.option("output", options.output, "folder for models, checkpoints, plots and logs");
+  line.option("preset", options.preset, "JSON file of options; flags beside it go before it");
+  line.configuration(options.train, flag_names, {"augment", "class_balance", "masking"});
+  line.configuration(options.model, flag_names, {"num_items", "segments", "classes"});
+  line.flag("resume", options.resume,
+            "continue the run in the output folder, with the options it was begun with");
+  line.flag("overwrite", options.overwrite, "replace the run in the output folder");
+  line.flag("allow-collapse", options.allow_collapse,
+            "matching without negatives (--neg-ratio 0), to see what comes of it");
+  options.gpu.add_flags(line);
+}
+
+inline Options parse(int argc, char** argv) {
+  Options options;
+  cli::CommandLine line("train_model",
+                        "trains BERT4Rec, or with --objective causal SASRec,\n"
+                        "or with --task matching two vectors to compare",
+                        "train_model --data data/demo --output output --epochs 50 --seed 1\n"
+                        "  train_model --output output --resume");
+  add_flags(line, options);
+  line.parse(argc, argv);
+  if (options.resume && options.overwrite) {
+    throw cli::UsageError("--resume or --overwrite, not both");
+  }
+  const Options stored = options.resume ? stored_options(options.output) : Options();
+  if (options.resume) {
+    options.model = stored.model, options.train = stored.train, options.data = stored.data;
+  }
+  if (!options.preset.empty()) read_options(options.preset, options);
+  line.parse(argc, argv);  // again, since flags go before files
+  if (line.given("dropout") && !line.given("attention-dropout")) {
+    options.model.attention_dropout = options.model.dropout;
+  }
+  options.every_fold = options.train.folds > 0 && !line.given("fold");
+  if (options.resume) {
+    options.every_fold = stored.every_fold;
+    if (options.every_fold) options.train.fold = stored.train.fold;
+    require_unchanged(stored.model, options.model, options.train);
+    require_unchanged(stored.train, options.train, options.train);
+  }
+  const bool positives_alone =
+      options.model.task == TaskKind::matching && options.train.neg_ratio == 0;
+  if (positives_alone && !options.allow_collapse && !options.resume) {
+    throw cli::UsageError(
+        "--neg-ratio 0: without negatives all vectors become one (collapse); "
+        "--allow-collapse to see it happen");
+  }
+  return options;
+}
+
+inline void describe_data(const Dataset& data) {
+  const Histories& histories = data.histories;
+  std::cout << cli::grouped(data.catalogue.size()) << " items, " << cli::grouped(histories.size())
+            << " users, " << cli::grouped(histories.interactions()) << " interactions\n";
+  if (histories.unknown_entries > 0) {
+    std::cout << cli::grouped(histories.unknown_entries)
+              << " entries left out: not in the catalogue\n";
+  }
+  if (histories.planned_entries > 0) {
+    std::cout << cli::grouped(histories.planned_entries) << " entries left out: only planned\n";
+  }
+  if (histories.untimed_users > 0) {
+    std::cout << cli::grouped(histories.untimed_users)
+              << " users without complete times: their items keep the order of the file\n";
+  }
+}
+
+// Only what makes the figures to come doubtful; audit_dataset tells everything.
+inline void print_warnings(const Dataset& data, const TrainConfig& config) {
+  for (const audits::Finding& finding : describe(audits::audit_data(data, config))) {
+    if (finding.severity != audits::Severity::warning) continue;
+    std::cout << "warning: " << finding.text << "\n";
+  }
+}
+
+inline std::string top_text(const Tally& metrics) {
+  std::string text;
+  for (std::size_t i = 0; i < top_k.size(); ++i) {
+    text += join(i == 0 ? "top-1/5/10/20 " : "/", cli::fixed(100 * metrics.accuracy(i), 1));
+  }
+  return text + "%";
+}
+
+inline std::string measures_text(const TrainingMetrics& metrics) {
+  std::string text;
+  for (const auto& [name, values] : metrics.val_measures) {
+    if (!name.starts_with("similarity_"))
+      text += join("  ", name, " ", cli::fixed(values.back(), 4));
+  }
+  return text;
+}
+
+inline void print_epoch(const EpochReport& report, const TrainingMetrics& metrics) {
+  const Tally& validation = report.validation.tally;
+  // Ranks among the few candidates that matching draws say little.
+  const bool ranked = report.validation.measures.empty();
+  std::cout << "epoch " << report.epoch << "/" << report.epochs << "  train loss "
+            << cli::fixed(report.train.loss(), 4) << (ranked ? " " + top_text(report.train) : "")
+            << "  validation loss " << cli::fixed(validation.loss(), 4) << " "
+            << top_text(validation) << measures_text(metrics) << "  "
+            << cli::fixed(report.seconds, 1) << " s" << (report.improved ? "  best" : "")
+            << std::endl;
+}
+
+// Whether all items have become one vector.
+inline bool collapsed(const TrainingMetrics& metrics) {
+  for (const auto& [name, values] : metrics.val_measures) {
+    if (name == "item_cosine") return values.back() > 0.9;
+  }
+  return false;
+}
+
+inline int stopped(const Options& options, std::string command) {
+  const int signal = cli::received_signal;
+  if (!options.resume) command += " --resume";
+  std::cout << "stopped; everything is saved. Continue with:\n  " << command << std::endl;
+  return 128 + signal;
+}
+
+inline void resume(Trainer& trainer) {
+  const Path checkpoint = trainer.resume();
+  std::cout << "continuing after epoch "
+            << trainer.metrics().epoch_text(trainer.metrics().evaluations()) << " from "
+            << path_text(checkpoint) << "\n"
+            << gpu::changed_arithmetic(trainer) << std::flush;
+}
+
+// Trains in options.output; nothing if a signal stopped it.
+inline std::optional<TrainingMetrics> train(const Options& options, const Dataset& data) {
+  auto made = make_task(data, options.model, options.train);
+  const CatalogueTask& task = *made;
+  Trainer trainer(std::move(made), options.train, options.output, options.gpu.maker());
+  std::cout << cli::grouped(trainer.engine().table().size()) << " parameters, "
+            << cli::grouped(task.split().train_users().size()) << " users to train on";
+  if (const auto* matching = dynamic_cast<const MatchingTask*>(&task)) {
+    const std::size_t positives = matching->positives(), ratio = options.train.neg_ratio;
+    std::cout << " (" << cli::grouped(positives) << " interactions, with negatives "
+              << cli::grouped(positives * (1 + ratio)) << " samples an epoch)";
+  } else if (options.train.window_stride > 0) {
+    std::cout << " (" << cli::grouped(task.examples()) << " windows)";
+  }
+  std::cout << ", " << cli::grouped(task.split().validation_users().size()) << " to validate"
+            << std::endl;
+  if (options.resume) resume(trainer);
+  if (options.model.task == TaskKind::matching && options.train.neg_ratio == 0) {
+    std::cout << "warning: without negatives nothing keeps vectors apart: they will collapse\n";
+  }
+  cli::ProgressBar bar;
+  bool told = false;
+  TrainerCallbacks callbacks;
+  callbacks.on_batch = [&](const BatchReport& report) { bar.show(report, "top-1"); };
+  callbacks.on_epoch = [&](const EpochReport& report) {
+    bar.clear();
+    print_epoch(report, trainer.metrics());
+    if (told || !collapsed(trainer.metrics())) return;
+    told = true;
+    std::cout << "collapsed: the mean cosine of two items is above 0.9" << std::endl;
+  };
+  callbacks.should_stop = [] { return cli::received_signal != 0; };
+  if (options.overwrite) trainer.overwrite();
+  const bool finished = trainer.run(callbacks);
+  bar.clear();
+  const TrainingMetrics& metrics = trainer.metrics();
+  if (metrics.evaluations() > 0) plots::draw_plots(metrics, options.output / "plots");
+  if (!finished) return std::nullopt;
+  if (metrics.evaluations() < options.train.epochs * metrics.per_epoch) {
+    std::cout << "stopped early: no better epoch since " << metrics.epoch_text(metrics.best_epoch)
+              << "\n";
+  }
+  std::cout << "best epoch " << metrics.epoch_text(metrics.best_epoch) << ", validation loss "
+            << cli::fixed(metrics.val_losses[metrics.best_epoch - 1], 4) << "\nmodels, checkpoints,"
+            << " plots and logs are in " << path_text(options.output) << std::endl;
+  return metrics;
+}
+
+// ---- K-fold cross-validation: each user is held out once ----------------------------------------
+
+struct Spread {
+  double mean, deviation;  // the sample's
+};
+
+inline Spread spread_of(const std::vector<double>& values) {
+  const auto n = static_cast<double>(values.size());
+  const double mean = std::accumulate(values.begin(), values.end(), 0.0) / n;
+  double squares = 0;
+  for (const double value : values) squares += (value - mean) * (value - mean);
+  return {mean, std::sqrt(squares / (n - 1))};
+}
+
+// Validation loss and Top-K of the best epoch of each fold, with mean and spread.
+inline void report_folds(const std::vector<TrainingMetrics>& folds, const Path& output) {
+  Json json;
+  std::string line = join("over ", folds.size(), " folds: ");
+  const auto add = [&](const std::string& name, double scale, const char* unit, auto&& curve) {
+    std::vector<double> values;
+    for (const TrainingMetrics& fold : folds) values.push_back(curve(fold)[fold.best_epoch - 1]);
+    const auto [mean, deviation] = spread_of(values);
+    Json entry;
+    entry.set("mean", mean);
+    entry.set("standard_deviation", deviation);
+    entry.set("folds", values);
+    json.set(name, std::move(entry));
+    line += join(name == "loss" ? "" : ", ", name, " ", cli::fixed(scale * mean, 3), " +- ",
+                 cli::fixed(scale * deviation, 3), unit);
+  };
+  add("loss", 1, "", [](const TrainingMetrics& m) { return m.val_losses; });
+  for (std::size_t i = 0; i < top_k.size(); ++i) {
+    add(join("top", top_k[i]), 100, "%",
+        [&](const TrainingMetrics& m) { return m.val_accuracies[i]; });
+  }
+  write_file(output / "cross_validation.json", json.text(2) + "\n");
+  std::cout << line << "\n(mean and standard deviation of the best epochs; "
+            << path_text(output / "cross_validation.json") << ")\n";
+}
+
+// True if all folds were trained; each in its own folder of options.output.
+inline bool train_folds(const Options& options, const Dataset& data) {
+  std::vector<TrainingMetrics> folds;
+  for (std::size_t fold = 1; fold <= options.train.folds; ++fold) {
+    Options one = options;
+    one.train.fold = fold;
+    one.output = options.output / join("fold_", fold);
+    one.resume = options.resume && holds_run(one.output);
+    std::cout << "== fold " << fold << " of " << options.train.folds << std::endl;
+    const auto metrics = train(one, data);
+    if (!metrics) return false;
+    folds.push_back(*metrics);
+  }
+  report_folds(folds, options.output);
+  return true;
+}
+
+// Nothing that is there is replaced unasked.
+inline void require_free(const Options& options) {
+  if (options.resume || options.overwrite) return;
+  for (const Path& output : {options.output, options.output / "fold_1"}) {
+    require(!holds_run(output), output,
+            ": holds a run already: --resume continues it, --overwrite replaces it");
+  }
+}
+
+// Removes what is left of an older cross-validation, as one.
+inline void remove_folds(const Path& output) {
+  make_folder(output);
+  const FolderLock lock(output);
+  settle(lock);
+  FileSet set(lock);
+  for (const Path& path : names_in_folder(output)) {
+    const std::string name = path_text(path);
+    const bool fold =
+        name.starts_with("fold_") && name.find_first_not_of("0123456789", 5) == name.npos;
+    if (fold || name == "cross_validation.json") set.remove(name);
+  }
+  set.commit();
+}
+
+inline int run(int argc, char** argv) {
+  const Options options = parse(argc, argv);
+  require_free(options);
+  const Dataset data = Dataset::load(options.data);
+  describe_data(data);
+  print_warnings(data, options.train);
+  cli::catch_stop_signals();
+  if (options.overwrite) remove_folds(options.output);
+  const bool finished =
+      options.every_fold ? train_folds(options, data) : train(options, data).has_value();
+  return finished ? 0 : stopped(options, cli::command_text(argc, argv));
+}
+
+}  // namespace training
+
+#endif  // BERT4REC_TOOLS_TRAINING_HPP
