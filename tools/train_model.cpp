@@ -2,4 +2,8 @@
 
 #include "common/training.hpp"
 
-int main(int argc, char** argv) { return cli::run("train_model", argc, argv, training::run); }
+int main(int argc, char** argv) {
+  return cli::run("train_model", argc, argv, [](int count, char** words) {
+    return training::run(count, words, bert4rec::alone());
+  });
+}

@@ -29,8 +29,7 @@ inline const std::map<std::string, std::string> flag_names{{"learning_rate", "lr
 
 // {"model": {...}, "train": {...}}: options that go before those there are; or the whole
 // training_config.json of a run. Returns the facts about the data in it, if there are any.
-inline Json read_options(const Path& path, Options& options) {
-  const Json json = read_sealed_json(path);
+inline Json take_options(const Json& json, const Path& path, Options& options) {
   Json data;
   in_context(path_text(path), [&] {
     for (const auto& member : json.object()) {
@@ -56,14 +55,25 @@ inline Json read_options(const Path& path, Options& options) {
 
 // ---- Resuming: the options of the run that is there ---------------------------------------------
 
-// Of the run in a folder; of a cross-validation, those of its first fold.
-inline Options stored_options(const Path& output) {
+// Whether rank 0, whose folder it is, says so.
+inline bool first_says(Collective& ranks, bool yes) {
+  return ranks.gather(yes ? "yes" : "no").front() == "yes";
+}
+
+// Of the run in the folder of rank 0; of a cross-validation, those of its first fold.
+inline Options stored_options(const Path& output, Collective& ranks) {
   Options stored;
   const Path below = bert4rec::detail::configuration_file;
-  stored.every_fold = !path_exists(output / below) && path_exists(output / "fold_1" / below);
+  const bool folds = !path_exists(output / below) && path_exists(output / "fold_1" / below);
+  stored.every_fold = first_says(ranks, folds);
   const Path file = (stored.every_fold ? output / "fold_1" : output) / below;
-  require(path_exists(file), output, ": no run to resume from: there is no ", path_text(below));
-  const Json data = read_options(file, stored);
+  std::string text;
+  if (ranks.rank() == 0) {
+    require(path_exists(file), output, ": no run to resume from: there is no ", path_text(below));
+    text = read_sealed_json(file).text();
+  }
+  const Json json = Json::parse(ranks.gather(text).front(), path_text(file));
+  const Json data = take_options(json, file, stored);
   const Json* const folder = data.is_null() ? nullptr : data.find("folder");
   if (folder != nullptr) stored.data = path_from(folder->string());
   return stored;
@@ -101,7 +111,7 @@ inline void add_flags(cli::CommandLine& line, Options& options) {
   options.gpu.add_flags(line);
 }
 
-inline Options parse(int argc, char** argv) {
+inline Options parse(int argc, char** argv, Collective& ranks) {
   Options options;
   cli::CommandLine line("train_model",
                         "trains BERT4Rec, or with --objective causal SASRec,\n"
@@ -113,11 +123,13 @@ inline Options parse(int argc, char** argv) {
   if (options.resume && options.overwrite) {
     throw cli::UsageError("--resume or --overwrite, not both");
   }
-  const Options stored = options.resume ? stored_options(options.output) : Options();
+  const Options stored = options.resume ? stored_options(options.output, ranks) : Options();
   if (options.resume) {
     options.model = stored.model, options.train = stored.train, options.data = stored.data;
   }
-  if (!options.preset.empty()) read_options(options.preset, options);
+  if (!options.preset.empty()) {
+    take_options(read_sealed_json(options.preset), options.preset, options);
+  }
   line.parse(argc, argv);  // again, since flags go before files
   if (line.given("dropout") && !line.given("attention-dropout")) {
     options.model.attention_dropout = options.model.dropout;
@@ -201,8 +213,10 @@ inline bool collapsed(const TrainingMetrics& metrics) {
   return false;
 }
 
-inline int stopped(const Options& options, std::string command) {
-  const int signal = cli::received_signal;
+// After a signal to this rank or, if there was none, to another.
+inline int stopped(const Options& options, std::string command, const Collective& ranks) {
+  const int signal = cli::received_signal != 0 ? cli::received_signal.load() : SIGTERM;
+  if (ranks.size() > 1) command = join("mpirun -n ", ranks.size(), " ", command);
   if (!options.resume) command += " --resume";
   std::cout << "stopped; everything is saved. Continue with:\n  " << command << std::endl;
   return 128 + signal;
@@ -217,10 +231,11 @@ inline void resume(Trainer& trainer) {
 }
 
 // Trains in options.output; nothing if a signal stopped it.
-inline std::optional<TrainingMetrics> train(const Options& options, const Dataset& data) {
+inline std::optional<TrainingMetrics> train(const Options& options, const Dataset& data,
+                                            Collective& ranks) {
   auto made = make_task(data, options.model, options.train);
   const CatalogueTask& task = *made;
-  Trainer trainer(std::move(made), options.train, options.output, options.gpu.maker());
+  Trainer trainer(std::move(made), options.train, options.output, options.gpu.maker(), ranks);
   std::cout << cli::grouped(trainer.engine().table().size()) << " parameters, "
             << cli::grouped(task.split().train_users().size()) << " users to train on";
   if (const auto* matching = dynamic_cast<const MatchingTask*>(&task)) {
@@ -230,8 +245,9 @@ inline std::optional<TrainingMetrics> train(const Options& options, const Datase
   } else if (options.train.window_stride > 0) {
     std::cout << " (" << cli::grouped(task.examples()) << " windows)";
   }
-  std::cout << ", " << cli::grouped(task.split().validation_users().size()) << " to validate"
-            << std::endl;
+  std::cout << ", " << cli::grouped(task.split().validation_users().size()) << " to validate";
+  if (ranks.size() > 1) std::cout << ", " << ranks.size() << " ranks";
+  std::cout << std::endl;
   if (options.resume) resume(trainer);
   if (options.model.task == TaskKind::matching && options.train.neg_ratio == 0) {
     std::cout << "warning: without negatives nothing keeps vectors apart: they will collapse\n";
@@ -252,7 +268,9 @@ inline std::optional<TrainingMetrics> train(const Options& options, const Datase
   const bool finished = trainer.run(callbacks);
   bar.clear();
   const TrainingMetrics& metrics = trainer.metrics();
-  if (metrics.evaluations() > 0) plots::draw_plots(metrics, options.output / "plots");
+  if (metrics.evaluations() > 0 && ranks.rank() == 0) {
+    plots::draw_plots(metrics, options.output / "plots");
+  }
   if (!finished) return std::nullopt;
   if (metrics.evaluations() < options.train.epochs * metrics.per_epoch) {
     std::cout << "stopped early: no better epoch since " << metrics.epoch_text(metrics.best_epoch)
@@ -305,19 +323,19 @@ inline void report_folds(const std::vector<TrainingMetrics>& folds, const Path& 
 }
 
 // True if all folds were trained; each in its own folder of options.output.
-inline bool train_folds(const Options& options, const Dataset& data) {
+inline bool train_folds(const Options& options, const Dataset& data, Collective& ranks) {
   std::vector<TrainingMetrics> folds;
   for (std::size_t fold = 1; fold <= options.train.folds; ++fold) {
     Options one = options;
     one.train.fold = fold;
     one.output = options.output / join("fold_", fold);
-    one.resume = options.resume && holds_run(one.output);
+    one.resume = options.resume && first_says(ranks, holds_run(one.output));
     std::cout << "== fold " << fold << " of " << options.train.folds << std::endl;
-    const auto metrics = train(one, data);
+    const auto metrics = train(one, data, ranks);
     if (!metrics) return false;
     folds.push_back(*metrics);
   }
-  report_folds(folds, options.output);
+  if (ranks.rank() == 0) report_folds(folds, options.output);
   return true;
 }
 
@@ -345,17 +363,18 @@ inline void remove_folds(const Path& output) {
   set.commit();
 }
 
-inline int run(int argc, char** argv) {
-  const Options options = parse(argc, argv);
-  require_free(options);
+// Only rank 0 writes; what all print is for their programs to show once.
+inline int run(int argc, char** argv, Collective& ranks) {
+  const Options options = parse(argc, argv, ranks);
+  if (ranks.rank() == 0) require_free(options);
   const Dataset data = Dataset::load(options.data);
   describe_data(data);
   print_warnings(data, options.train);
   cli::catch_stop_signals();
-  if (options.overwrite) remove_folds(options.output);
-  const bool finished =
-      options.every_fold ? train_folds(options, data) : train(options, data).has_value();
-  return finished ? 0 : stopped(options, cli::command_text(argc, argv));
+  if (options.overwrite && ranks.rank() == 0) remove_folds(options.output);
+  const bool finished = options.every_fold ? train_folds(options, data, ranks)
+                                           : train(options, data, ranks).has_value();
+  return finished ? 0 : stopped(options, cli::command_text(argc, argv), ranks);
 }
 
 }  // namespace training
