@@ -1,4 +1,4 @@
-// bert4rec.hpp: BERT4Rec in one C++20 header. Version 0.8.0.
+// bert4rec.hpp: BERT4Rec in one C++20 header. Version 0.9.0.
 // Copyright (c) 2026 The bert4rec.hpp authors. SPDX-License-Identifier: MIT (text at the end).
 //
 // BERT4Rec (Sun et al., "BERT4Rec: Sequential Recommendation with Bidirectional Encoder
@@ -81,10 +81,10 @@
 // ================================================================================================
 
 #define BERT4REC_VERSION_MAJOR 0
-#define BERT4REC_VERSION_MINOR 8
+#define BERT4REC_VERSION_MINOR 9
 #define BERT4REC_VERSION_PATCH 0
-#define BERT4REC_VERSION 800  // MAJOR * 10000 + MINOR * 100 + PATCH
-#define BERT4REC_VERSION_STRING "0.8.0"
+#define BERT4REC_VERSION 900  // MAJOR * 10000 + MINOR * 100 + PATCH
+#define BERT4REC_VERSION_STRING "0.9.0"
 
 #if defined(min) || defined(max)
 #error "bert4rec.hpp needs std::min and std::max: define NOMINMAX before windows.h is included"
@@ -4771,6 +4771,16 @@ struct Dataset {
 
 // ---- Batches -----------------------------------------------------------------------------------
 
+// From begin to the one before end.
+struct Range {
+  std::size_t begin, end;
+};
+
+// Of 0 ... count - 1 what part i of n has: one behind the other, as many in each as can be.
+constexpr Range part_of(std::size_t count, std::size_t i, std::size_t n) {
+  return {count * i / n, count * (i + 1) / n};
+}
+
 // Ragged rows of tokens, and the places that are asked, with the items that belong there.
 struct Batch {
   std::vector<std::int32_t> tokens, positions;  // [N]
@@ -4890,15 +4900,18 @@ class Groups {
         rows_(group_capacity(config) + 1),
         pairs_(group_capacity(config) + 1) {}
 
-  // body(group) for each group, but those that ask for nothing: nothing comes of them. The batch
-  // must have passed check_batch(). A group is valid during its body.
+  // body(group) for each group of these rows, but those that ask for nothing: nothing comes of them.
+  // The batch must have passed check_batch(). A group is valid during its body.
   template <class Body>
-  void for_each(const Batch& batch, Body&& body) {
-    std::size_t row = 0, first_asked = 0;
-    while (row < batch.rows()) {
+  void for_each(const Batch& batch, Range rows, Body&& body) {
+    const auto found =
+        std::lower_bound(batch.asked.begin(), batch.asked.end(), batch.offsets[rows.begin]);
+    auto first_asked = static_cast<std::size_t>(found - batch.asked.begin());
+    std::size_t row = rows.begin;
+    while (row < rows.end) {
       const std::size_t begin = batch.offsets[row];
       std::size_t end_row = row + 1;
-      while (end_row < batch.rows() && batch.offsets[end_row + 1] - begin <= group_tokens) {
+      while (end_row < rows.end && batch.offsets[end_row + 1] - begin <= group_tokens) {
         ++end_row;
       }
       const std::size_t N = batch.offsets[end_row] - begin;
@@ -4914,15 +4927,15 @@ class Groups {
         pairs_[r + 1 - row] = pairs_[r - row] + n * n;
       }
       const std::size_t offsets = end_row - row + 1, R = batch.ratio();
-      const auto part_of = [](const auto& values, std::size_t first, std::size_t size) {
+      const auto some_of = [](const auto& values, std::size_t first, std::size_t size) {
         return values.empty() ? std::span(values) : std::span(values).subspan(first, size);
       };
       const RowGroup group{std::span(batch.tokens).subspan(begin, N),
                            std::span(batch.positions).subspan(begin, N),
-                           part_of(batch.segments, begin, N),
+                           some_of(batch.segments, begin, N),
                            {asked_.data(), M},
                            std::span(batch.targets).subspan(first_asked, M),
-                           part_of(batch.weights, first_asked, M),
+                           some_of(batch.weights, first_asked, M),
                            batch.negatives,
                            batch.log_expected,
                            std::span(batch.own_negatives).subspan(first_asked * R, M * R),
@@ -5672,6 +5685,28 @@ class AdamW {
     take_late(touched_.size(), [&](std::size_t i) { return touched_[i]; });
   }
 
+  // The gradient of this step in one piece, without the rows that are not touched: its size, and
+  // copy(gradient, packed, n) for each run of n numbers of it and their place in packed[size].
+  std::size_t packed_size() const {
+    std::size_t size = 0;
+    for (const auto& [first, last] : whole_) size += last - first;
+    for (const Tensor& tensor : by_token_) size += touched_.size() * tensor.width;
+    return size;
+  }
+  template <class Copy>
+  void for_packed(float* packed, Copy&& copy) {
+    for (const auto& [first, last] : whole_) {
+      copy(gradients_ + first, packed, last - first);
+      packed += last - first;
+    }
+    for (const Tensor& tensor : by_token_) {
+      for (const std::size_t token : touched_) {
+        copy(gradients_ + tensor.offset + token * tensor.width, packed, tensor.width);
+        packed += tensor.width;
+      }
+    }
+  }
+
   // |g|, in parts of a fixed size so that the sum has one order.
   double gradient_norm() {
     double sum = 0;
@@ -5953,6 +5988,85 @@ inline std::vector<Recommendation> top_unseen(std::span<const float> scores, Ite
   return search.result();
 }
 
+// ---- Several processes -------------------------------------------------------------------------
+// A run may be spread over processes, the ranks 0 ... size - 1, on one machine or on many
+// (tools/distributed). Each has the whole model and the same data, and makes the whole of every
+// batch: dropout, drawn items, rows touched and the number that a mean is divided by are those of
+// one process without a message. It works through the rows that rows_of() gives it. What is said:
+//   each step        the sum of the gradients, and behind them of losses and hits; whether to stop
+//   each evaluation  what each rank found (it takes a part of the users), and a checksum of the
+//                    parameters, which must be the same
+//   at the start     versions, settings and data, which must be the same, and the state of rank 0 if
+//                    it resumes
+// So a step is that of one process but for the order in which sums are made. With as many ranks a
+// run has the same bits again. Of a table for a loss over drawn items (chapter 15) a message has the
+// rows that the batch touches and no others.
+
+// How ranks speak. All make the same calls in the same order, and a call returns when all have made
+// it; so if one throws the others wait, and its program must end them (as MPI_Abort does). This is
+// the Collective of a process that is alone.
+class Collective {
+ public:
+  virtual ~Collective() = default;
+  virtual std::size_t rank() const { return 0; }
+  virtual std::size_t size() const { return 1; }
+
+  // Each number becomes the sum over all ranks: the same bits on each of them and each time.
+  virtual void sum(std::span<float> /*numbers*/) {}
+
+  // What each rank gave, of any length, in the order of ranks.
+  virtual std::vector<std::string> gather(std::string_view own) { return {std::string(own)}; }
+};
+
+inline Collective& alone() {
+  static Collective one;
+  return one;
+}
+
+// The rows of a batch that are a rank's: one behind the other, with as many tokens as can be the
+// same for all.
+inline Range rows_of(const Batch& batch, const Collective& ranks) {
+  const auto [begin, end] = part_of(batch.tokens.size(), ranks.rank(), ranks.size());
+  const auto row_from = [&](std::size_t token) {
+    const auto found = std::lower_bound(batch.offsets.begin(), batch.offsets.end(), token);
+    return static_cast<std::size_t>(found - batch.offsets.begin());
+  };
+  return {row_from(begin), row_from(end)};
+}
+
+// The elements of all ranks, those of one behind those of the other.
+template <class Element>
+std::vector<Element> gathered(Collective& ranks, const std::vector<Element>& own) {
+  const auto bytes = reinterpret_cast<const char*>(own.data());
+  std::vector<Element> all;
+  for (const std::string& theirs : ranks.gather({bytes, own.size() * sizeof(Element)})) {
+    const std::size_t before = all.size();
+    all.resize(before + theirs.size() / sizeof(Element));
+    if (!theirs.empty()) std::memcpy(all.data() + before, theirs.data(), theirs.size());
+  }
+  return all;
+}
+
+// The sums of all ranks.
+inline Tally total(Collective& ranks, const Tally& own) {
+  Tally sum;
+  for (const Tally& theirs : gathered(ranks, std::vector<Tally>{own})) sum += theirs;
+  return sum;
+}
+
+// Gives all ranks the numbers of rank 0: in parts, since ways to send have their limits.
+inline void broadcast(Collective& ranks, std::span<float> numbers) {
+  constexpr std::size_t part = std::size_t{1} << 22;
+  for (std::size_t begin = 0; begin < numbers.size(); begin += part) {
+    const auto some = numbers.subspan(begin, std::min(part, numbers.size() - begin));
+    const std::string_view bytes(reinterpret_cast<const char*>(some.data()), some.size_bytes());
+    const std::string first = ranks.gather(ranks.rank() == 0 ? bytes : "").front();
+    require(first.size() == bytes.size(), "rank 0 gave ", first.size(), " bytes, expected ",
+            bytes.size());
+    std::memcpy(some.data(), first.data(), first.size());
+  }
+}
+
 // ---- Engines -----------------------------------------------------------------------------------
 
 // Which numbers of an engine to read or write, in the order of its tensor table.
@@ -5968,6 +6082,15 @@ class Engine {
   // Engines with one arithmetic give the same bits. Those of this header have that of chapter 3, as
   // has a GPU in float32.
   virtual std::string arithmetic() const { return "float32"; }
+
+  // From here on train() is a step of all ranks together, which outlive the engine: they give it the
+  // same batches, and it returns the same sums to all.
+  void train_with(Collective& ranks) {
+    require(ranks.size() == 1 || can_train_with_others(), name(), ": trains alone, but there are ",
+            ranks.size(), " ranks");
+    ranks_ = &ranks;
+  }
+  Collective& ranks() const { return *ranks_; }
 
   // One AdamW step on the mean loss of a batch; step counts from 0 and, with the seed, decides
   // dropout. Throws before anything is updated if loss or gradient is not finite. `meanwhile`,
@@ -6019,6 +6142,7 @@ class Engine {
   virtual std::unique_ptr<Engine> twin(std::size_t /*threads*/) { return nullptr; }
 
  protected:
+  virtual bool can_train_with_others() const { return false; }
   virtual Tally train_step(const Batch& batch, std::uint64_t step, double learning_rate,
                            const std::function<void()>& meanwhile) = 0;
 
@@ -6039,6 +6163,8 @@ class Engine {
   [[noreturn]] static void fail_without_vectors() {
     fail("this model has no vectors of items and users: its scores are no inner products");
   }
+
+  Collective* ranks_ = &alone();
 };
 
 // What the parameters of a new engine are: random, to train, or zeros, to be written over.
@@ -6073,13 +6199,13 @@ class CpuEngine : public Engine {
     return std::unique_ptr<Engine>(new CpuEngine(config_, train, compute_.kernels, parameters_));
   }
 
-  // Fills gradients() with those of the mean loss.
+  // Fills gradients() with those of the mean loss, as far as they come from this rank's rows.
   Tally loss_and_gradient(const Batch& batch, const DropoutPlan& dropout) {
     check_batch(batch, config_);
     optimizer_.begin(batch);
     const Real scale = Real(1) / static_cast<Real>(batch.total_weight());
     Tally metrics;
-    groups_.for_each(batch, [&](const RowGroup& group) {
+    groups_.for_each(batch, rows_of(batch, ranks()), [&](const RowGroup& group) {
       const Real* x = encoder_.forward(compute_, group, dropout);
       metrics += head_.loss(compute_, x, group, dropout, scale, d_x_.data());
       encoder_.backward(compute_, group, dropout, d_x_.data());
@@ -6144,11 +6270,13 @@ class CpuEngine : public Engine {
   }
 
  protected:
+  bool can_train_with_others() const override { return true; }
   Tally train_step(const Batch& batch, std::uint64_t step, double learning_rate,
                    const std::function<void()>& meanwhile) override {
     require(!batch.asked.empty(), "step ", step, ": a batch that asks for nothing");
     const Key step_key = fold_in(stream_key(train_.seed, Stream::dropout), step);
-    const Tally metrics = loss_and_gradient(batch, DropoutPlan(config_.encoder(), step_key));
+    Tally metrics = loss_and_gradient(batch, DropoutPlan(config_.encoder(), step_key));
+    if (ranks().size() > 1) add_ranks(batch, metrics);
     require(std::isfinite(metrics.loss_sum), "step ", step, ": the loss is ", metrics.loss(),
             "; nothing was updated. A lower learning rate or clip_norm may help");
     const double norm = optimizer_.gradient_norm();
@@ -6194,12 +6322,35 @@ class CpuEngine : public Engine {
     check_arithmetic();
   }
 
+  // Gradients and sums become those of all ranks, by one message. The sum of losses goes as its
+  // whole part and the rest, since one float would lose digits of it.
+  void add_ranks(const Batch& batch, Tally& tally) {
+    const std::size_t size = optimizer_.packed_size();
+    message_.resize(size + 2 + top_k.size());
+    optimizer_.for_packed(message_.data(), [](const Real* from, float* to, std::size_t n) {
+      std::transform(from, from + n, to, [](Real value) { return static_cast<float>(value); });
+    });
+    float* const sums = message_.data() + size;
+    sums[0] = static_cast<float>(std::floor(tally.loss_sum));
+    sums[1] = static_cast<float>(tally.loss_sum - std::floor(tally.loss_sum));
+    std::transform(tally.hits.begin(), tally.hits.end(), sums + 2,
+                   [](std::uint64_t hits) { return static_cast<float>(hits); });
+    ranks().sum(message_);
+    optimizer_.for_packed(message_.data(), [](Real* to, const float* from, std::size_t n) {
+      std::copy_n(from, n, to);
+    });
+    tally.loss_sum = double{sums[0]} + double{sums[1]};
+    tally.count = batch.asked.size();
+    std::transform(sums + 2, sums + 2 + top_k.size(), tally.hits.begin(),
+                   [](float hits) { return static_cast<std::uint64_t>(hits); });
+  }
+
   // Of a batch that is not trained on.
   template <class Body>
   void for_each_group(const Batch& batch, Body&& body) {
     check_batch(batch, config_);
     optimizer_.catch_up();
-    groups_.for_each(batch, body);
+    groups_.for_each(batch, {0, batch.rows()}, body);
   }
 
   // write(M, x, out) for each group: from the vectors x[M,H] of its asked places out[M,width].
@@ -6258,13 +6409,14 @@ class CpuEngine : public Engine {
   Compute<Real> compute_;
   std::shared_ptr<Buffer<Real>> parameters_;  // in the order of table_; twins have them too
   Buffer<Real> gradients_{table_.size()};
-  AdamW<Real> optimizer_{compute_,            table_,           train_, Head<Real>::draws(train_),
-                         parameters_->data(), gradients_.data()};
+  AdamW<Real> optimizer_{
+      compute_, table_, train_, Head<Real>::draws(train_), parameters_->data(), gradients_.data()};
   Encoder<Real> encoder_{config_.encoder(), table_, parameters_->data(), gradients_.data(),
                          group_capacity(config_.encoder())};
   Head<Real> head_{config_, train_, table_, parameters_->data(), gradients_.data(), encoder_};
   Buffer<Real> d_x_{encoder_.capacity() * config_.hidden_size};  // [M,H], with room for [N,H]
   Buffer<Real> block_scores_;                                    // of top()
+  std::vector<float> message_;                                   // to other ranks: see add_ranks()
   Groups groups_{config_.encoder()};
 };
 
@@ -6915,7 +7067,8 @@ class Task {
   // What belongs to all examples of a batch together, a function of the step alone.
   virtual void finish_batch(Batch& /*batch*/, std::uint64_t /*step*/) const {}
 
-  // Loss and measures on what is held out; and the names of those beside loss and Top-K.
+  // Loss and measures on what is held out, the same on all ranks of the engine, which may each see to
+  // a part of it; and the names of those beside loss and Top-K.
   virtual Validation validate(Engine& engine) const = 0;
   virtual std::vector<std::string> measures() const { return {}; }
 
@@ -6936,11 +7089,13 @@ inline Tally validation_tally(Engine& engine, const DataSplit& split, const Trai
   const std::vector<std::size_t>& all = split.validation_users();
   const std::size_t limit = config.validation_limit == 0 ? all.size() : config.validation_limit;
   const std::size_t count = std::min(limit, all.size());
+  Collective& ranks = engine.ranks();
+  const auto [first, end] = part_of(count, ranks.rank(), ranks.size());
   Tally metrics;
   Batch batch;
-  for (std::size_t begin = 0; begin < count; begin += config.batch_size) {
+  for (std::size_t begin = first; begin < end; begin += config.batch_size) {
     batch.clear();
-    for (std::size_t i = begin; i < std::min(begin + config.batch_size, count); ++i) {
+    for (std::size_t i = begin; i < std::min(begin + config.batch_size, end); ++i) {
       const std::size_t user = all[i * all.size() / count];
       const Sequence s = split.sequence(user);
       if (split.kind() == Split::last) {
@@ -6954,7 +7109,7 @@ inline Tally validation_tally(Engine& engine, const DataSplit& split, const Trai
     }
     metrics += engine.evaluate(batch);
   }
-  return metrics;
+  return total(ranks, metrics);
 }
 
 // ---- Drawn negatives ---------------------------------------------------------------------------
@@ -7210,7 +7365,9 @@ class MatchingTask : public CatalogueTask {
     };
     const Key masks = stream_key(train_.seed, Stream::validation_masks);
     const Key draws = fold_in(stream_key(train_.seed, Stream::own_negatives), ~std::uint64_t{0});
-    for (std::size_t window = 0; window < validation_windows_.size(); ++window) {
+    Collective& ranks = engine.ranks();
+    const auto [first, end] = part_of(validation_windows_.size(), ranks.rank(), ranks.size());
+    for (std::size_t window = first; window < end; ++window) {
       const Window& shown = validation_windows_[window];
       for (std::size_t part = 0; part < shown.parts; ++part) {
         add_part(batch, shown, part, fold_in(masks, window));
@@ -7220,6 +7377,8 @@ class MatchingTask : public CatalogueTask {
       }
     }
     measure();
+    found = {gathered(ranks, found.positives), gathered(ranks, found.negatives),
+             gathered(ranks, found.ranks)};
     const auto [loss, errors] = errors_of(found);
     return {tally_of(found, loss), measures_of(found, errors, engine)};
   }
@@ -7686,6 +7845,7 @@ class MaskedTextTask : public TextTask {
 //   logs/         training.log
 // and continues from the checkpoint that is furthest to the same bits as if it had never stopped. A
 // run is not replaced unasked, and if it is, then as a whole: a folder never holds files of two.
+// Of several ranks (chapter 16) only rank 0 knows the folder.
 
 namespace detail {
 
@@ -8111,29 +8271,26 @@ struct EpochReport {
 struct TrainerCallbacks {
   std::function<void(const BatchReport&)> on_batch;
   std::function<void(const EpochReport&)> on_epoch;
-  std::function<bool()> should_stop;  // asked after each step; true: save and return
+  std::function<bool()> should_stop;  // asked after each step; true on any rank: save and return
 };
 
 class Trainer {
  public:
-  // Locks the folder and finds out now whether everything can be written.
+  // Locks the folder and finds out now whether everything can be written. Throws if not all ranks,
+  // which must outlive the trainer, have the same settings and data.
   Trainer(std::unique_ptr<Task> task, TrainConfig train, Path output,
-          const EngineMaker& make = make_cpu_engine)
-      : train_((validate(train), train)),
-        output_(prepared(std::move(output))),
-        lock_(output_),
+          const EngineMaker& make = make_cpu_engine, Collective& ranks = alone())
+      : ranks_(ranks),
+        train_((validate(train), train)),
+        output_(std::move(output)),
         task_(std::move(task)) {
-    settle(lock_);
-    remove_stale_temporaries(output_);
-    for (const char* folder : {"models", "checkpoints", "plots", "logs"}) {
-      make_folder(output_ / folder);
-      remove_stale_temporaries(output_ / folder);
-      AtomicFile probe(output_ / folder / "probe");  // never committed, so it leaves nothing
-    }
+    if (is_first()) prepare_folder();
     for (const std::string& name : task_->measures()) metrics_.val_measures.push_back({name, {}});
     const auto parts = static_cast<std::size_t>(1 / train_.eval_every + 0.5);
     metrics_.per_epoch = std::clamp<std::size_t>(parts, 1, batches_per_epoch());
     engine_ = make(task_->model(), train_, Start::random);
+    engine_->train_with(ranks_);
+    require_agreement();
     for (Batch* batch : {&batch_, &next_batch_}) {
       batch->reserve(train_.batch_size, task_->model().max_length);
     }
@@ -8141,8 +8298,8 @@ class Trainer {
 
   // The short way in: the task on `data`, which must outlive the trainer.
   Trainer(const Dataset& data, const ModelConfig& model, const TrainConfig& train, Path output,
-          const EngineMaker& make = make_cpu_engine)
-      : Trainer(make_task(data, model, train), train, std::move(output), make) {}
+          const EngineMaker& make = make_cpu_engine, Collective& ranks = alone())
+      : Trainer(make_task(data, model, train), train, std::move(output), make, ranks) {}
   Trainer(const Dataset&&, ModelConfig, TrainConfig, Path) = delete;  // data would be gone
 
   const Task& task() const { return *task_; }
@@ -8153,8 +8310,13 @@ class Trainer {
   }
 
   // Continues from the checkpoint that has seen most steps; returns its path. Throws if there is
-  // none, or if it was made with other settings or other data; the trainer is of no use then.
+  // none, or if it was made with other settings or other data; the trainer is of no use then. Ranks
+  // but the first get their state when they run(), and no path.
   Path resume() {
+    if (!is_first()) {
+      continues_ = true;
+      return {};
+    }
     const Safetensors file(furthest_checkpoint());
     file.verify();
     require(file.metadata("data") == task_->fingerprint(), file.path(),
@@ -8188,8 +8350,10 @@ class Trainer {
     return file.path();
   }
 
-  // The arithmetic of the engine that the run was resumed from. If it is another than this one's,
-  // the run goes on, but not to the bits it would have had.
+  // What decides the bits of a run beside its settings: the arithmetic of the engine, and how many
+  // ranks add up. If that of the run that was resumed is another, it goes on, but not to the bits it
+  // would have had.
+  std::string arithmetic() const { return engine_->arithmetic() + on_ranks(); }
   const std::string& begun_in() const { return begun_in_; }
 
   // Lets run() replace the run that the folder holds.
@@ -8201,32 +8365,122 @@ class Trainer {
   // Trains to the end: true. Or until should_stop: false, after saving where it was. Throws if the
   // folder holds a run and neither resume() nor overwrite() was called.
   bool run(const TrainerCallbacks& callbacks = {}) {
-    require(continues_ || overwrites_ || !holds_run(output_), output_,
-            ": holds a run already; resume() continues it, overwrite() replaces it");
-    write_descriptions(!continues_);
+    if (is_first()) {
+      require(continues_ || overwrites_ || !holds_run(output_), output_,
+              ": holds a run already; resume() continues it, overwrite() replaces it");
+      write_descriptions(!continues_);
+      log_start();
+    }
+    if (ranks_.size() > 1) share_state();
     continues_ = true;
-    log_start();
-    const auto stopping = [&] { return callbacks.should_stop && callbacks.should_stop(); };
     while (!finished()) {
       if (!train_part(callbacks)) {
         save_checkpoint("interrupted");
         return false;
       }
       finish_part(callbacks);
-      if (!finished() && stopping()) {
+      if (!finished() && stopping(callbacks)) {
         save_checkpoint("interrupted");
         return false;
       }
     }
-    save_engine(output_ / detail::final_model_file, *engine_, false, description());
+    if (is_first()) {
+      save_engine(output_ / detail::final_model_file, *engine_, false, description());
+    }
     return true;
   }
 
  private:
-  static Path prepared(Path output) {
-    make_folder(output);
-    return output;
+  void prepare_folder() {
+    make_folder(output_);
+    lock_.emplace(output_);
+    settle(*lock_);
+    remove_stale_temporaries(output_);
+    for (const char* folder : {"models", "checkpoints", "plots", "logs"}) {
+      make_folder(output_ / folder);
+      remove_stale_temporaries(output_ / folder);
+      AtomicFile probe(output_ / folder / "probe");  // never committed, so it leaves nothing
+    }
   }
+
+  // ---- Among ranks -----------------------------------------------------------------------------
+
+  bool is_first() const { return ranks_.rank() == 0; }
+
+  // Behind the name of what computes: nothing for a process that is alone.
+  std::string on_ranks() const {
+    return ranks_.size() == 1 ? "" : join(", ", ranks_.size(), " ranks");
+  }
+
+  // Ranks with other settings or data would train something else, or wait for each other for ever.
+  // All see what differs.
+  void require_agreement() const {
+    Json own;
+    own.set("rank", ranks_.rank());
+    own.set("ranks", ranks_.size());
+    own.set("version", BERT4REC_VERSION_STRING);
+    own.set("arithmetic", engine_->arithmetic());
+    own.set("data", task_->fingerprint());
+    for (const Json& config : {to_json(task_->model()), comparable(to_json(train_))}) {
+      for (const auto& [name, value] : config.object()) own.set(name, value);
+    }
+    const std::vector<std::string> all = ranks_.gather(own.text());
+    require(all.size() == ranks_.size(), all.size(), " ranks answer, expected ", ranks_.size());
+    const Json first = Json::parse(all.front(), "rank 0");
+    for (std::size_t rank = 0; rank < all.size(); ++rank) {
+      const Json theirs = Json::parse(all[rank], join("rank ", rank));
+      for (const auto& [name, value] : theirs.object()) {
+        const std::string expected = name == "rank" ? join(rank) : first.at(name).text();
+        require(value.text() == expected, "rank ", rank, ": ", name, " is ", value.text(),
+                ", expected ", expected, name == "rank" ? "" : " as on rank 0");
+      }
+    }
+  }
+
+  // All ranks go on where rank 0 stands.
+  void share_state() {
+    const auto begins = ranks_.gather(continues_ ? "resumes" : "begins anew");
+    for (std::size_t rank = 0; rank < begins.size(); ++rank) {
+      require(begins[rank] == begins[0], "rank ", rank, " ", begins[rank], ", but rank 0 ",
+              begins[0]);
+    }
+    if (!continues_) return;
+    const std::string progress_text = ranks_.gather(progress().text()).front();
+    const std::string metrics_text = ranks_.gather(metrics_.to_json().text()).front();
+    if (!is_first()) {
+      read_progress(Json::parse(progress_text, "rank 0"));
+      metrics_ = TrainingMetrics::from_json(Json::parse(metrics_text, "rank 0"));
+    }
+    std::vector<float> values(engine_->table().size());
+    for (const auto& [state, prefix] : state_prefixes) {
+      engine_->read(state, values);
+      broadcast(ranks_, values);
+      engine_->write(state, values);
+    }
+  }
+
+  // Engines that round differently, or a sum with other bits on some rank, would drift apart.
+  void require_same_parameters() {
+    std::vector<float> values(engine_->table().size());
+    engine_->read(State::parameters, values);
+    const std::string_view bytes(reinterpret_cast<const char*>(values.data()),
+                                 values.size() * sizeof(float));
+    const auto sums = ranks_.gather(detail::hexadecimal(checksum(bytes)));
+    for (std::size_t rank = 0; rank < sums.size(); ++rank) {
+      require(sums[rank] == sums[0], "rank ", rank,
+              " has other parameters than rank 0 after epoch ",
+              metrics_.epoch_text(metrics_.evaluations()));
+    }
+  }
+
+  // Whether any rank is asked to stop.
+  bool stopping(const TrainerCallbacks& callbacks) const {
+    float asked = callbacks.should_stop && callbacks.should_stop() ? 1.0f : 0.0f;
+    ranks_.sum({&asked, 1});
+    return asked > 0;
+  }
+
+  // ---- The run ---------------------------------------------------------------------------------
 
   // All epochs done, or none better for as long as patience lasts.
   bool finished() const {
@@ -8274,7 +8528,7 @@ class Trainer {
         const double rate = static_cast<double>(batches_done_) / std::max(part_seconds_, 1e-9);
         callbacks.on_batch({epoch + 1, train_.epochs, number + 1, batches, part_metrics_, rate});
       }
-      if (callbacks.should_stop && callbacks.should_stop()) return false;
+      if (stopping(callbacks)) return false;
     }
     return true;
   }
@@ -8316,7 +8570,14 @@ class Trainer {
                              part_seconds_,
                              improved};
     batches_done_ = 0, part_metrics_ = {}, part_seconds_ = 0;
-    if (improved) {
+    if (ranks_.size() > 1) require_same_parameters();
+    if (is_first()) save_part(report);
+    if (callbacks.on_epoch) callbacks.on_epoch(report);
+  }
+
+  void save_part(const EpochReport& report) {
+    const std::size_t done = metrics_.evaluations();
+    if (report.improved) {
       save_engine(output_ / detail::best_model_file, *engine_, false, description());
     }
     if (done % (train_.save_every * metrics_.per_epoch) == 0 || finished()) {
@@ -8324,12 +8585,11 @@ class Trainer {
       std::error_code ignored;  // overtaken, if there was one
       std::filesystem::remove(checkpoint_path("interrupted"), ignored);
     }
-    FileSet curves(lock_);
+    FileSet curves(*lock_);
     curves.write(detail::metrics_file, sealed(metrics_.to_json().text(2)) + "\n");
     curves.write(detail::table_file, metrics_.to_csv());
     curves.commit();
     log_epoch(report);
-    if (callbacks.on_epoch) callbacks.on_epoch(report);
   }
 
   double learning_rate(std::uint64_t step) const {
@@ -8346,9 +8606,10 @@ class Trainer {
   }
 
   void save_checkpoint(std::string_view name) {
+    if (!is_first()) return;
     Metadata metadata = description();
     metadata["checkpoint_format"] = join(checkpoint_format);
-    metadata["arithmetic"] = engine_->arithmetic();
+    metadata["arithmetic"] = arithmetic();
     metadata["progress"] = progress().text();
     metadata["training_metrics"] = metrics_.to_json().text();
     save_engine(checkpoint_path(name), *engine_, true, std::move(metadata));
@@ -8441,7 +8702,7 @@ class Trainer {
 
   // The set of files that says what the run is. A new run takes those of an older one away with it.
   void write_descriptions(bool anew) const {
-    FileSet set(lock_);
+    FileSet set(*lock_);
     set.write(detail::configuration_file, sealed(configuration().text(2)) + "\n");
     task_->write_files(set);
     if (anew) {
@@ -8459,7 +8720,7 @@ class Trainer {
   Json configuration() const {
     Json config;
     config.set("version", BERT4REC_VERSION_STRING);
-    config.set("engine", engine_->name());
+    config.set("engine", engine_->name() + on_ranks());
     config.set("compiler", compiler_name());
     config.set("system", system_name());
     config.set("parameters", engine_->table().size());
@@ -8482,8 +8743,8 @@ class Trainer {
   }
 
   void log_start() const {
-    append_log(join("bert4rec.hpp ", BERT4REC_VERSION_STRING, " ", engine_->name(), ", ",
-                    compiler_name(), ", ", system_name(), ", after epoch ",
+    append_log(join("bert4rec.hpp ", BERT4REC_VERSION_STRING, " ", engine_->name(), on_ranks(),
+                    ", ", compiler_name(), ", ", system_name(), ", after epoch ",
                     metrics_.epoch_text(metrics_.evaluations())));
   }
 
@@ -8500,9 +8761,10 @@ class Trainer {
                     report.improved ? " best" : ""));
   }
 
+  Collective& ranks_;
   TrainConfig train_;
   Path output_;
-  FolderLock lock_;
+  std::optional<FolderLock> lock_;  // of rank 0
   std::unique_ptr<Task> task_;
   std::unique_ptr<Engine> engine_;
   Batch batch_, next_batch_;

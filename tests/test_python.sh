@@ -65,7 +65,7 @@ PY
 check_pandas() {
   for every in 1 0.5; do
     train --eval-every $every --best-by loss
-    best=$(sed -n 's/^best epoch \(.*\), validation loss \(.*\)$/[\1, \2]/p' trained)
+    best=$(sed -n 's/^best epoch \([0-9.]*\) by .*, validation loss \(.*\)$/[\1, \2]/p' trained)
     agrees "$1" "a table of curves" <<PY
 
 epoch, loss = $best

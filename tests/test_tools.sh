@@ -143,6 +143,25 @@ published "{$row,"
 expect 1 "published.json: byte" evaluate --baselines-only --published published.json
 expect 1 "absent.json: cannot open" evaluate --baselines-only --published absent.json
 
+# ---- several seeds ------------------------------------------------------------------------------
+expect 0 "over 2 seeds: loss" train good seeds --seeds 2 --seed 7
+[ -s seeds/seed_7/models/best_model.safetensors ] && [ -s seeds/seed_8/plots/metrics.csv ] && ok ||
+  bad "a folder for each seed"
+grep -q "^best epoch [12] by top1 [0-9.]*%, validation loss" out && ok || bad "what chose the best epoch"
+cp seeds/seeds.json all_seeds
+expect 1 "holds runs of several seeds already" train good seeds --seeds 2 --seed 7
+rm -r seeds/seed_8 # as if it had been stopped before
+expect 0 "over 2 seeds: loss" "$bin/train_model" --output seeds --resume
+cmp -s seeds/seeds.json all_seeds && ok || bad "resumed seeds end as uninterrupted ones"
+expect 2 "the runs were begun with 2" "$bin/train_model" --output seeds --resume --seeds 3
+expect 0 "best epoch" train good one_seed --seed 8
+cmp -s one_seed/models/final_model.safetensors seeds/seed_8/models/final_model.safetensors && ok ||
+  bad "a seed among several is that seed alone"
+expect 2 "--seeds 1: expected 2 ... 1000" train good o --seeds 1
+expect 2 "--seeds or --folds, not both" train good o --seeds 2 --folds 3
+expect 0 "" train good seeds --overwrite
+[ ! -e seeds/seeds.json ] && [ ! -e seeds/seed_7 ] && ok || bad "--overwrite removes older seeds"
+
 # ---- comparing ----------------------------------------------------------------------------------
 expect 0 "popularity lift" evaluate --model run/models --ranks best.json
 expect 0 "popularity lift |" evaluate --model run/models --name final_model --ranks final.json --markdown

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what is missing of: a C++ compiler, CMake, and the development packages of libcurl and stb
 # (for the tools that fetch and draw). Without the right to install, prints the command to type.
-# With `--tests`, also what tests/run.sh uses: Ninja, and clang with its library, libFuzzer and the
+# With `--tests`, also what tests/run.sh uses: Ninja, MPI, and clang with its library, libFuzzer and the
 # sanitizers; with `--everywhere` besides these the cross compilers and emulators of tests/run.sh
 # everywhere.
 set -eu
@@ -18,6 +18,8 @@ if [ "${1:-}" = --tests ] || [ "${1:-}" = --everywhere ]; then
   command -v g++ >/dev/null 2>&1 || need g++
   command -v clang++ >/dev/null 2>&1 || need clang
   command -v ninja >/dev/null 2>&1 || need ninja-build
+  command -v mpicxx >/dev/null 2>&1 && command -v mpirun >/dev/null 2>&1 ||
+    need "libopenmpi-dev openmpi-bin"
   echo '#include <vector>' | clang++ -stdlib=libc++ -fsyntax-only -x c++ - 2>/dev/null ||
     need "libc++-dev libc++abi-dev"
   echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, unsigned long) { return 0; }' |

@@ -36,8 +36,8 @@ struct Choice {
 };
 
 // A line for somebody whose run goes on in another arithmetic; empty if it is the same.
-inline std::string changed_arithmetic(bert4rec::Trainer& trainer) {
-  const std::string now = trainer.engine().arithmetic();
+inline std::string changed_arithmetic(const bert4rec::Trainer& trainer) {
+  const std::string now = trainer.arithmetic();
   if (now == trainer.begun_in()) return "";
   return bert4rec::join("note: begun in ", trainer.begun_in(), ", goes on in ", now,
                         ": from here on the bits are others than they would have been\n");

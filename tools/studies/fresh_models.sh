@@ -1,15 +1,16 @@
 #!/bin/sh
 # A model kept fresh: trained until nine tenths of the days, then at each of ten later dates brought
-# up to date by an epoch on what there is now (train_model --init-from), beside training anew
+# up to date by a few epochs on what there is now (train_model --init-from), beside training anew
 # and leaving it as it was. Each is asked for the first item that users got in the slice to come.
 # Prints a table in Markdown: HR@10 and NDCG@10 over all slices, and seconds of training.
 #
 #   sh tools/studies/fresh_models.sh RATINGS [OUTPUT]     (OUTPUT: output/fresh)
 #
-# RATINGS: lines of user::item::rating::time, such as ratings.dat of MovieTweetings.
+# RATINGS: lines of user::item::rating::time, such as ratings.dat of MovieTweetings. Of it count the
+# items that have five ratings or more in the end, and the users who have five of those.
 set -eu
 case ${1:---help} in
-  -h | --help) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  -h | --help) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 0 ;;
 esac
 ratings=$1 output=${2:-output/fresh}
 bin=${BERT4REC_BUILD:-$(cd "$(dirname "$0")" && pwd)/../../build}
@@ -17,7 +18,9 @@ slices=10
 mkdir -p "$output"
 
 # Times of the cuts: 0 ... slices.
-sort -t: -k7,7n "$ratings" >"$output/sorted"
+awk -F:: 'FNR == NR { ++n[$2]; next } n[$2] >= 5' "$ratings" "$ratings" >"$output/some"
+awk -F:: 'FNR == NR { ++n[$1]; next } n[$1] >= 5' "$output/some" "$output/some" |
+  sort -t: -k7,7n >"$output/sorted"
 first=$(head -n 1 "$output/sorted" | sed 's/.*:://')
 last=$(tail -n 1 "$output/sorted" | sed 's/.*:://')
 cut_at() { awk -v a="$first" -v b="$last" -v k="$1" -v n=$slices \
@@ -29,15 +32,14 @@ train() {
   shift 3
   [ -s "$output/$name/models/final_model.safetensors" ] ||
     "$bin/train_model" --data "$data" --output "$output/$name" --overwrite --objective causal \
-      --hidden-size 64 --num-heads 2 --max-seq-len 50 --batch-size 64 --dropout 0.2 \
-      --loss sampled-softmax --negatives 256 --epochs "$epochs" --split last --schedule linear \
-      --warmup-steps 50 "$@" >&2
+      --hidden-size 64 --num-heads 2 --max-seq-len 50 --batch-size 64 --dropout 0.3 \
+      --epochs "$epochs" --split last --best-by top10 --schedule linear --warmup-steps 50 "$@" >&2
 }
 
 # ask NAME K KIND: its figures for the items that users got first behind cut K.
 ask() {
   mkdir -p "$output/ranks"
-  "$bin/evaluate_model" --model "$output/$1/models" --name final_model \
+  "$bin/evaluate_model" --model "$output/$1/models" \
     --data "$output/data_$(($2 + 1))" --grown-from "$output/data_$2" --json 2>/dev/null |
     tr -d '\n' >"$output/ranks/$3_$2.json"
 }
@@ -50,14 +52,14 @@ while [ $k -le $slices ]; do
   k=$((k + 1))
 done
 
-train anew_0 "$output/data_0" 5 --lr 0.001
+train anew_0 "$output/data_0" 20 --lr 0.001
 k=0 before_mean=anew_0 before_random=anew_0
 while [ $k -lt $slices ]; do
   if [ $k -gt 0 ]; then
-    train "anew_$k" "$output/data_$k" 5 --lr 0.001
+    train "anew_$k" "$output/data_$k" 20 --lr 0.001
     for new in mean random; do
       eval "before=\$before_$new"
-      train "${new}_$k" "$output/data_$k" 1 --lr 0.001 --init-from "$output/$before/models" \
+      train "${new}_$k" "$output/data_$k" 3 --lr 0.0005 --init-from "$output/$before/models" \
         --new-items $new
       eval "before_$new=${new}_$k"
     done
@@ -72,17 +74,20 @@ done
 # Of all slices together, weighed by their users; and the seconds of the last nine trainings.
 echo "| | users asked | HR@10 | NDCG@10 | seconds of training |"
 echo "|---|---|---|---|---|"
-for kind in frozen mean random anew; do
+for kind in frozen mean random anew popularity; do
   case $kind in
     frozen) name="as it was" ;;
-    mean) name="one epoch more, new items as the mean" ;;
-    random) name="one epoch more, new items at random" ;;
-    anew) name="trained anew, 5 epochs" ;;
+    mean) name="three epochs more, new items as the mean" ;;
+    random) name="three epochs more, new items at random" ;;
+    anew) name="trained anew, 20 epochs" ;;
+    popularity) name="popularity" ;;
   esac
   seconds=$(cat "$output/${kind}"_[1-9]/logs/training.log 2>/dev/null |
     sed -n 's/.* seconds \([0-9.e-]*\).*/\1/p' | awk '{ s += $1 } END { printf "%.0f", s }')
-  for file in "$output/ranks/${kind}"_*.json; do
-    sed 's/.*"next_item": {\([^}]*\)}.*/\1/; s/[",:]/ /g' "$file"
+  field=next_item of=$kind
+  [ $kind != popularity ] || field=next_item_popularity of=anew
+  for file in "$output/ranks/${of}"_*.json; do
+    sed "s/.*\"$field\": {\\([^}]*\\)}.*/\\1/; s/[\",:]/ /g" "$file"
     echo
   done | awk -v name="$name" -v seconds="$seconds" '
     { for (i = 1; i < NF; ++i) v[$i] = $(i + 1) }
