@@ -6363,20 +6363,21 @@ struct RankIntervals {
   RankMetrics low, high;
 };
 
-// 95 % intervals of each metric by the percentile bootstrap (Efron, 1979): the users are drawn anew
-// with replacement `resamples` times, and the interval holds the middle 95 % of the means. It tells
-// what another sample of users would change, not what another training seed would. All rows of a
-// table are drawn alike.
-inline RankIntervals bootstrap_intervals(std::span<const std::size_t> ranks, std::uint64_t seed,
-                                         std::size_t resamples = 1000) {
-  require(!ranks.empty() && resamples > 0, "bootstrap of ", ranks.size(), " ranks and ", resamples,
+namespace detail {
+
+// The middle 95 % of metrics(sample) over `resamples` samples of n users, drawn with replacement;
+// sample i depends on the seed and i alone.
+template <class Metrics>
+RankIntervals bootstrap(std::size_t n, std::uint64_t seed, std::size_t resamples,
+                        Metrics&& metrics_of) {
+  require(n > 0 && resamples > 0, "bootstrap of ", n, " ranks and ", resamples,
           " resamples, expected at least 1 of each");
   std::vector<std::vector<double>> means;  // [metric][resample]
-  std::vector<std::size_t> sample(ranks.size());
+  std::vector<std::size_t> sample(n);
   for (std::size_t resample = 0; resample < resamples; ++resample) {
     const Key key = fold_in(stream_key(seed, Stream::bootstrap), resample);
-    for (std::size_t i = 0; i < sample.size(); ++i) sample[i] = ranks[below(key, i, ranks.size())];
-    const RankMetrics metrics = rank_metrics(sample);
+    for (std::size_t i = 0; i < n; ++i) sample[i] = below(key, i, n);
+    const RankMetrics metrics = metrics_of(sample);
     std::size_t metric = 0;
     RankMetrics::fields(metrics, [&](const std::string&, double value) {
       if (metric == means.size()) means.emplace_back();
@@ -6386,7 +6387,7 @@ inline RankIntervals bootstrap_intervals(std::span<const std::size_t> ranks, std
   for (std::vector<double>& values : means) std::sort(values.begin(), values.end());
   const auto order_statistic = [&](std::size_t at) {
     RankMetrics metrics;
-    metrics.users = ranks.size();
+    metrics.users = n;
     std::size_t metric = 0;
     RankMetrics::fields(metrics,
                         [&](const std::string&, double& value) { value = means[metric++][at]; });
@@ -6394,6 +6395,48 @@ inline RankIntervals bootstrap_intervals(std::span<const std::size_t> ranks, std
   };
   const std::size_t tail = resamples / 40;  // 2.5 %
   return {order_statistic(tail), order_statistic(resamples - 1 - tail)};
+}
+
+inline RankMetrics metrics_of_sample(std::span<const std::size_t> ranks,
+                                     std::span<const std::size_t> sample) {
+  std::vector<std::size_t> drawn;
+  for (const std::size_t user : sample) drawn.push_back(ranks[user]);
+  return rank_metrics(drawn);
+}
+
+}  // namespace detail
+
+// 95 % intervals of each metric by the percentile bootstrap (Efron, 1979): the users are drawn anew
+// with replacement `resamples` times, and the interval holds the middle 95 % of the means. It tells
+// what another sample of users would change, not what another training seed would. All rows of a
+// table are drawn alike.
+inline RankIntervals bootstrap_intervals(std::span<const std::size_t> ranks, std::uint64_t seed,
+                                         std::size_t resamples = 1000) {
+  return detail::bootstrap(ranks.size(), seed, resamples, [&](const auto& sample) {
+    return detail::metrics_of_sample(ranks, sample);
+  });
+}
+
+// metrics of a - metrics of b
+inline RankMetrics difference(RankMetrics a, const RankMetrics& b) {
+  std::vector<double> values;
+  RankMetrics::fields(b, [&](const std::string&, double value) { values.push_back(value); });
+  std::size_t metric = 0;
+  RankMetrics::fields(a, [&](const std::string&, double& value) { value -= values[metric++]; });
+  return a;
+}
+
+// The same of the differences between two models that ranked for the same users, in one order
+// (paired bootstrap): most of what makes a user hard is so for both, and cancels. Where 0 lies
+// outside an interval, the difference would rarely come from chance in the choice of users.
+inline RankIntervals paired_intervals(std::span<const std::size_t> a,
+                                      std::span<const std::size_t> b, std::uint64_t seed,
+                                      std::size_t resamples = 1000) {
+  require(a.size() == b.size(), "ranks of ", a.size(), " and of ", b.size(),
+          " users, expected the same users");
+  return detail::bootstrap(a.size(), seed, resamples, [&](const auto& sample) {
+    return difference(detail::metrics_of_sample(a, sample), detail::metrics_of_sample(b, sample));
+  });
 }
 
 // ---- Cases -------------------------------------------------------------------------------------
@@ -6655,8 +6698,10 @@ class RankingTask {
     return negatives_.at(protocol)[number];
   }
 
-  // The ranks under every protocol, from one pass of the scorer over the cases.
-  Ranks ranks(const Scorer& scorer) const {
+  // The ranks under every protocol, from one pass of the scorer over the cases; see(question,
+  // scores) is shown the scores[num_items] of each.
+  using See = std::function<void(const NextItemCase&, std::span<const float>)>;
+  Ranks ranks(const Scorer& scorer, const See& see = {}) const {
     const std::size_t I = num_items_;
     // Of so many numbers; but 16 at least, since each group of rows reads the whole item table.
     const std::size_t rows = std::clamp<std::size_t>((std::size_t{1} << 22) / I, 16, 256);
@@ -6667,7 +6712,9 @@ class RankingTask {
       scores.resize(some.size() * I);
       scorer(some, scores);
       for (std::size_t i = 0; i < some.size(); ++i) {
-        add_ranks(begin + i, std::span(scores).subspan(i * I, I), ranks);
+        const auto row = std::span(scores).subspan(i * I, I);
+        if (see) see(some[i], row);
+        add_ranks(begin + i, row, ranks);
       }
     }
     return ranks;
@@ -6703,6 +6750,77 @@ class RankingTask {
   std::vector<NextItemCase> cases_;
   std::size_t num_items_;
   std::map<Protocol, std::vector<std::vector<std::int32_t>>> negatives_;
+};
+
+// ---- More than accuracy ------------------------------------------------------------------------
+// What the lists of the best ten unseen items are like, whoever is right. With u(i) the share of the
+// known users who know item i (of those whom nobody knows: as if one did):
+//   coverage    the share of all items that stand in somebody's list (Ge et al., RecSys 2010)
+//   novelty     the mean of -log2 u(i), in bits, over all lists (mean self-information; Zhou et al.,
+//               PNAS 2010): 1 more is half as well known
+//   lift        g(lists) / g(histories) - 1, g being the mean over users of the mean u(i) of their
+//               items (popularity lift; Abdollahpouri et al., RecSys 2020): 0 where lists are as
+//               popular as what was watched, 1 where twice as much
+
+struct ListMeasures {
+  double coverage = 0, novelty = 0, lift = 0;
+
+  template <class Self, class Visit>
+  static void fields(Self& self, Visit&& visit) {
+    visit("coverage@10", self.coverage);
+    visit("novelty@10", self.novelty);
+    visit("popularity_lift@10", self.lift);
+  }
+};
+
+// Collects the lists of one scorer: add() is a RankingTask::See.
+class ListAudit {
+ public:
+  static constexpr std::size_t length = 10;
+
+  // `known`: of whom the scorer could know.
+  ListAudit(std::span<const ItemSpan> known, std::size_t num_items) : share_(num_items) {
+    for (const ItemSpan history : known) {
+      for (const std::int32_t item : std::unordered_set(history.begin(), history.end())) {
+        share_[static_cast<std::size_t>(item)] += 1;
+      }
+    }
+    for (double& share : share_) share = std::max(share, 1.0) / static_cast<double>(known.size());
+    listed_.resize(num_items);
+  }
+
+  void add(const NextItemCase& question, std::span<const float> scores) {
+    std::vector<std::int32_t> list;
+    for (const Recommendation& pick : top_unseen(scores, question.before, length)) {
+      const auto item = static_cast<std::size_t>(pick.item);
+      list.push_back(pick.item);
+      listed_[item] = true;
+      novelty_ -= detail::natural_log(share_[item]);
+      ++count_;
+    }
+    if (list.empty() || question.before.empty()) return;
+    of_lists_ += mean_share(list);
+    of_histories_ += mean_share(question.before);
+  }
+
+  ListMeasures measures() const {
+    const auto items = static_cast<double>(std::count(listed_.begin(), listed_.end(), true));
+    return {items / static_cast<double>(share_.size()),
+            novelty_ / (detail::natural_log(2) * static_cast<double>(std::max<std::size_t>(count_, 1))),
+            of_histories_ > 0 ? of_lists_ / of_histories_ - 1 : 0.0};
+  }
+
+ private:
+  double mean_share(ItemSpan items) const {
+    double sum = 0;
+    for (const std::int32_t item : items) sum += share_[static_cast<std::size_t>(item)];
+    return sum / static_cast<double>(items.size());
+  }
+
+  std::vector<double> share_;  // u [num_items]
+  std::vector<bool> listed_;   // [num_items]
+  double novelty_ = 0, of_lists_ = 0, of_histories_ = 0;
+  std::size_t count_ = 0;  // of listed items, all lists together
 };
 
 // ---- Labels ------------------------------------------------------------------------------------
@@ -7575,6 +7693,7 @@ inline constexpr std::string_view best_model_file = "models/best_model.safetenso
                                   final_model_file = "models/final_model.safetensors",
                                   configuration_file = "models/training_config.json",
                                   metrics_file = "plots/training_metrics.json",
+                                  table_file = "plots/metrics.csv",
                                   log_file = "logs/training.log";
 // Drawn by tools/plots.
 inline constexpr std::array<std::string_view, 4> picture_files{
@@ -7657,6 +7776,30 @@ struct TrainingMetrics {
     if (per_epoch > 1) json.set("evaluations_per_epoch", per_epoch);
     json.set("best_epoch", best_epoch);
     return json;
+  }
+
+  // A line for each evaluation, for spreadsheets; best: 1 for the best one so far.
+  std::string to_csv() const {
+    std::vector<std::pair<std::string, const std::vector<double>*>> columns{
+        {"train_loss", &train_losses}, {"val_loss", &val_losses}};
+    for (const auto& [of, curves] :
+         {std::pair("train", &train_accuracies), std::pair("val", &val_accuracies)}) {
+      for (std::size_t i = 0; i < top_k.size(); ++i) {
+        columns.emplace_back(join(of, "_top", top_k[i]), &(*curves)[i]);
+      }
+    }
+    for (const auto& [name, values] : val_measures) columns.emplace_back("val_" + name, &values);
+    columns.emplace_back("learning_rate", &learning_rates);
+    columns.emplace_back("seconds", &epoch_seconds);
+    std::string text = "epoch";
+    for (const auto& column : columns) text += "," + column.first;
+    text += ",best\n";
+    for (std::size_t i = 0; i < evaluations(); ++i) {
+      text += epoch_text(i + 1);
+      for (const auto& column : columns) text += join(",", (*column.second)[i]);
+      text += join(",", int{i + 1 == best_epoch}, "\n");
+    }
+    return text;
   }
 
   static TrainingMetrics from_json(const Json& json) {
@@ -7799,6 +7942,59 @@ inline std::unique_ptr<Engine> load_model(const Safetensors& file, std::size_t t
   return engine;
 }
 
+namespace detail {
+
+// An item of item_mappings.json, which must say that it is the next.
+inline void read_mapping(JsonReader& reader, const std::string& file, Catalogue& catalogue) {
+  const auto number = static_cast<std::int32_t>(catalogue.size());
+  int places = 0;
+  const auto expect = [&](std::string_view name, std::int64_t expected) {
+    const std::int64_t found = reader.integer();
+    if (found != expected) reader.error(name, " is ", found, ", expected ", expected);
+    ++places;
+  };
+  Item item = read_item(reader, [&](std::string_view name) {
+    if (name == "index")
+      expect("index", number);
+    else if (name == "token")
+      expect("token", token_of(number));
+    else
+      reader.skip();
+  });
+  if (places != 2) reader.error("item ", number, " lacks its \"index\" or \"token\"");
+  in_context(file, [&] { catalogue.add(std::move(item)); });
+}
+
+}  // namespace detail
+
+// The catalogue that a model was trained on, from the item_mappings.json beside its file.
+inline Catalogue catalogue_of(const Path& models, const Safetensors& model) {
+  const Path path = models / "item_mappings.json";
+  const std::string text = read_file(path), file = path_text(path);
+  const bool is_sealed = check_seal(text, file);
+  Catalogue catalogue;
+  std::string data;
+  JsonReader reader(text, file);
+  reader.object([&](std::string_view name) {
+    if (name == "data") {
+      data = reader.string();
+    } else if (name == "items") {
+      reader.array([&] { detail::read_mapping(reader, file, catalogue); });
+    } else if (name == "checksum" && is_sealed) {
+      reader.skip();
+    } else {
+      reader.error("unknown field \"", shown(name), "\"");
+    }
+  });
+  reader.end();
+  require(data == model.metadata("data"), models,
+          ": item_mappings.json and the model are of different runs");
+  const std::size_t items = stored_config<ModelConfig>(model, "model_config").num_items;
+  require(catalogue.size() == items, models, ": item_mappings.json has ", catalogue.size(),
+          " items, the model ", items);
+  return catalogue;
+}
+
 // Gives a model the sizes of the encoder of another, on whose parameters it is to begin.
 inline void take_sizes(ModelConfig& model, const ModelConfig& other) {
   model.hidden_size = other.hidden_size, model.inner_size = other.inner_size;
@@ -7824,6 +8020,68 @@ inline std::vector<std::string> begin_with(const Safetensors& file, Engine& engi
   }
   engine.write(State::parameters, values);
   return others;
+}
+
+// How the rows of items that a model does not know begin: as a new model's, or as the mean of all
+// that it knows.
+enum class NewItems { random, mean };
+
+namespace detail {
+template <>
+struct EnumNames<NewItems> {
+  static constexpr std::array<std::string_view, 2> names{"random", "mean"};
+};
+
+// Fills the rows of new items: row i of `now` [num_items,width] is row known[i] of `before`, or new
+// where that is -1.
+inline void grow_rows(std::span<const float> before, std::span<const std::int32_t> known,
+                      NewItems new_items, std::size_t width, std::span<float> now) {
+  std::vector<double> mean(width);
+  for (std::size_t i = 0; i < before.size(); ++i) mean[i % width] += double(before[i]);
+  for (double& value : mean) value *= static_cast<double>(width) / double(before.size());
+  for (std::size_t i = 0; i < known.size(); ++i) {
+    float* const row = now.data() + i * width;
+    if (known[i] >= 0)
+      std::copy_n(before.data() + static_cast<std::size_t>(known[i]) * width, width, row);
+    else if (new_items == NewItems::mean)
+      std::transform(mean.begin(), mean.end(), row, [](double x) { return static_cast<float>(x); });
+  }
+}
+
+}  // namespace detail
+
+// Begins an engine on a model of the same kind that was trained when there were other items, those
+// of `before`: what has a row for each item is matched by their ids, all else is copied. Returns
+// how many of the engine's items, those of `now`, the model knows.
+inline std::size_t begin_with_items(const Safetensors& file, const Catalogue& before,
+                                    Engine& engine, const Catalogue& now, NewItems new_items) {
+  file.verify();
+  std::vector<std::int32_t> known;  // [num_items], the number that an item had; -1: none
+  for (const Item& item : now) {
+    known.push_back(std::visit([&](const auto& id) { return before.find(id); }, item.id));
+  }
+  const TensorTable table = bert4rec_tensors(stored_config<ModelConfig>(file, "model_config"));
+  std::vector<float> values(engine.table().size());
+  engine.read(State::parameters, values);
+  for (const TensorSpec& spec : engine.table()) {
+    const auto to = std::span(values).subspan(spec.offset, spec.size);
+    if (spec.rows != Rows::tokens) {
+      file.copy(spec.name, spec.shape, to.data());
+      continue;
+    }
+    const TensorSpec& old = table.at(spec.name);
+    std::vector<float> rows(old.size);
+    file.copy(spec.name, old.shape, rows.data());
+    const std::size_t width = spec.size / spec.shape[0], special = special_rows * width;
+    require(width == old.size / old.shape[0], file.path(), ": rows of ", spec.name, " have ",
+            old.size / old.shape[0], " numbers, expected ", width);
+    std::copy_n(rows.data(), special, to.data());
+    detail::grow_rows(std::span(rows).subspan(special), known, new_items, width,
+                      to.subspan(special));
+  }
+  engine.write(State::parameters, values);
+  const auto is_known = [](std::int32_t item) { return item >= 0; };
+  return static_cast<std::size_t>(std::count_if(known.begin(), known.end(), is_known));
 }
 
 // Whether a run that is resumed may change an option: only where nothing done so far would have
@@ -8066,7 +8324,10 @@ class Trainer {
       std::error_code ignored;  // overtaken, if there was one
       std::filesystem::remove(checkpoint_path("interrupted"), ignored);
     }
-    write_file(output_ / detail::metrics_file, sealed(metrics_.to_json().text(2)) + "\n");
+    FileSet curves(lock_);
+    curves.write(detail::metrics_file, sealed(metrics_.to_json().text(2)) + "\n");
+    curves.write(detail::table_file, metrics_.to_csv());
+    curves.commit();
     log_epoch(report);
     if (callbacks.on_epoch) callbacks.on_epoch(report);
   }
@@ -8188,7 +8449,7 @@ class Trainer {
       for (const std::string_view name : detail::picture_files) set.remove(name);
       for (const std::string_view name :
            {detail::best_model_file, detail::final_model_file, detail::metrics_file,
-            detail::log_file, detail::confusion_file}) {
+            detail::table_file, detail::log_file, detail::confusion_file}) {
         set.remove(name);
       }
     }
@@ -8389,12 +8650,8 @@ class Recommender {
   explicit Recommender(const Path& models, std::string_view name = "best_model",
                        std::size_t threads = 0, const EngineMaker& make = make_cpu_engine) {
     const Safetensors file = open_model(models, name);
-    const std::string data = load_mappings(models / "item_mappings.json");
-    require(data == file.metadata("data"), models,
-            ": item_mappings.json and the model are of different runs");
+    catalogue_ = catalogue_of(models, file);
     engine_ = std::make_unique<SharedEngine>(load_model(file, threads, make));
-    require(catalogue_.size() == engine_->config().num_items, models, ": item_mappings.json has ",
-            catalogue_.size(), " items, the model ", engine_->config().num_items);
   }
 
   const Catalogue& catalogue() const { return catalogue_; }
@@ -8484,48 +8741,6 @@ class Recommender {
       }
     }
     return best.sorted();
-  }
-
-  // Fills the catalogue; returns the fingerprint of the data it belongs to.
-  std::string load_mappings(const Path& path) {
-    const std::string text = read_file(path), file = path_text(path);
-    const bool is_sealed = check_seal(text, file);
-    std::string data;
-    JsonReader reader(text, file);
-    reader.object([&](std::string_view name) {
-      if (name == "data") {
-        data = reader.string();
-      } else if (name == "items") {
-        reader.array([&] { load_mapping(reader, file); });
-      } else if (name == "checksum" && is_sealed) {
-        reader.skip();
-      } else {
-        reader.error("unknown field \"", shown(name), "\"");
-      }
-    });
-    reader.end();
-    return data;
-  }
-
-  // The next item, which must say that it is the next.
-  void load_mapping(JsonReader& reader, const std::string& file) {
-    const auto number = static_cast<std::int32_t>(catalogue_.size());
-    int places = 0;
-    const auto expect = [&](std::string_view name, std::int64_t expected) {
-      const std::int64_t found = reader.integer();
-      if (found != expected) reader.error(name, " is ", found, ", expected ", expected);
-      ++places;
-    };
-    Item item = detail::read_item(reader, [&](std::string_view name) {
-      if (name == "index")
-        expect("index", number);
-      else if (name == "token")
-        expect("token", token_of(number));
-      else
-        reader.skip();
-    });
-    if (places != 2) reader.error("item ", number, " lacks its \"index\" or \"token\"");
-    in_context(file, [&] { catalogue_.add(std::move(item)); });
   }
 
   std::unique_ptr<SharedEngine> engine_;

@@ -7,7 +7,8 @@
 //
 // Tests run in order; a failed check or an unexpected exception fails its test, and finish()
 // returns 1 if any failed, or if none ran. skip() names a test that a system cannot have. With
-// CHECK_ONLY=TEXT in the environment only tests run whose names hold that text.
+// CHECK_ONLY=TEXT in the environment only tests run whose names hold that text; with CHECK_FIRST=1
+// none behind the first that fails.
 
 #ifndef BERT4REC_TESTS_CHECK_HPP
 #define BERT4REC_TESTS_CHECK_HPP
@@ -51,6 +52,7 @@ inline void test(std::string_view name, const std::function<void()>& body) {
   const bool good = check_detail::problems == 0;
   ++(good ? check_detail::passed : check_detail::failed);
   std::cout << (good ? "ok      " : "FAILED  ") << name << std::endl;
+  if (!good && std::getenv("CHECK_FIRST") != nullptr) std::exit(1);
 }
 
 inline void skip(std::string_view name, std::string_view reason) {

@@ -293,6 +293,50 @@ void test_bootstrap() {
   check_throws([&] { bootstrap_intervals(ranks, 1, 0); }, {"0 resamples"});
 }
 
+// Of two models that mostly agree, differences are surer than the models themselves.
+void test_paired_bootstrap() {
+  std::vector<std::size_t> a, b;
+  const Key key = make_key(8);
+  for (std::uint64_t user = 0; user < 2000; ++user) {
+    a.push_back(1 + below(key, user, 30));
+    b.push_back(user % 10 == 0 ? 1 + below(key, 10'000 + user, 30) : a.back());
+  }
+  double mean = 0, squares = 0;
+  for (std::size_t user = 0; user < a.size(); ++user) {
+    const double gap = double(a[user] <= 10) - double(b[user] <= 10);
+    mean += gap / 2000, squares += gap * gap / 2000;
+  }
+  const RankIntervals gap = paired_intervals(a, b, 1), alone = bootstrap_intervals(a, 1);
+  check(std::abs(difference(rank_metrics(a), rank_metrics(b)).hit[2] - mean) < 1e-12, "the mean");
+  const double half = 1.96 * std::sqrt((squares - mean * mean) / 2000);  // normal approximation
+  check(std::abs(gap.low.hit[2] - (mean - half)) < 0.2 * half, join("low ", gap.low.hit[2]));
+  check(std::abs(gap.high.hit[2] - (mean + half)) < 0.2 * half, join("high ", gap.high.hit[2]));
+  check(3 * half < alone.high.hit[2] - alone.low.hit[2], "surer than one alone");
+  const RankIntervals none = paired_intervals(a, a, 1);
+  check(none.low.mrr == 0 && none.high.mrr == 0, "no difference");
+  check_throws([&] { paired_intervals(a, std::span(b).first(9), 1); }, {"of 2000 and of 9 users"});
+}
+
+// Three users, 12 items, of which 0 ... 9 head every list that they are not left out of.
+void test_list_measures() {
+  const std::vector<std::int32_t> first{0, 10}, second{0, 1, 1}, third{0, 1};
+  const std::vector<ItemSpan> known{first, second, third};
+  ListAudit audit(known, 12);
+  std::vector<float> scores(12);
+  for (std::size_t i = 0; i < 12; ++i) scores[i] = static_cast<float>(20 - i);
+  audit.add({first, 5}, scores);   // 1 ... 9 and 11
+  audit.add({second, 5}, scores);  // 2 ... 11
+  const ListMeasures found = audit.measures();
+  // Known to 3, 2, 1 of 3 users: items 0, 1, and 10; what nobody knows counts as known to one.
+  check(std::abs(found.coverage - 11.0 / 12) < 1e-15, join("coverage ", found.coverage));
+  const double novelty = -(std::log2(2.0 / 3) + 19 * std::log2(1.0 / 3)) / 20;
+  check(std::abs(found.novelty - novelty) < 1e-12, join("novelty ", found.novelty));
+  const double lists = (2 + 9 * 1) / 30.0 + 10 / 30.0, histories = 4 / 6.0 + (3 + 2 + 2) / 9.0;
+  check(std::abs(found.lift - (lists / histories - 1)) < 1e-12, join("lift ", found.lift));
+  const ListMeasures none = ListAudit(known, 12).measures();
+  check(none.coverage == 0 && none.novelty == 0 && none.lift == 0, "no lists");
+}
+
 // Counted pair by pair.
 void test_roc_auc() {
   const Key key = make_key(8);
@@ -328,5 +372,7 @@ int main() {
   test("ranks of a model", test_model_scorer);
   test("area under the ROC curve", test_roc_auc);
   test("bootstrap intervals", test_bootstrap);
+  test("paired bootstrap", test_paired_bootstrap);
+  test("what lists are like", test_list_measures);
   return finish();
 }

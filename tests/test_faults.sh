@@ -159,7 +159,7 @@ data() {
 # train PREFIX... : the words behind -- are options
 train() { "$@" --hidden-size 4 --num-heads 1 --num-layers 1 --max-seq-len 8 --batch-size 8 \
   --threads 1 --save-every 1 --split last; }
-train_leave="-x .lock -x training.log -x training_metrics.json -x loss_curve.png
+train_leave="-x .lock -x training.log -x training_metrics.json -x metrics.csv -x loss_curve.png
   -x checkpoint_*.safetensors"
 look_at_model() { "$bin/recommend" --model out/models --items "the-item-of-number-$1" --json; }
 

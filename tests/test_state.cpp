@@ -134,7 +134,8 @@ void test_no_replacement_unasked() {
   for (const char* name :
        {"models/final_model.safetensors", "models/best_model.safetensors",
         "checkpoints/checkpoint_epoch_1.safetensors", "checkpoints/checkpoint_epoch_2.safetensors",
-        "plots/training_metrics.json", "plots/loss_curve.png", "plots/confusion_matrix.png"}) {
+        "plots/training_metrics.json", "plots/metrics.csv", "plots/loss_curve.png",
+        "plots/confusion_matrix.png"}) {
     check(!path_exists(folder / name), join(name, " of the old run is gone"));
   }
   check(path_exists(folder / "plots/mine.png"), "what is not of a run stays");
@@ -333,6 +334,47 @@ void test_version_0_1() {
   check_equal(file.metadata("checkpoint_format"), "1");
 }
 
+// Items in another order, and three that are new.
+void test_grown_data() {
+  const TemporaryFolder folder;
+  const Dataset data = ring_data(15, 30), more = ring_data(18, 30);
+  train_in(folder.path(), data, 1);
+  const Safetensors file = open_model(folder / "models");
+  Catalogue known;  // in another order than in the grown data
+  for (std::int32_t item = 15; item-- > 0;) known.add(data.catalogue[item]);
+  ModelConfig model = tiny_model();
+  model.num_items = more.catalogue.size();
+  for (const NewItems choice : {NewItems::random, NewItems::mean}) {
+    const auto engine = make_cpu_engine(model, tiny_train(1), Start::random);
+    const auto fresh = make_cpu_engine(model, tiny_train(1), Start::random);
+    check_equal(begin_with_items(file, known, *engine, more.catalogue, choice), 15u);
+    std::vector<float> now(engine->table().size()), initial(now.size());
+    engine->read(State::parameters, now);
+    fresh->read(State::parameters, initial);
+    const TensorSpec& spec = engine->table().at("item_embedding.weight");
+    const std::size_t H = spec.shape[1];
+    std::vector<float> old(18 * H);  // as many rows as there are tokens of 15 items
+    file.copy("item_embedding.weight", std::vector<std::size_t>{18, H}, old.data());
+    for (std::size_t row = 0; row < 21; ++row) {
+      const std::size_t item = row - 3, from = row < 3 ? row : 3 + 14 - item;
+      for (std::size_t d = 0; d < H; ++d) {
+        double expected = row < 18 ? old[from * H + d] : initial[spec.offset + row * H + d];
+        if (row >= 18 && choice == NewItems::mean) {
+          expected = 0;
+          for (std::size_t i = 3; i < 18; ++i) expected += double(old[i * H + d]) / 15;
+        }
+        const float found = now[spec.offset + row * H + d];
+        check(std::abs(found - expected) < 1e-7, join("row ", row, ": ", found, ", ", expected));
+      }
+    }
+    const TensorSpec& position = engine->table().at("position_embedding.weight");
+    std::vector<float> positions(position.size);
+    file.copy(position.name, position.shape, positions.data());
+    check(std::equal(positions.begin(), positions.end(), now.data() + position.offset),
+          "what has no row an item is copied");
+  }
+}
+
 void test_later_versions() {
   const Dataset data = ring_data(15, 30);
   const TemporaryFolder folder;
@@ -363,5 +405,6 @@ int main() {
   test("bad manifests", test_bad_manifests);
   test("a run of version 0.1", test_version_0_1);
   test("runs of later versions", test_later_versions);
+  test("a model on data that have grown", test_grown_data);
   return finish();
 }

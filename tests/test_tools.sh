@@ -58,7 +58,7 @@ see() {
 # ---- usage --------------------------------------------------------------------------------------
 for tool in train_model recommend evaluate_model import_interactions make_demo_data \
   make_demo_text audit_dataset export_vectors benchmark tokenize_text train_classifier \
-  predict_text convert_bert make_report_lists reproduce_report; do
+  predict_text convert_bert make_report_lists reproduce_report compare_runs; do
   expect 0 "Example" "$bin/$tool" --help
   sed -i '/^Example/,$d' out
   awk 'length > 80' out >err
@@ -142,6 +142,55 @@ expect 1 'missing field "q"' evaluate --baselines-only --published published.jso
 published "{$row,"
 expect 1 "published.json: byte" evaluate --baselines-only --published published.json
 expect 1 "absent.json: cannot open" evaluate --baselines-only --published absent.json
+
+# ---- comparing ----------------------------------------------------------------------------------
+expect 0 "popularity lift" evaluate --model run/models --ranks best.json
+expect 0 "popularity lift |" evaluate --model run/models --name final_model --ranks final.json --markdown
+expect 0 '"popularity_lift@10"' evaluate --baselines-only --json --ranks chain.json
+compare() { "$bin/compare_runs" "$@"; }
+expect 0 "BERT4Rec (first) and BERT4Rec (second), test item of" compare --a best.json --b final.json
+expect 0 "may be chance" compare --a best.json --b best.json
+expect 0 '"verdict"' compare --a best.json --b chain.json --against Markov --json
+expect 0 "Markov (first) and popularity (second)" \
+  compare --a chain.json --row Markov --against popularity
+expect 1 'no ranks of "nobody", only of BERT4Rec, Markov, popularity' \
+  compare --a best.json --against nobody
+expect 0 "" evaluate --model run/models --held-out validation --ranks other.json
+expect 1 "ranks of other users" compare --a best.json --b other.json
+expect 1 "absent.json: cannot open" compare --a absent.json --b best.json
+expect 2 "--a names no file" compare --b best.json
+expect 2 "what is it to be compared with" compare --a best.json
+sed 's/"ranks": {"BERT4Rec": \[./&0/' best.json >broken.json
+expect 1 "broken.json: the checksum does not match" compare --a broken.json --b best.json
+
+# ---- data that grow ------------------------------------------------------------------------------
+mkdir more
+cp good/items.jsonl more
+echo '{"id": 5, "title": "New"}' | cat - good/items.jsonl >more/items.jsonl # all numbers are others
+sed '1,3s/]}$/, {"id": 5, "at": 2000}, {"id": 18, "at": 2001}]}/' good/histories.jsonl >more/histories.jsonl
+echo '{"user": "late", "entries": [{"id": 5, "at": 1}]}' >>more/histories.jsonl
+expect 0 "first new item of 3 users" evaluate --data more --grown-from good --model run/models
+expect 0 '"held_out": "new"' evaluate --data more --grown-from good --model run/models --json
+expect 0 "first new item of 3 users" evaluate --data more --grown-from good --baselines-only
+expect 1 "no user has an item that is new" evaluate --grown-from good --model run/models
+expect 1 "no user has an item that is new" evaluate --data more --grown-from more --baselines-only
+sed '1,3s/, {"id": 18, "at": 2001}//' more/histories.jsonl >one && cp -r more step && mv one step/histories.jsonl
+"$bin/evaluate_model" --data more --grown-from step --model run/models >out 2>err &&
+  grep -q "note: run/models/best_model.safetensors was trained on other data than step" err &&
+  grep -q "first new item of 3 users" out && ok || bad "a model that is older than the questions"
+expect 1 'the history of "u0" does not go on' evaluate --grown-from more --baselines-only
+expect 2 "not with --held-out" evaluate --grown-from good --held-out validation
+expect 0 "which knows 9 of the items" train more grown --init-from run/models --lr 1e-9
+expect 0 "" "$bin/recommend" --model run/models --items 10,11,12 --json --count 7
+grep '"id"' out >ids_before
+expect 0 "" "$bin/recommend" --model grown/models --items 10,11,12 --json --count 8 --exclude 5
+grep '"id"' out >ids_after
+cmp -s ids_before ids_after && ok || bad "what was learned is not where it was"
+expect 0 "which knows 9 of the items" train more other --init-from run/models --new-items random
+expect 2 "--init-from begins a run" "$bin/train_model" --output grown --resume --init-from run/models
+expect 1 "absent" train more other --init-from absent
+expect 1 "rows of item_embedding.weight have 8 numbers, expected 4" \
+  train more other --init-from run/models --hidden-size 4 --overwrite
 
 # ---- recommending -------------------------------------------------------------------------------
 expect 0 "Title" "$bin/recommend" --model run/models --data good --user u3 --count 2

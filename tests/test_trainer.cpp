@@ -451,13 +451,20 @@ void test_files_of_a_run() {
        {"models/best_model.safetensors", "models/final_model.safetensors",
         "models/item_mappings.json", "models/training_config.json",
         "checkpoints/checkpoint_epoch_2.safetensors", "checkpoints/checkpoint_epoch_4.safetensors",
-        "plots/training_metrics.json", "logs/training.log"}) {
+        "plots/training_metrics.json", "plots/metrics.csv", "logs/training.log"}) {
     check(std::filesystem::exists(folder / name), name);
   }
   const auto metrics =
       TrainingMetrics::from_json(read_sealed_json(folder / "plots/training_metrics.json"));
   check_equal(metrics.evaluations(), 4u);
   check_equal(metrics.val_accuracies[3].size(), 4u);
+  const std::string table = read_file(folder / "plots/metrics.csv");
+  check(table == metrics.to_csv() && std::count(table.begin(), table.end(), '\n') == 5,
+        "metrics.csv has a line for each epoch");
+  check(table.starts_with("epoch,train_loss,val_loss,train_top1,train_top5,") &&
+            table.find(join("\n3,", metrics.train_losses[2], ",", metrics.val_losses[2], ",",
+                            metrics.train_accuracies[0][2], ",")) != table.npos,
+        table);
   const Json config = read_sealed_json(folder / "models/training_config.json");
   check_equal(config.at("model").at("num_items").integer(), 15);
   const Json mappings = read_sealed_json(folder / "models/item_mappings.json");

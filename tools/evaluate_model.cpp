@@ -8,7 +8,7 @@ namespace {
 using namespace bert4rec;
 
 struct Options {
-  Path model = "output/models", data = "data/demo", published;
+  Path model = "output/models", data = "data/demo", grown_from, published, ranks;
   std::string name = "best_model", protocol{enum_name(Protocol::all_unseen)};
   HeldOut held_out = HeldOut::test;
   std::uint64_t seed = 42;
@@ -27,7 +27,9 @@ Options parse(int argc, char** argv) {
                         "evaluate_model --model output/models --data data/demo --protocol every");
   line.option("model", options.model, "models folder that train_model wrote");
   line.option("name", options.name, "which model in it: best_model or final_model");
-  line.option("data", options.data, "the folder it was trained on");
+  line.option("data", options.data, "the folder it was trained on, or a later state of it");
+  line.option("grown-from", options.grown_from,
+              "an earlier state of --data: ranks the first item that each user has got since");
   line.option("protocol", options.protocol,
               join("a table besides that of all-unseen: ", protocol_choices()));
   line.option("held-out", options.held_out, "the items to rank: validation or test");
@@ -36,6 +38,8 @@ Options parse(int argc, char** argv) {
             "a further row: the model, shown each history in a random order");
   line.option("published", options.published,
               "a file of published rows, such as tools/studies/presets/published-ml1m.json");
+  line.option("ranks", options.ranks,
+              "file to write each user's rank among all unseen items to, for compare_runs");
   line.option("seed", options.seed, "of drawn candidates, intervals and shuffled histories");
   line.option("threads", options.threads, "threads; 0: one a core");
   options.gpu.add_flags(line);
@@ -52,10 +56,24 @@ Options parse(int argc, char** argv) {
   if (options.baselines_only && options.shuffle_histories) {
     throw cli::UsageError("--shuffle-histories needs a model");
   }
-  if (!options.published.empty() && options.held_out != HeldOut::test) {
-    throw cli::UsageError("--published rows are about the test items, not --held-out validation");
+  const bool has_grown = !options.grown_from.empty();
+  if (!options.published.empty() && (options.held_out != HeldOut::test || has_grown)) {
+    throw cli::UsageError(
+        "--published rows are about the test items, not --held-out validation or --grown-from");
+  }
+  if (has_grown && options.held_out != HeldOut::test) {
+    throw cli::UsageError("--grown-from asks for new items: not with --held-out");
   }
   return options;
+}
+
+// Which items are asked for, in files and in words.
+std::string_view asked_of(const Options& options) {
+  return options.grown_from.empty() ? enum_name(options.held_out) : "new";
+}
+std::string asked_item(const Options& options) {
+  if (!options.grown_from.empty()) return "first new item";
+  return options.held_out == HeldOut::test ? "last item" : "validation item";
 }
 
 // The headline and what --protocol asks for.
@@ -131,16 +149,19 @@ struct Row {
   RankMetrics metrics;
   std::optional<RankIntervals> interval;  // shown for models
   std::string source;                     // of a published row
+  std::optional<ListMeasures> lists;      // in the table of all unseen items
 };
 
 struct Table {
   Protocol protocol;
+  std::string asked;  // "last item"
   std::vector<Row> rows;
 };
 
 struct Competitor {
   std::string name;
   RankingTask::Ranks ranks;
+  ListMeasures lists;
   bool is_model, only_sampled;  // only_sampled: stands in the tables of drawn candidates
 };
 
@@ -159,21 +180,24 @@ std::string name_of(const Engine& engine) {
   return engine.config().objective == Objective::causal ? "SASRec" : "BERT4Rec";
 }
 
-// `engine`: the model, or null.
+// `engine`: the model, or null. `known`: the histories that the baselines learn from.
 std::vector<Competitor> rank_all_competitors(const Options& options, const Dataset& data,
-                                             const DataSplit& split, const RankingTask& task,
-                                             Engine* engine) {
+                                             const std::vector<ItemSpan>& known,
+                                             const RankingTask& task, Engine* engine,
+                                             const Scorer& model) {
   std::vector<Competitor> competitors;
   const auto add = [&](const std::string& name, Scorer scorer, bool is_model, bool only_sampled) {
     scorer = with_progress(name, task.cases().size(), std::move(scorer));
-    competitors.push_back({name, task.ranks(scorer), is_model, only_sampled});
+    ListAudit audit(known, task.num_items());
+    auto ranks = task.ranks(scorer, [&](const NextItemCase& question, std::span<const float> all) {
+      audit.add(question, all);
+    });
+    competitors.push_back({name, std::move(ranks), audit.measures(), is_model, only_sampled});
   };
-  if (engine != nullptr) add(name_of(*engine), model_scorer(*engine), true, false);
+  if (engine != nullptr) add(name_of(*engine), model, true, false);
   if (options.shuffle_histories) {
-    add(join(name_of(*engine), ", shuffled"), shuffled_scorer(model_scorer(*engine), options.seed),
-        true, false);
+    add(join(name_of(*engine), ", shuffled"), shuffled_scorer(model, options.seed), true, false);
   }
-  const std::vector<ItemSpan> known = known_histories(split, options.held_out);
   add("Markov", markov_scorer(known, task.num_items()), false, false);
   add("popularity", popularity_scorer(item_counts(known, task.num_items())), false, false);
   // Published popularity rows of drawn candidates count everything, the test items included.
@@ -184,31 +208,32 @@ std::vector<Competitor> rank_all_competitors(const Options& options, const Datas
 
 Table make_table(Protocol protocol, const std::vector<Competitor>& competitors,
                  const std::vector<PublishedRow>& published, const Options& options) {
-  Table table{protocol, {}};
+  Table table{protocol, asked_item(options), {}};
   const bool full = protocol == Protocol::all_unseen || protocol == Protocol::all_items;
   for (const Competitor& competitor : competitors) {
     if (competitor.only_sampled && full) continue;
     const std::vector<std::size_t>& ranks = competitor.ranks.at(protocol);
-    table.rows.push_back({competitor.name, rank_metrics(ranks), {}, ""});
+    table.rows.push_back({competitor.name, rank_metrics(ranks), {}, "", {}});
+    if (protocol == Protocol::all_unseen) table.rows.back().lists = competitor.lists;
     if (competitor.is_model || options.json) {
       table.rows.back().interval = bootstrap_intervals(ranks, options.seed);
     }
   }
   for (const PublishedRow& row : published) {
-    if (row.protocol == protocol) table.rows.push_back({row.model, row.metrics, {}, row.source});
+    if (row.protocol == protocol)
+      table.rows.push_back({row.model, row.metrics, {}, row.source, {}});
   }
   return table;
 }
 
 // ---- Output ------------------------------------------------------------------------------------
 
-std::string title(const Table& table, HeldOut held_out) {
+std::string title(const Table& table) {
   static constexpr std::array<const char*, 4> candidates{
       "all items they had not seen", "all items, seen ones too",
       "100 unseen items drawn by popularity", "100 unseen items drawn evenly"};
-  return join(held_out == HeldOut::test ? "last item of " : "validation item of ",
-              cli::grouped(table.rows.front().metrics.users), " users, ranked among ",
-              candidates[static_cast<std::size_t>(table.protocol)]);
+  return join(table.asked, " of ", cli::grouped(table.rows.front().metrics.users),
+              " users, ranked among ", candidates[static_cast<std::size_t>(table.protocol)]);
 }
 
 // The metrics that are printed: all but NDCG@1, which is HR@1.
@@ -239,7 +264,20 @@ std::pair<std::vector<std::string>, std::vector<std::string>> labels(const Table
   return {names, sources};
 }
 
-void print_text(const Table& table, HeldOut held_out) {
+constexpr std::string_view lists_title =
+    "their lists of ten: how much of the catalogue, how new, how much more popular than what was "
+    "watched";
+
+void print_lists(const Table& table) {
+  std::printf("\n%s:\n", std::string(lists_title).c_str());
+  for (const Row& row : table.rows) {
+    if (!row.lists) continue;
+    std::printf("  %-12s  coverage %6.2f%%   novelty %5.2f bits   popularity lift %+.2f\n",
+                row.name.c_str(), 100 * row.lists->coverage, row.lists->novelty, row.lists->lift);
+  }
+}
+
+void print_text(const Table& table) {
   const auto [names, sources] = labels(table);
   int width = 12;
   for (const std::string& name : names) width = std::max(width, static_cast<int>(name.size()));
@@ -255,7 +293,7 @@ void print_text(const Table& table, HeldOut held_out) {
     for (const double value : values) texts.push_back(number(value));
     print_row(name, texts);
   };
-  std::printf("%s:\n", title(table, held_out).c_str());
+  std::printf("%s:\n", title(table).c_str());
   print_row("", columns);
   for (std::size_t i = 0; i < names.size(); ++i) {
     const Row& row = table.rows[i];
@@ -265,11 +303,12 @@ void print_text(const Table& table, HeldOut held_out) {
   for (std::size_t i = 0; i < sources.size(); ++i) {
     std::printf("  [%zu] %s\n", i + 1, sources[i].c_str());
   }
+  if (table.rows[0].lists) print_lists(table);
 }
 
-void print_markdown(const Table& table, HeldOut held_out) {
+void print_markdown(const Table& table) {
   const auto [names, sources] = labels(table);
-  std::printf("%s:\n\n| |", title(table, held_out).c_str());
+  std::printf("%s:\n\n| |", title(table).c_str());
   for (const char* column : columns) std::printf(" %s |", column);
   std::printf("\n|---|");
   for (std::size_t i = 0; i < columns.size(); ++i) std::printf("---|");
@@ -286,6 +325,14 @@ void print_markdown(const Table& table, HeldOut held_out) {
   std::printf("\n\n");
   for (std::size_t i = 0; i < sources.size(); ++i) {
     std::printf("- [%zu] %s\n", i + 1, sources[i].c_str());
+  }
+  if (!table.rows[0].lists) return;
+  std::printf("\n| %s | coverage | novelty, bits | popularity lift |\n|---|---|---|---|\n",
+              std::string(lists_title).c_str());
+  for (const Row& row : table.rows) {
+    if (!row.lists) continue;
+    std::printf("| %s | %.2f%% | %.2f | %+.2f |\n", row.name.c_str(), 100 * row.lists->coverage,
+                row.lists->novelty, row.lists->lift);
   }
 }
 
@@ -328,6 +375,10 @@ Json json_of(const Table& table) {
       }
     }
     if (!row.source.empty()) out.set("source", row.source);
+    if (row.lists) {
+      ListMeasures::fields(*row.lists,
+                           [&](const char* name, double value) { out.set(name, value); });
+    }
   }
   json.set("protocol", enum_name(table.protocol));
   json.set("users", table.rows.front().metrics.users);
@@ -340,8 +391,10 @@ struct Model {
   Path path;
   TrainConfig train;
   std::unique_ptr<Engine> engine;
+  Catalogue catalogue;  // with --grown-from: the items it knows
 };
 
+// `data`: what it was trained on, or where the histories stood when it is asked.
 Model load(const Options& options, const Dataset& data) {
   Model model;
   model.train.split = Split::last;
@@ -349,8 +402,16 @@ Model load(const Options& options, const Dataset& data) {
   const Safetensors file = open_model(options.model, options.name);
   model.path = file.path();
   model.train = stored_config<TrainConfig>(file, "train_config");
-  require(file.metadata("data") == data.fingerprint(), model.path, ": trained on other data than ",
-          options.data);
+  const bool same = file.metadata("data") == data.fingerprint();
+  if (options.grown_from.empty()) {
+    require(same, model.path, ": trained on other data than ", options.data);
+  } else {
+    model.catalogue = catalogue_of(options.model, file);
+    if (!same) {
+      std::cerr << "note: " << path_text(model.path) << " was trained on other data than "
+                << path_text(options.grown_from) << "; what it saw must be older\n";
+    }
+  }
   model.engine = load_model(file, options.threads, options.gpu.maker());
   return model;
 }
@@ -379,7 +440,7 @@ void print_json(const Options& options, const Model& model,
   Json json;
   json.set("model", model.engine ? Json(path_text(model.path)) : Json());
   json.set("split", enum_name(model.train.split));
-  json.set("held_out", enum_name(options.held_out));
+  json.set("held_out", asked_of(options));
   json.set("seed", options.seed);
   if (validation) json.set("validation", json_of(*validation));
   // The headline table again, by name.
@@ -393,6 +454,27 @@ void print_json(const Options& options, const Model& model,
   for (const Table& table : tables) list.push_back(json_of(table));
   json.set("tables", std::move(list));
   std::cout << json.text(2) << "\n";
+}
+
+// {"data": ..., "held_out": "test", "users": [names], "ranks": {"BERT4Rec": [of each user], ...}}
+void write_ranks(const Options& options, const Model& model, const Dataset& data,
+                 const RankingTask& task, const std::vector<Competitor>& competitors) {
+  Json::Array users;
+  for (const NextItemCase& question : task.cases()) {
+    users.push_back(data.histories.user(question.user));
+  }
+  Json ranks, json;
+  for (const Competitor& competitor : competitors) {
+    if (competitor.only_sampled) continue;
+    const std::vector<std::size_t>& all = competitor.ranks.at(Protocol::all_unseen);
+    ranks.set(competitor.name, Json::Array(all.begin(), all.end()));
+  }
+  json.set("model", model.engine ? Json(path_text(model.path)) : Json());
+  json.set("data", data.fingerprint());
+  json.set("held_out", asked_of(options));
+  json.set("users", std::move(users));
+  json.set("ranks", std::move(ranks));
+  write_file(options.ranks, sealed(json.text()) + "\n");
 }
 
 void print_heading(const Options& options, const Model& model,
@@ -410,21 +492,91 @@ void print_heading(const Options& options, const Model& model,
   std::printf("\n");
 }
 
+// What is asked of whom, and what the baselines may learn from.
+struct Questions {
+  std::vector<NextItemCase> cases;
+  std::vector<ItemSpan> known;
+};
+
+// Of data that have grown: the first new item of each user who was there, after all that the user
+// had then.
+Questions questions_of_grown(const Dataset& before, const Dataset& now) {
+  Questions questions;
+  for (std::size_t row = 0; row < before.histories.size(); ++row) {
+    const std::string& user = before.histories.user(row);
+    const auto found = now.histories.find(user);
+    require(found.has_value(), "the grown data have no user \"", shown(user), "\"");
+    const ItemSpan old = before.histories.row(row), all = now.histories.row(*found);
+    const bool goes_on = old.size() <= all.size() &&
+                         std::equal(old.begin(), old.end(), all.begin(), [&](auto a, auto b) {
+                           return before.catalogue[a].id == now.catalogue[b].id;
+                         });
+    require(goes_on, "the history of \"", shown(user), "\" does not go on from what it was");
+    questions.known.push_back(all.first(old.size()));
+    if (old.size() == all.size()) continue;
+    questions.cases.push_back({all.first(old.size()), all[old.size()], *found});
+  }
+  require(!questions.cases.empty(), "no user has an item that is new");
+  return questions;
+}
+
+// A model that knows the items `known`, for questions about those of `now`; what it does not know is
+// in no history, and ranks last.
+Scorer grown_scorer(Scorer scorer, const Catalogue& known, const Catalogue& now) {
+  std::vector<std::int32_t> number;  // [items of now]: that of an item in the model; -1: none
+  for (const Item& item : now) {
+    number.push_back(std::visit([&](const auto& id) { return known.find(id); }, item.id));
+  }
+  return [scorer = std::move(scorer), number = std::move(number), items = known.size()](
+             std::span<const NextItemCase> cases, std::span<float> scores) {
+    std::vector<std::vector<std::int32_t>> histories;
+    std::vector<NextItemCase> asked(cases.begin(), cases.end());
+    for (NextItemCase& question : asked) {
+      std::vector<std::int32_t>& history = histories.emplace_back();
+      for (const std::int32_t item : question.before) {
+        const std::int32_t one = number[static_cast<std::size_t>(item)];
+        if (one >= 0) history.push_back(one);
+      }
+      question.before = history, question.target = 0;
+    }
+    std::vector<float> of_model(cases.size() * items);
+    scorer(asked, of_model);
+    for (std::size_t i = 0; i < scores.size(); ++i) {
+      const std::int32_t item = number[i % number.size()];
+      const std::size_t row = i / number.size() * items;
+      scores[i] = item < 0 ? -std::numeric_limits<float>::infinity()
+                           : of_model[row + static_cast<std::size_t>(item)];
+    }
+  };
+}
+
 int evaluate(int argc, char** argv) {
   const Options options = parse(argc, argv);
   const std::vector<Protocol> chosen = chosen_protocols(options.protocol);
+  const bool has_grown = !options.grown_from.empty();
   const Dataset data = Dataset::load(options.data);
+  const Dataset before = has_grown ? Dataset::load(options.grown_from) : Dataset();
   const std::vector<PublishedRow> published = read_published(options.published, data);
-  const Model model = load(options, data);
+  const Model model = load(options, has_grown ? before : data);
   require(published.empty() || model.train.split == Split::last, model.path,
           ": trained with split users; published rows are about split last");
-  const DataSplit split(data.histories, model.train);
-  const RankingTask task(next_item_cases(split, options.held_out),
+  const DataSplit split((has_grown ? before : data).histories, model.train);
+  Questions questions;
+  if (has_grown)
+    questions = questions_of_grown(before, data);
+  else
+    questions = {next_item_cases(split, options.held_out),
+                 known_histories(split, options.held_out)};
+  const RankingTask task(std::move(questions.cases),
                          item_counts(all_histories(data.histories), data.catalogue.size()),
                          options.seed);
   std::optional<Validated> validation;
-  if (model.engine) validation = validate(data, *model.engine, model.train);
-  const auto competitors = rank_all_competitors(options, data, split, task, model.engine.get());
+  if (model.engine && !has_grown) validation = validate(data, *model.engine, model.train);
+  Scorer scorer = model.engine ? model_scorer(*model.engine) : Scorer();
+  if (has_grown) scorer = grown_scorer(std::move(scorer), model.catalogue, data.catalogue);
+  const auto competitors =
+      rank_all_competitors(options, data, questions.known, task, model.engine.get(), scorer);
+  if (!options.ranks.empty()) write_ranks(options, model, data, task, competitors);
   std::vector<Table> tables;
   for (const Protocol protocol : chosen) {
     tables.push_back(make_table(protocol, competitors, published, options));
@@ -436,7 +588,7 @@ int evaluate(int argc, char** argv) {
   print_heading(options, model, validation);
   for (const Table& table : tables) {
     std::printf("\n");
-    (options.markdown ? print_markdown : print_text)(table, options.held_out);
+    (options.markdown ? print_markdown : print_text)(table);
   }
   return 0;
 }

@@ -11,7 +11,8 @@ using namespace bert4rec;
 struct Options {
   ModelConfig model;
   TrainConfig train;
-  Path data = "data/demo", output = "output", preset;
+  Path data = "data/demo", output = "output", preset, init_from;
+  NewItems new_items = NewItems::mean;
   gpu::Choice gpu;
   bool resume = false, overwrite = false, every_fold = false;
   bool allow_collapse = false, quiet = false;
@@ -89,6 +90,11 @@ void add_flags(cli::CommandLine& line, Options& options) {
   line.option("preset", options.preset, "JSON file of options; flags beside it go before it");
   line.configuration(options.train, flag_names, {"augment", "class_balance", "masking"});
   line.configuration(options.model, flag_names, {"num_items", "segments", "classes"});
+  line.option("init-from", options.init_from,
+              "models folder to begin on, with its sizes: items are matched by id, so the data may "
+              "have grown");
+  line.option("new-items", options.new_items,
+              "how items begin that the model of --init-from does not know");
   line.flag("resume", options.resume,
             "continue the run in the output folder, with the options it was begun with");
   line.flag("overwrite", options.overwrite, "replace the run in the output folder");
@@ -132,6 +138,10 @@ Options parse(int argc, char** argv) {
   const Options stored = options.resume ? stored_options(options.output) : Options();
   if (options.resume) {
     options.model = stored.model, options.train = stored.train, options.data = stored.data;
+  }
+  if (!options.init_from.empty()) {
+    if (options.resume) throw cli::UsageError("--init-from begins a run, --resume continues one");
+    options.model = stored_config<ModelConfig>(open_model(options.init_from), "model_config");
   }
   if (!options.preset.empty()) read_options(options.preset, options);
   line.parse(argc, argv);  // again, since flags go before files
@@ -232,6 +242,14 @@ void resume(Trainer& trainer) {
             << gpu::changed_arithmetic(trainer) << std::flush;
 }
 
+void begin(const Options& options, const Dataset& data, Trainer& trainer) {
+  const Safetensors file = open_model(options.init_from);
+  const std::size_t known = begin_with_items(file, catalogue_of(options.init_from, file),
+                                             trainer.engine(), data.catalogue, options.new_items);
+  std::cout << "beginning on " << path_text(file.path()) << ", which knows " << cli::grouped(known)
+            << " of the items" << std::endl;
+}
+
 // Trains in options.output; nothing if a signal stopped it.
 std::optional<TrainingMetrics> train(const Options& options, const Dataset& data) {
   auto made = make_task(data, options.model, options.train);
@@ -249,6 +267,7 @@ std::optional<TrainingMetrics> train(const Options& options, const Dataset& data
   std::cout << ", " << cli::grouped(task.split().validation_users().size()) << " to validate"
             << std::endl;
   if (options.resume) resume(trainer);
+  if (!options.init_from.empty()) begin(options, data, trainer);
   if (options.model.task == TaskKind::matching && options.train.neg_ratio == 0) {
     std::cout << "warning: without negatives nothing keeps vectors apart: they will collapse\n";
   }
