@@ -45,6 +45,13 @@ cmake --install build >>log
 [ ! -e prefix/bin ]
 consumer found -DCMAKE_PREFIX_PATH="$work/prefix"
 
+echo "tools without libcurl: all but those of AniList"
+cmake -S "$here" -B no_curl -DBERT4REC_CUDA=OFF -DCMAKE_DISABLE_FIND_PACKAGE_CURL=ON >log
+grep -q "no libcurl: without prepare_dataset, load_users and recommend --anilist" log
+cmake --build no_curl --target help >log
+grep -q recommend log
+! grep -q prepare_dataset log || { echo "prepare_dataset without libcurl"; exit 1; }
+
 echo "installed tools"
 cmake --install "$built" --prefix "$work/tools" >log
 for source in "$here"/tools/*.cpp "$here"/tools/benchmark/*.cpp "$here"/tools/studies/*.cpp; do
