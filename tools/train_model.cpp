@@ -108,6 +108,7 @@ void add_flags(cli::CommandLine& line, Options& options) {
        {"architecture", "objective", "task", "hidden-size", "num-layers", "num-heads",
         "max-seq-len", "dropout", "attention-dropout", "inner-size", "norm-epsilon",
         "initializer-range"}},
+      {"Beginning on a model", {"init-from", "new-items"}},
       {"What is hidden and shown",
        {"mask-prob", "mask-last", "random-share", "keep-share", "static-masks", "window-stride",
         "reversed-share"}},
