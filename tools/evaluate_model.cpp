@@ -46,9 +46,9 @@ Options parse(int argc, char** argv) {
   line.flag("json", options.json, "print JSON, with the intervals of all rows");
   line.flag("markdown", options.markdown, "print Markdown");
   line.groups({
-      {"What is evaluated", {"model", "name", "data", "held-out", "grown-from", "protocol"}},
+      {"What is evaluated", {"model", "name", "data", "grown-from", "held-out", "protocol"}},
       {"What stands beside it", {"baselines-only", "shuffle-histories", "published"}},
-      {"What is printed", {"json", "markdown", "ranks"}},
+      {"What is printed and written", {"json", "markdown", "ranks"}},
       {"Computing", {}},
   });
   line.parse(argc, argv);
