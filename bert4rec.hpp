@@ -5999,8 +5999,8 @@ inline std::vector<Recommendation> top_unseen(std::span<const float> scores, Ite
 //   at the start     versions, settings and data, which must be the same, and the state of rank 0,
 //                    if it resumes
 // So a step is that of one process but for the order in which sums are made. With as many ranks a
-// run has the same bits again. With a loss over drawn items (chapter 15) a message has of the tables
-// the rows that the batch touches and no others.
+// run has the same bits again. With a loss over drawn items (chapter 15) a message has, of the
+// tables, the rows that the batch touches and no others.
 
 // How ranks speak. All make the same calls in the same order, and a call returns when all have made
 // it; so if one throws the others wait, and its program must end them (as MPI_Abort does). This is
@@ -6905,14 +6905,14 @@ class RankingTask {
 };
 
 // ---- More than accuracy ------------------------------------------------------------------------
-// What the lists of the best ten unseen items are like, whoever is right. With u(i) the share of the
-// known users who know item i (of those whom nobody knows: as if one did):
-//   coverage    the share of all items that stand in somebody's list (Ge et al., RecSys 2010)
-//   novelty     the mean of -log2 u(i), in bits, over all lists (mean self-information; Zhou et al.,
-//               PNAS 2010): 1 more is half as well known
-//   lift        g(lists) / g(histories) - 1, g being the mean over users of the mean u(i) of their
-//               items (popularity lift; Abdollahpouri et al., RecSys 2020): 0 where lists are as
-//               popular as what was watched, 1 where twice as much
+// What the lists of the best ten unseen items are like, whoever is right. With u(i) the share of
+// the known users who know item i (what nobody knows counts as known to one):
+//   coverage   the share of all items that stand in somebody's list (Ge et al., RecSys 2010)
+//   novelty    the mean of -log2 u(i), in bits, over all lists (mean self-information; Zhou et al.,
+//              PNAS 2010): 1 more is half as well known
+//   lift       g(lists) / g(histories) - 1, g being the mean over users of the mean u(i) of their
+//              items (popularity lift; Abdollahpouri et al., RecSys 2020): 0 where lists are as
+//              popular as what was watched, 1 where they are twice as popular
 
 struct ListMeasures {
   double coverage = 0, novelty = 0, lift = 0;
@@ -6957,8 +6957,8 @@ class ListAudit {
 
   ListMeasures measures() const {
     const auto items = static_cast<double>(std::count(listed_.begin(), listed_.end(), true));
-    return {items / static_cast<double>(share_.size()),
-            novelty_ / (detail::natural_log(2) * static_cast<double>(std::max<std::size_t>(count_, 1))),
+    const auto count = static_cast<double>(std::max<std::size_t>(count_, 1));
+    return {items / static_cast<double>(share_.size()), novelty_ / (detail::natural_log(2) * count),
             of_histories_ > 0 ? of_lists_ / of_histories_ - 1 : 0.0};
   }
 
@@ -7853,8 +7853,7 @@ inline constexpr std::string_view best_model_file = "models/best_model.safetenso
                                   final_model_file = "models/final_model.safetensors",
                                   configuration_file = "models/training_config.json",
                                   metrics_file = "plots/training_metrics.json",
-                                  table_file = "plots/metrics.csv",
-                                  log_file = "logs/training.log";
+                                  table_file = "plots/metrics.csv", log_file = "logs/training.log";
 // Drawn by tools/plots.
 inline constexpr std::array<std::string_view, 4> picture_files{
     "plots/loss_curve.png", "plots/accuracy_curve.png", "plots/combined_metrics.png",

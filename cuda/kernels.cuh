@@ -215,8 +215,8 @@ void add_scaled_rows(Device&, const Sorted&, std::size_t H, const float* factors
 
 // ---- The best items (chapter 16) ---------------------------------------------------------------
 
-// What rows have seen: items[begins[i]] ... items[begins[i + 1] - 1], ascending; and allowed[I], not
-// 0 for what may be among the best of any row, or null: all items.
+// What rows have seen: items[begins[i]] ... items[begins[i + 1] - 1], ascending; and allowed[I],
+// not 0 for what may be among the best of any row, or null: all items.
 struct Seen {
   const std::uint32_t *begins, *items, *allowed;
 };

@@ -160,6 +160,7 @@ unset CXXFLAGS
 warnings build/clang++
 suite address clang++ address,undefined "-E anilist|consumer|tools|guards" "$some"
 suite thread g++ thread "-R test_(threads|gradients)" \
-  "--target test_threads test_trainer test_gradients" -DBERT4REC_JOIN_TESTS=OFF
+  "--target test_threads test_trainer test_gradients test_vectors" -DBERT4REC_JOIN_TESTS=OFF
 CHECK_ONLY="on 1, 2, 3 threads" build/thread/test_trainer # all of it takes seven minutes there
+CHECK_ONLY="many threads at once" build/thread/test_vectors # who all ask one Recommender
 fuzz 10

@@ -520,8 +520,8 @@ Questions questions_of_grown(const Dataset& before, const Dataset& now) {
   return questions;
 }
 
-// A model that knows the items `known`, for questions about those of `now`; what it does not know is
-// in no history, and ranks last.
+// A model that knows the items `known`, for questions about those of `now`; what it does not know
+// is in no history, and ranks last.
 Scorer grown_scorer(Scorer scorer, const Catalogue& known, const Catalogue& now) {
   std::vector<std::int32_t> number;  // [items of now]: that of an item in the model; -1: none
   for (const Item& item : now) {

@@ -337,6 +337,57 @@ Json inference(const Options& options) {
   return json;
 }
 
+// What callers wait who share one set of parameters, each with a thread, as those of a Recommender.
+Json serve_callers(SharedEngine& engine, const Rows& rows, std::size_t callers,
+                   std::size_t requests) {
+  std::vector<double> waited(requests);
+  std::atomic<std::size_t> next{0};
+  const auto call = [&] {
+    for (std::size_t i = next++; i < requests; i = next++) {
+      const ItemSpan history = rows[i % rows.size()];
+      waited[i] = measure::seconds_of([&] {
+        engine.lend([&](Engine& one) { recommend_all(one, {&history, 1}, RecommendOptions()); });
+      });
+    }
+  };
+  const double seconds = measure::seconds_of([&] {
+    std::vector<std::thread> threads;
+    for (std::size_t caller = 0; caller < callers; ++caller) threads.emplace_back(call);
+    for (std::thread& thread : threads) thread.join();
+  });
+  std::sort(waited.begin(), waited.end());
+  Json json;
+  json.set("callers", callers);
+  json.set("requests", requests);
+  json.set("requests_per_second", static_cast<double>(requests) / seconds);
+  for (const auto& [name, share] : {std::pair("milliseconds_p50", 0.5),
+                                    {"milliseconds_p99", 0.99},
+                                    {"milliseconds_p99_9", 0.999}}) {
+    const auto at = static_cast<std::size_t>(share * static_cast<double>(requests - 1));
+    json.set(name, 1000 * waited[at]);
+  }
+  return json;
+}
+
+// Requests for the ten best of 3,416 items after 50 items, from one, two and eight callers.
+Json serve(const Options& options) {
+  const std::size_t requests = options.seconds > 0 ? 100'000 : 100;
+  return measure::in_child([&] {
+    const ModelConfig model = sized(3416, 64, 2, 2);
+    const Rows rows = random_rows(std::vector<std::size_t>(64, 50), model.num_items);
+    Options single = options;
+    single.threads = 1;
+    SharedEngine engine(chosen_engine(single, model));
+    Json::Array lines;
+    for (const std::size_t callers : {1, 2, 8}) {
+      lines.push_back(serve_callers(engine, rows, callers, requests));
+    }
+    Json json;
+    json.set("lines", std::move(lines));
+    return json;
+  });
+}
+
 // The top ten of a million items (the paper's tied table, [1e6,64]), the product of one user's
 // vector and the table in it, and the least these could take: reading the table from memory once.
 // And, once, the top ten of 1,000 users together.
@@ -728,6 +779,16 @@ void print_million(const Json& json) {
   print_line("peak memory", memory_text(json.at("peak_memory_mib")));
 }
 
+void print_serve(const Json& json) {
+  for (const Json& line : json.at("lines").array()) {
+    print_line(
+        grouped(line, "callers") + " at once",
+        join(number(line, "requests_per_second", 0), " requests/s; waiting p50 ",
+             number(line, "milliseconds_p50", 3), ", p99 ", number(line, "milliseconds_p99", 3),
+             ", p99.9 ", number(line, "milliseconds_p99_9", 3), " ms"));
+  }
+}
+
 void print_growth(const Json& json) {
   for (const auto& [name, lines] : json.object()) {
     std::printf("  %-12s %12s %10s %10s %16s %17s\n", name.c_str(), "ms", "GFLOP", "of peak",
@@ -782,13 +843,14 @@ struct Shape {
 constexpr std::array<std::string_view, 7> gpu_shapes{
     "seed", "ml-1m", "large", "bert-base", "inference", "latency", "throughput"};
 
-constexpr std::array<Shape, 12> all_shapes{{{"seed", seed, print_work},
+constexpr std::array<Shape, 13> all_shapes{{{"seed", seed, print_work},
                                             {"ml-1m", movielens, print_work},
                                             {"large", large, print_work},
                                             {"bert-base", bert_base, print_work},
                                             {"inference", inference, print_parts},
                                             {"latency", latency, print_work},
                                             {"throughput", throughput, print_work},
+                                            {"serve", serve, print_serve},
                                             {"topk", million, print_million},
                                             {"text", text, print_parts},
                                             {"growth", growth, print_growth},
@@ -823,9 +885,9 @@ Options parse(int argc, char** argv) {
       "times training steps, inference and loading on fixed shapes, and compares "
       "them with the machine's peak\n\n"
       "Shapes, separated by commas: seed (31 rows of 200), ml-1m, large, bert-base, inference\n"
-      "(its two parts alone: latency, throughput), topk (of a million items), growth (time\n"
-      "against size), load, catalogue (a loss over drawn items, of 10,000 to a million), text\n"
-      "(classifiers)\n\n"
+      "(its two parts alone: latency, throughput), serve (many callers at once), topk (of a\n"
+      "million items), growth (time against size), load, catalogue (a loss over drawn items, of\n"
+      "10,000 to a million), text (classifiers)\n\n"
       "On Windows without two figures: peak memory, and the import in load",
       "benchmark --shape seed,inference --threads 1 --seconds 10");
   line.option("shape", options.shapes, "what to measure");

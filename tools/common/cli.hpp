@@ -147,8 +147,8 @@ inline std::string command_text(int argc, char** argv) {
 
 // ---- Words that are nearly right ----------------------------------------------------------------
 
-// [j]: how many letters must be changed, put in or left out (Levenshtein) so that `text` becomes the
-// first j letters of `other`; or, if it may begin `anywhere`, the end of those.
+// [j]: how many letters must be changed, put in or left out (Levenshtein) so that `text` becomes
+// the first j letters of `other`; or, if it may begin `anywhere`, the end of those.
 template <class Char>
 std::vector<std::size_t> edit_distances(std::basic_string_view<Char> text,
                                         std::basic_string_view<Char> other, bool anywhere) {
@@ -498,7 +498,7 @@ inline std::string grouped(std::uint64_t value) {
 }
 
 // The lines of a file, or of the standard input if that is called "-": a file larger than memory
-// passes through, one line must fit. Whoever sends a line and waits can be answered before the next.
+// passes through, one line must fit. Who sends a line and waits can be answered before the next.
 class LineReader {
  public:
   explicit LineReader(const bert4rec::Path& path)

@@ -360,7 +360,7 @@ inline std::optional<TrainingMetrics> train(const Options& options, const Datase
   return metrics;
 }
 
-// ---- Several runs: K-fold cross-validation, in which each user is held out once, or several seeds --
+// ---- Several runs: K-fold cross-validation (each user is held out once), or several seeds -------
 
 // One of them: its folder below options.output, and what it is trained with.
 struct Part {
