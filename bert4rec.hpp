@@ -4900,7 +4900,7 @@ class Groups {
         rows_(group_capacity(config) + 1),
         pairs_(group_capacity(config) + 1) {}
 
-  // body(group) for each group of these rows, but those that ask for nothing: nothing comes of them.
+  // body(group) for each group of some rows, but those that ask for nothing: nothing comes of them.
   // The batch must have passed check_batch(). A group is valid during its body.
   template <class Body>
   void for_each(const Batch& batch, Range rows, Body&& body) {
@@ -5996,11 +5996,11 @@ inline std::vector<Recommendation> top_unseen(std::span<const float> scores, Ite
 //   each step        the sum of the gradients, and behind them of losses and hits; whether to stop
 //   each evaluation  what each rank found (it takes a part of the users), and a checksum of the
 //                    parameters, which must be the same
-//   at the start     versions, settings and data, which must be the same, and the state of rank 0 if
-//                    it resumes
+//   at the start     versions, settings and data, which must be the same, and the state of rank 0,
+//                    if it resumes
 // So a step is that of one process but for the order in which sums are made. With as many ranks a
-// run has the same bits again. Of a table for a loss over drawn items (chapter 15) a message has the
-// rows that the batch touches and no others.
+// run has the same bits again. With a loss over drawn items (chapter 15) a message has of tables
+// only the rows that the batch touches.
 
 // How ranks speak. All make the same calls in the same order, and a call returns when all have made
 // it; so if one throws the others wait, and its program must end them (as MPI_Abort does). This is
@@ -6083,8 +6083,8 @@ class Engine {
   // has a GPU in float32.
   virtual std::string arithmetic() const { return "float32"; }
 
-  // From here on train() is a step of all ranks together, which outlive the engine: they give it the
-  // same batches, and it returns the same sums to all.
+  // From here on train() is a step of all ranks together, which outlive the engine: they give it
+  // the same batches, and it returns the same sums to all.
   void train_with(Collective& ranks) {
     require(ranks.size() == 1 || can_train_with_others(), name(), ": trains alone, but there are ",
             ranks.size(), " ranks");
@@ -6323,7 +6323,7 @@ class CpuEngine : public Engine {
   }
 
   // Gradients and sums become those of all ranks, by one message. The sum of losses goes as its
-  // whole part and the rest, since one float would lose digits of it.
+  // whole part and the rest, since one float would lose digits of it; hits are exact up to 2^24.
   void add_ranks(const Batch& batch, Tally& tally) {
     const std::size_t size = optimizer_.packed_size();
     message_.resize(size + 2 + top_k.size());
@@ -6949,8 +6949,8 @@ class Task {
   // What belongs to all examples of a batch together, a function of the step alone.
   virtual void finish_batch(Batch& /*batch*/, std::uint64_t /*step*/) const {}
 
-  // Loss and measures on what is held out, the same on all ranks of the engine, which may each see to
-  // a part of it; and the names of those beside loss and Top-K.
+  // Loss and measures on what is held out, the same on all ranks of the engine, which may each see
+  // to a part of it; and the names of those beside loss and Top-K.
   virtual Validation validate(Engine& engine) const = 0;
   virtual std::vector<std::string> measures() const { return {}; }
 
@@ -8093,8 +8093,8 @@ class Trainer {
   }
 
   // What decides the bits of a run beside its settings: the arithmetic of the engine, and how many
-  // ranks add up. If that of the run that was resumed is another, it goes on, but not to the bits it
-  // would have had.
+  // ranks add up. If that of the run that was resumed is another, it goes on, but not to the bits
+  // that it would have had.
   std::string arithmetic() const { return engine_->arithmetic() + on_ranks(); }
   const std::string& begun_in() const { return begun_in_; }
 

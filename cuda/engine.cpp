@@ -78,7 +78,7 @@ class Runs {
   // The groups of a batch that ask for something.
   const std::vector<Part>& parts(const Batch& batch) {
     parts_.clear();
-    groups_.for_each(batch, [&](const RowGroup& group) {
+    groups_.for_each(batch, {0, batch.rows()}, [&](const RowGroup& group) {
       const auto row = static_cast<std::size_t>(group.all.offsets.data() - batch.offsets.data());
       parts_.push_back({row, row + group.all.rows(), group.all.first(), group.all.offsets.back(),
                         group.asked_rows.first(), group.asked_rows.offsets.back()});

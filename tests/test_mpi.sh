@@ -61,7 +61,8 @@ apart() {
   mpirun $quiet $start -n 1 "$bin/train_model_mpi" $options --output apart $1 \
     : -n 1 "$bin/train_model_mpi" $options --output apart $2
 }
-expect 1 "rank 1: batch_size is 64, expected 32 as on rank 0" apart "--batch-size 32" "--batch-size 64"
+expect 1 "rank 1: batch_size is 64, expected 32 as on rank 0" \
+  apart "--batch-size 32" "--batch-size 64"
 cp -r "$here/data/demo" data
 rm data/dataset.json
 sed -i '$d' data/histories.jsonl

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Installs what is missing of: a C++ compiler, CMake, and the development packages of libcurl and stb
 # (for the tools that fetch and draw). Without the right to install, prints the command to type.
-# With `--tests`, also what tests/run.sh uses: Ninja, MPI, and clang with its library, libFuzzer and the
-# sanitizers; with `--everywhere` besides these the cross compilers and emulators of tests/run.sh
+# With `--tests`, also what tests/run.sh uses: Ninja, MPI, and clang with its library, libFuzzer and
+# the sanitizers; with `--everywhere` besides these the cross compilers and emulators of tests/run.sh
 # everywhere.
 set -eu
 
