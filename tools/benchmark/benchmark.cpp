@@ -379,7 +379,7 @@ Json serve(const Options& options) {
     single.threads = 1;
     SharedEngine engine(chosen_engine(single, model));
     Json::Array lines;
-    for (const std::size_t callers : {1, 2, 8}) {
+    for (const std::size_t callers : {1u, 2u, 8u}) {
       lines.push_back(serve_callers(engine, rows, callers, requests));
     }
     Json json;
