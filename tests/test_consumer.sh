@@ -68,7 +68,9 @@ mv example1.cpp example.cpp
 sed -n 's/^\/\/     //p' "$here/bert4rec.hpp" | sed -n '/^#include "bert4rec/,/^}/p' >header.cpp
 diff example.cpp header.cpp
 "$CXX" $CXXFLAGS -std=c++20 -O2 -pthread -I "$here" example.cpp -o example
-"$CXX" $CXXFLAGS -std=c++20 -fsyntax-only -I "$here" example2.cpp
+for example in example[2-9].cpp; do
+  "$CXX" $CXXFLAGS -std=c++20 -fsyntax-only -I "$here" $example
+done
 
 echo "in standard C++ where it is asked for, or where the compiler is neither GCC nor Clang"
 strict="$CXX $CXXFLAGS -std=c++20 -pedantic-errors -fsyntax-only"
