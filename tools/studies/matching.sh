@@ -1,5 +1,5 @@
 #!/bin/sh
-# The matching task (README, "Matching"): data/demo with one and with five negatives for each
+# The matching task (README.md here, "Matching"): data/demo with one and with five negatives for each
 # interaction until early stopping, what becomes of it without any (collapse), and five epochs on
 # MovieLens-1M if its file is given (ml-1m.txt of the BERT4Rec authors: `user item` lines).
 #
