@@ -26,8 +26,9 @@ echo "FetchContent"
 if command -v git >/dev/null; then
   mkdir repository
   cp "$here/CMakeLists.txt" "$here/bert4rec.hpp" repository
+  tag=$(sed -n 's/.* GIT_TAG \(.*\))$/\1/p' "$here/tests/consumer/CMakeLists.txt")
   (cd repository && git init -q && git add . && git -c user.name=t -c user.email=t commit -qm t &&
-    git tag v0.8.0)
+    git tag "$tag")
   consumer fetched -DBERT4REC_REPOSITORY="file://$work/repository"
 else
   consumer fetched -DBERT4REC_REPOSITORY=nowhere -DFETCHCONTENT_SOURCE_DIR_BERT4REC="$here"

@@ -154,7 +154,7 @@ rm -r seeds/seed_8 # as if it had been stopped before
 expect 0 "over 2 seeds: loss" "$bin/train_model" --output seeds --resume
 cmp -s seeds/seeds.json all_seeds && ok || bad "resumed seeds end as uninterrupted ones"
 expect 2 "the runs were begun with 2" "$bin/train_model" --output seeds --resume --seeds 3
-expect 0 " by top10 100.00%, validation loss" train good o --overwrite --best-by top10
+expect 0 " by top10 100.00%, validation loss" train good by_top10 --best-by top10
 expect 0 "best epoch" train good one_seed --seed 8
 cmp -s one_seed/models/final_model.safetensors seeds/seed_8/models/final_model.safetensors && ok ||
   bad "a seed among several is that seed alone"
