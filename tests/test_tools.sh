@@ -809,7 +809,7 @@ expect 0 "" test "$(wc -l <sh_commands)" = 5
 expect 0 "" diff sh_commands bat_commands
 
 # ---- the fields of --json are those that tools/README.md has ------------------------------------
-for tool in recommend evaluate_model audit_dataset predict_text benchmark; do
+for tool in recommend evaluate_model compare_runs audit_dataset predict_text benchmark; do
   sort -u seen_$tool >out
   sed -n "/^### \`$tool --json\`/,/^##/{s/^| \(\`[^|]*\`\) |.*/\1/p;}" "$here/tools/README.md" |
     tr -d '\` ' | tr , '\n' | sort >documented

@@ -1,5 +1,5 @@
 #!/bin/sh
-# A model kept fresh: trained until nine tenths of the days, then at each of ten later dates brought
+# A model kept fresh: trained until nine tenths of the days, then at each of nine later dates brought
 # up to date by a few epochs on what there is now (train_model --init-from), beside training anew
 # and leaving it as it was. Each is asked for the first item that users got in the slice to come.
 # Prints a table in Markdown: HR@10 and NDCG@10 over all slices, and seconds of training.
