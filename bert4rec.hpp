@@ -8865,9 +8865,12 @@ inline std::vector<std::uint8_t> allowed_items(const RecommendOptions& options,
                                                std::size_t num_items) {
   std::vector<std::uint8_t> allowed;
   if (options.candidates.empty() && !options.filter) return allowed;
-  require_items(options.candidates, num_items);
   allowed.assign(num_items, options.candidates.empty());
-  for (const std::int32_t item : options.candidates) allowed[static_cast<std::size_t>(item)] = 1;
+  for (const std::int32_t item : options.candidates) {
+    require(item >= 0 && static_cast<std::size_t>(item) < num_items, "item ", item,
+            " of the candidates is not among the ", num_items, " there are");
+    allowed[static_cast<std::size_t>(item)] = 1;
+  }
   if (!options.filter) return allowed;
   for (std::size_t item = 0; item < num_items; ++item) {
     if (allowed[item] != 0) allowed[item] = options.filter(static_cast<std::int32_t>(item));
@@ -8875,15 +8878,10 @@ inline std::vector<std::uint8_t> allowed_items(const RecommendOptions& options,
   return allowed;
 }
 
-}  // namespace detail
-
-// For each history the best items that are not in it.
-inline std::vector<std::vector<Recommendation>> recommend_all(Engine& engine,
-                                                              std::span<const ItemSpan> histories,
-                                                              const RecommendOptions& options) {
+inline std::vector<std::vector<Recommendation>> recommend_allowed(
+    Engine& engine, std::span<const ItemSpan> histories, const RecommendOptions& options,
+    Allowed allowed) {
   constexpr std::size_t most = 512;  // at a time
-  const std::size_t I = engine.config().num_items;
-  const std::vector<std::uint8_t> allowed = detail::allowed_items(options, I);
   const std::vector<ItemSpan> nothing(options.keep_seen ? most : 0);
   std::vector<std::vector<Recommendation>> all;
   Batch batch;
@@ -8891,7 +8889,7 @@ inline std::vector<std::vector<Recommendation>> recommend_all(Engine& engine,
     const auto some = histories.subspan(begin, std::min(most, histories.size() - begin));
     batch.clear();
     for (const ItemSpan history : some) {
-      detail::require_items(history, I);
+      require_items(history, engine.config().num_items);
       add_next_item_row(batch, history, engine.config());
     }
     const auto seen = options.keep_seen ? std::span(nothing).first(some.size()) : some;
@@ -8900,6 +8898,16 @@ inline std::vector<std::vector<Recommendation>> recommend_all(Engine& engine,
     }
   }
   return all;
+}
+
+}  // namespace detail
+
+// For each history the best items that are not in it.
+inline std::vector<std::vector<Recommendation>> recommend_all(Engine& engine,
+                                                              std::span<const ItemSpan> histories,
+                                                              const RecommendOptions& options) {
+  const auto allowed = detail::allowed_items(options, engine.config().num_items);
+  return detail::recommend_allowed(engine, histories, options, allowed);
 }
 
 // A trained model with the catalogue it was trained on: all that is needed to serve. Many threads
@@ -8930,8 +8938,10 @@ class Recommender {
   // The same for many histories at once, in less time where there are many items.
   std::vector<std::vector<Recommendation>> recommend_all(std::span<const ItemSpan> histories,
                                                          const RecommendOptions& options) const {
-    return engine_->lend(
-        [&](Engine& engine) { return bert4rec::recommend_all(engine, histories, options); });
+    const auto allowed = detail::allowed_items(options, catalogue_.size());  // may call the caller
+    return engine_->lend([&](Engine& engine) {
+      return detail::recommend_allowed(engine, histories, options, allowed);
+    });
   }
 
   // What each item of the history does for one that is recommended: by how much the natural
@@ -10682,10 +10692,14 @@ inline void CharacterTable::decompose_hangul() {
 // Every result has the bits of its plain twin: each element goes through the same operations in the
 // same order, and `fused` and `rounded` say here, too, how a product is rounded (chapter 3).
 
+// BERT4REC_LOCAL: of arrays of vectors in a function. The code of Clang may expect them where whole
+// vectors lie, and with AddressSanitizer (Clang 14) they only do if that is said.
 #ifdef __clang__
 #define BERT4REC_UNROLL _Pragma("clang loop unroll(full)")
+#define BERT4REC_LOCAL alignas(4 * BERT4REC_WIDTH)
 #else
 #define BERT4REC_UNROLL _Pragma("GCC unroll 16")
+#define BERT4REC_LOCAL
 #endif
 #define BERT4REC_INLINE BERT4REC_TARGET inline __attribute__((always_inline))
 
@@ -10831,7 +10845,7 @@ BERT4REC_INLINE V load_quads(const float* b, size_t b_col, size_t j, size_t last
 BERT4REC_INLINE void transpose(const float* b, size_t b_col, size_t last, V (&x)[4]) {
 #if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
   // Register i takes the columns i, i + 4, ..., and then each 4 x 4 block is transposed.
-  V y[4];
+  BERT4REC_LOCAL V y[4];
   BERT4REC_UNROLL
   for (size_t i = 0; i < 4; ++i) y[i] = load_quads(b, b_col, i, last);
   x[0] = interleave_low(y[0], y[2]), x[1] = interleave_high(y[0], y[2]);
@@ -10874,7 +10888,7 @@ BERT4REC_TARGET inline void multiply_tile(size_t depth, const float* a, size_t a
                                           const float* b, const float* start, size_t start_row,
                                           float* c, size_t c_row) {
   const size_t row = a_by_column ? 1 : a_row, column = a_by_column ? MR : 1;
-  V sum[MR][vectors] = {};
+  BERT4REC_LOCAL V sum[MR][vectors] = {};
   if (start != nullptr) {
     BERT4REC_UNROLL
     for (size_t i = 0; i < MR; ++i) BERT4REC_UNROLL
@@ -10883,7 +10897,7 @@ BERT4REC_TARGET inline void multiply_tile(size_t depth, const float* a, size_t a
   }
   asm("" : "+r"(c));  // no code: keeps GCC from computing all the addresses in C ahead
   for (size_t k = 0; k < depth; ++k, a += column, b += NR) {
-    V b_k[vectors];
+    BERT4REC_LOCAL V b_k[vectors];
     BERT4REC_UNROLL
     for (size_t v = 0; v < vectors; ++v) b_k[v] = *reinterpret_cast<const V*>(b + v * W);
     BERT4REC_UNROLL
@@ -10924,7 +10938,7 @@ BERT4REC_TARGET inline void pack_b(size_t depth, size_t columns, const float* b,
   for (size_t j0 = 0; j0 < columns; j0 += W) {
     size_t width = std::min(W, columns - j0), k = 0;
     for (; k + 4 <= depth; k += 4) {
-      V x[4];
+      BERT4REC_LOCAL V x[4];
       transpose(b + k + j0 * b_col, b_col, width - 1, x);
       BERT4REC_UNROLL
       for (size_t i = 0; i < 4; ++i) *reinterpret_cast<V*>(panel + (k + i) * NR + j0) = x[i];
@@ -11045,7 +11059,7 @@ BERT4REC_TARGET inline void multiply_columns(size_t depth, const float* a, size_
                                              size_t a_col, const float* b, size_t b_col,
                                              const float* next, const float* start,
                                              size_t start_row, float* c, size_t c_row) {
-  V sum[rows] = {};
+  BERT4REC_LOCAL V sum[rows] = {};
   if (start != nullptr) {
     BERT4REC_UNROLL
     for (size_t i = 0; i < rows; ++i) sum[i] = *reinterpret_cast<const V*>(start + i * start_row);
@@ -11056,7 +11070,7 @@ BERT4REC_TARGET inline void multiply_columns(size_t depth, const float* a, size_
       BERT4REC_UNROLL
       for (size_t j = 0; j < W; ++j) __builtin_prefetch(next + k + j * b_col);
     }
-    V x[4];
+    BERT4REC_LOCAL V x[4];
     transpose(b + k, b_col, W - 1, x);
     BERT4REC_UNROLL
     for (size_t i = 0; i < 4; ++i) add_products(a + i * a_col, a_row, x[i], sum);
@@ -11183,7 +11197,7 @@ BERT4REC_TARGET inline void add_scaled(float factor, const float* x, float* y, s
 }
 
 BERT4REC_TARGET inline float dot(const float* x, const float* y, size_t n) {
-  V sum[parts] = {};
+  BERT4REC_LOCAL V sum[parts] = {};
   for (size_t i = 0; i < n; i += lanes) {
     BERT4REC_UNROLL
     for (size_t p = 0; p < parts; ++p) {
@@ -11194,7 +11208,7 @@ BERT4REC_TARGET inline float dot(const float* x, const float* y, size_t n) {
 }
 
 BERT4REC_TARGET inline float sum_of_squares(const float* x, size_t n) {
-  V sum[parts] = {};
+  BERT4REC_LOCAL V sum[parts] = {};
   for (size_t i = 0; i < n; i += lanes) {
     BERT4REC_UNROLL
     for (size_t p = 0; p < parts; ++p) {
@@ -11213,7 +11227,7 @@ BERT4REC_TARGET inline SoftmaxSum<float> softmax(float* x, float scale, size_t n
   }
   float largest = most[0];
   for (size_t j = 1; j < W; ++j) largest = std::max<float>(largest, most[j]);
-  V sum[parts] = {};
+  BERT4REC_LOCAL V sum[parts] = {};
   for (size_t i = 0; i < n; i += lanes) {
     BERT4REC_UNROLL
     for (size_t p = 0; p < parts; ++p) {
@@ -11230,7 +11244,7 @@ BERT4REC_TARGET inline SoftmaxSum<float> softmax(float* x, float scale, size_t n
 
 BERT4REC_TARGET inline void softmax_backward(const float* p, const float* q, float* dq, float scale,
                                              size_t n) {
-  V sum[parts] = {};
+  BERT4REC_LOCAL V sum[parts] = {};
   for (size_t i = 0; i < n; i += lanes) {
     BERT4REC_UNROLL
     for (size_t part = 0; part < parts; ++part) {
@@ -11248,9 +11262,9 @@ BERT4REC_TARGET inline void softmax_backward(const float* p, const float* q, flo
 BERT4REC_TARGET inline double logistic(float* x, size_t n) {
   constexpr float nothing = -std::numeric_limits<float>::infinity();  // e = 0, factor 1
   double logs = 0;
-  V positive[parts] = {};
+  BERT4REC_LOCAL V positive[parts] = {};
   for (size_t block = 0; block < n; block += plain::logistic_block) {
-    V product[parts];
+    BERT4REC_LOCAL V product[parts];
     for (V& factors : product) factors = all(1.0f);
     for (size_t i = block; i < std::min(n, block + plain::logistic_block); i += lanes) {
       BERT4REC_UNROLL
@@ -11347,7 +11361,7 @@ BERT4REC_TARGET inline RowStatistics<float> normalize(const float* x, const floa
                                                       const float* bias, float epsilon, float* y,
                                                       size_t n) {
   const float count = static_cast<float>(n);
-  V sum[parts] = {}, squares[parts] = {};
+  BERT4REC_LOCAL V sum[parts] = {}, squares[parts] = {};
   for (size_t i = 0; i < n; i += lanes) {
     BERT4REC_UNROLL
     for (size_t p = 0; p < parts; ++p) sum[p] += load(x, i + p * W, n);
@@ -11372,7 +11386,7 @@ BERT4REC_TARGET inline RowStatistics<float> normalize(const float* x, const floa
 BERT4REC_TARGET inline void normalize_backward(const float* x, RowStatistics<float> row,
                                                const float* gain, float* dy, size_t n) {
   const float count = static_cast<float>(n), inverse = row.inverse_deviation;
-  V sum_e[parts] = {}, sum_ez[parts] = {};
+  BERT4REC_LOCAL V sum_e[parts] = {}, sum_ez[parts] = {};
   for (size_t i = 0; i < n; i += lanes) {
     BERT4REC_UNROLL
     for (size_t p = 0; p < parts; ++p) {
@@ -11418,7 +11432,7 @@ BERT4REC_TARGET inline void adamw(float* p, const float* g, float* m, float* v,
 template <size_t vectors>
 BERT4REC_INLINE void replay(float* p, float* m, float* v,
                             std::span<const AdamConstants<float>> steps, size_t i, size_t n) {
-  V value[vectors], mean[vectors], square[vectors];
+  BERT4REC_LOCAL V value[vectors], mean[vectors], square[vectors];
   BERT4REC_UNROLL
   for (size_t k = 0; k < vectors; ++k) {
     value[k] = load(p, i + k * W, n), mean[k] = load(m, i + k * W, n);
@@ -11504,6 +11518,7 @@ inline const Kernels<float>& vector_kernels() {
 #undef BERT4REC_STRING_2
 #undef BERT4REC_INLINE
 #undef BERT4REC_UNROLL
+#undef BERT4REC_LOCAL
 #undef BERT4REC_ISA
 #undef BERT4REC_TARGET
 #undef BERT4REC_WIDTH

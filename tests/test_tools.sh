@@ -160,6 +160,12 @@ cmp -s one_seed/models/final_model.safetensors seeds/seed_8/models/final_model.s
   bad "a seed among several is that seed alone"
 expect 2 "--seeds 1: expected 2 ... 1000" train good o --seeds 1
 expect 2 "--seeds or --folds, not both" train good o --seeds 2 --folds 3
+expect 0 "over 2 seeds" train good seeds_of_fold --seeds 2 --folds 3 --fold 2
+expect 0 "over 2 seeds" "$bin/train_model" --output seeds_of_fold --resume
+expect 1 "holds a single run" train good by_top10 --seeds 2 --overwrite
+expect 2 "--init-from begins one run" train good o --seeds 2 --init-from run/models
+expect 1 "--overwrite would remove it" \
+  train good seeds --overwrite --init-from seeds/../seeds/seed_7/models
 expect 0 "" train good seeds --overwrite
 [ ! -e seeds/seeds.json ] && [ ! -e seeds/seed_7 ] && ok || bad "--overwrite removes older seeds"
 
@@ -171,6 +177,8 @@ compare() { "$bin/compare_runs" "$@"; }
 expect 0 "BERT4Rec (first) and BERT4Rec (second), test item of" compare --a best.json --b final.json
 expect 0 "may be chance" compare --a best.json --b best.json
 expect 0 '"verdict"' compare --a best.json --b chain.json --against Markov --json
+see compare_runs
+expect 1 "of baselines alone" compare --a chain.json --b best.json
 expect 0 "Markov (first) and popularity (second)" \
   compare --a chain.json --row Markov --against popularity
 expect 1 'no ranks of "nobody", only of BERT4Rec, Markov, popularity' \
@@ -209,6 +217,7 @@ cmp -s ids_before ids_after && ok || bad "what was learned is not where it was"
 expect 0 "which knows 9 of the items" train more other --init-from run/models --new-items random
 expect 2 "--init-from begins a run" "$bin/train_model" --output grown --resume --init-from run/models
 expect 1 "absent" train more other --init-from absent
+expect 2 "--new-items needs --init-from" train more other --new-items random
 expect 1 "rows of item_embedding.weight have 8 numbers, expected 4" \
   train more other --init-from run/models --hidden-size 4 --overwrite
 
@@ -223,6 +232,11 @@ expect 2 "one of --user, --items, --title" "$bin/recommend" --model run/models
 pick() { "$bin/recommend" --model run/models --data good "$@"; }
 expect 0 "--items: left out 1 of 2" pick --items 10,99 --skip-unknown
 expect 1 "--items: no item that the model knows" pick --items 99 --skip-unknown
+expect 1 'no item has the id or title "3"' pick --items 3 # a number is no part of a title
+expect 0 "after 1 items" pick --items 10,3 --skip-unknown
+expect 0 "after 1 items" pick --items 10 --exclude 99 --skip-unknown
+expect 2 "nothing is named that could be unknown" pick --user u3 --skip-unknown
+expect 2 "--genre names none" pick --items 10 --genre ,
 expect 0 "after 2 items" pick --title "title 3" --title 14
 expect 0 "after 2 items" pick --items "Title 3, 14"
 expect 1 'no item has the id or title "Totle"; the nearest: Title 0 (10), Title 1 (11), Title 2 (12)' \
@@ -239,7 +253,7 @@ expect 1 'no item is of "Horror"; there are Café, Comedy, Drama' pick --items 1
 expect 1 "nothing is left to recommend" pick --items 10,13,16 --genre Drama
 expect 0 "" pick --items 10,13,16 --genre Drama --keep-seen
 [ "$(grep -c '%.*(Drama)' out)" = 3 ] && ok || bad "seen ones of a genre"
-printf '11\nTitle 0\n\n' >candidates
+printf '\357\273\277 11\r\n\tTitle 0 \n\n' >candidates
 expect 0 "" pick --items 10 --candidates candidates
 [ "$(grep -c '%.*Title [01]  (' out)" = 2 ] && [ "$(grep -c % out)" = 2 ] && ok ||
   bad "the scores of two candidates, one of them seen"
@@ -259,9 +273,9 @@ expect 0 "" pick --all-users --count 1
 cp out all
 "$bin/recommend" --model run/models --input good/histories.jsonl --count 1 >out 2>err
 cmp -s out all && ok || bad "the users of a file are those of the data"
-printf '[10, 11]\n[10,\n[10, 99]\n{"user": "x", "entries": [{"id": 12}]}\n[12]' |
+printf '\357\273\277[10, 11]\n[10,\n[10, 99]\n\n{"user": "x", "entries": [{"id": 12}]}\n[12]' |
   pick --input - --count 1 >out 2>err
-[ $? = 1 ] && grep -q "standard input: 2 of 5 lines were answered by an error" err &&
+[ $? = 1 ] && grep -q "standard input: 2 of 6 lines were answered by an error" err &&
   [ "$(grep -c '^{.*}$' out)" = 5 ] && [ "$(grep -c '"recommendations"' out)" = 3 ] &&
   sed -n 3p out | grep -q '{"line": 3, "error": "standard input:3: byte .*no item has the id 99"}' &&
   ok || bad "a line that cannot be read is answered by an error, and the rest goes on"

@@ -49,6 +49,9 @@ Ranked read_ranks(const Path& path, const std::string& row) {
     ranked.data = json.at("data").string();
     ranked.held_out = json.at("held_out").string();
     for (const Json& user : json.at("users").array()) ranked.users.push_back(user.string());
+    const bool of_model = !json.at("model").is_null();
+    require(of_model || !row.empty(),
+            "of baselines alone: --row or --against must say whose ranks");
     const Json::Object& rows = json.at("ranks").object();
     std::string names;
     for (const auto& member : rows) names += join(names.empty() ? "" : ", ", shown(member.first));

@@ -458,7 +458,8 @@ void print_json(const Options& options, const Model& model,
 
 // {"data": ..., "held_out": "test", "users": [names], "ranks": {"BERT4Rec": [of each user], ...}}
 void write_ranks(const Options& options, const Model& model, const Dataset& data,
-                 const RankingTask& task, const std::vector<Competitor>& competitors) {
+                 const std::string& fingerprint, const RankingTask& task,
+                 const std::vector<Competitor>& competitors) {
   Json::Array users;
   for (const NextItemCase& question : task.cases()) {
     users.push_back(data.histories.user(question.user));
@@ -470,7 +471,7 @@ void write_ranks(const Options& options, const Model& model, const Dataset& data
     ranks.set(competitor.name, Json::Array(all.begin(), all.end()));
   }
   json.set("model", model.engine ? Json(path_text(model.path)) : Json());
-  json.set("data", data.fingerprint());
+  json.set("data", fingerprint);
   json.set("held_out", asked_of(options));
   json.set("users", std::move(users));
   json.set("ranks", std::move(ranks));
@@ -521,7 +522,7 @@ Questions questions_of_grown(const Dataset& before, const Dataset& now) {
 }
 
 // A model that knows the items `known`, for questions about those of `now`; what it does not know
-// is in no history, and ranks last.
+// is in no history, and ranks behind all that it knows.
 Scorer grown_scorer(Scorer scorer, const Catalogue& known, const Catalogue& now) {
   std::vector<std::int32_t> number;  // [items of now]: that of an item in the model; -1: none
   for (const Item& item : now) {
@@ -544,7 +545,7 @@ Scorer grown_scorer(Scorer scorer, const Catalogue& known, const Catalogue& now)
     for (std::size_t i = 0; i < scores.size(); ++i) {
       const std::int32_t item = number[i % number.size()];
       const std::size_t row = i / number.size() * items;
-      scores[i] = item < 0 ? -std::numeric_limits<float>::infinity()
+      scores[i] = item < 0 ? std::numeric_limits<float>::lowest()
                            : of_model[row + static_cast<std::size_t>(item)];
     }
   };
@@ -576,7 +577,10 @@ int evaluate(int argc, char** argv) {
   if (has_grown) scorer = grown_scorer(std::move(scorer), model.catalogue, data.catalogue);
   const auto competitors =
       rank_all_competitors(options, data, questions.known, task, model.engine.get(), scorer);
-  if (!options.ranks.empty()) write_ranks(options, model, data, task, competitors);
+  if (!options.ranks.empty()) {
+    const std::string from = has_grown ? before.fingerprint() + " to " : "";
+    write_ranks(options, model, data, from + data.fingerprint(), task, competitors);
+  }
   std::vector<Table> tables;
   for (const Protocol protocol : chosen) {
     tables.push_back(make_table(protocol, competitors, published, options));

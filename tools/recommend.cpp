@@ -68,6 +68,12 @@ void check(const Options& options) {
         "--candidates, --exclude, --genre, --keep-seen and --explain are about recommending: not "
         "with --similar-to or --search");
   }
+  const bool has_names = !options.items.empty() || !options.titles.empty() ||
+                         !options.input.empty() || !options.candidates.empty() ||
+                         !options.exclude.empty();
+  if (options.skip_unknown && !has_names) {
+    throw cli::UsageError("--skip-unknown: nothing is named that could be unknown");
+  }
   if (options.candidates == "-" && options.input == "-") {
     throw cli::UsageError("--candidates - and --input -: there is one standard input");
   }
@@ -161,7 +167,7 @@ std::vector<std::int32_t> items_of(const Options& options, titles::Finder& finde
     else
       items.push_back(finder.one(what, text));
   }
-  require(!items.empty(), what, ": no item that the model knows");
+  require(!items.empty() || what == "--exclude", what, ": no item that the model knows");
   if (unknown > 0) {
     std::cerr << what << ": left out " << unknown << " of " << texts.size() << ", not known here\n";
   }
@@ -213,12 +219,16 @@ std::vector<std::int32_t> history_of(const Options& options, const Catalogue& ca
 
 // ---- What may be recommended -------------------------------------------------------------------
 
+constexpr std::string_view byte_order_mark = "\xEF\xBB\xBF";
+
 std::vector<std::string> lines_of(const Path& path) {
   cli::LineReader reader(path);
   std::vector<std::string> lines;
   for (std::string line; reader.next(line);) {
-    while (line.ends_with('\r') || line.ends_with(' ')) line.pop_back();
-    if (!line.empty()) lines.push_back(std::move(line));
+    if (lines.empty() && line.starts_with(byte_order_mark)) line.erase(0, byte_order_mark.size());
+    const std::size_t begin = std::min(line.find_first_not_of(" \t\r"), line.size());
+    const std::size_t end = line.find_last_not_of(" \t\r") + 1;
+    if (begin < end) lines.push_back(line.substr(begin, end - begin));
   }
   require(!lines.empty(), reader.name(), ": no candidates: expected an id or a title a line");
   return lines;
@@ -226,6 +236,7 @@ std::vector<std::string> lines_of(const Path& path) {
 
 // Of each item, whether it has one of the genres.
 std::vector<bool> of_genres(const std::string& list, const Catalogue& catalogue) {
+  if (parts_of(list).empty()) throw cli::UsageError("--genre names none");
   std::vector<bool> chosen(catalogue.size());
   for (const std::string& genre : parts_of(list)) {
     std::map<std::u32string, std::string> genres;  // all there are
@@ -487,6 +498,8 @@ int answer_lines(const Options& options, const Catalogue& catalogue, Answers ans
   std::size_t number = 0, problems = 0;
   for (std::string text; reader.next(text);) {
     ++number;
+    if (number == 1 && text.starts_with(byte_order_mark)) text.erase(0, byte_order_mark.size());
+    if (text.find_first_not_of(" \t\r") == text.npos) continue;  // as in histories.jsonl
     Json line;
     try {
       JsonReader json(text, reader.name(), number);
@@ -516,8 +529,8 @@ Answer answer(const Options& options, const Recommender& recommender, titles::Fi
   }
   Answer answer{history_of(options, recommender.catalogue(), finder), {}};
   answer.picks = recommender.recommend(answer.about, choices);
-  require(!answer.picks.empty() || options.count == 0,
-          "nothing is left to recommend: all that may be is in the history (--keep-seen)");
+  require(!answer.picks.empty() || options.count == 0, "nothing is left to recommend",
+          choices.keep_seen ? "" : ": all that may be is in the history (--keep-seen)");
   if (options.explain && !answer.picks.empty()) {
     answer.reasons = recommender.reasons(answer.about, answer.picks[0].item);
   }

@@ -40,16 +40,17 @@ class Finder {
       : catalogue_(catalogue), show_(std::move(show)) {}
 
   // The items of this title; if none, those with this in a title; if none, those whose titles have
-  // all its words. A year in brackets behind a title need not be typed.
-  std::vector<std::int32_t> find(std::string_view text) {
+  // all its words. A year in brackets behind a title need not be typed. `whole`: only the first.
+  std::vector<std::int32_t> find(std::string_view text, bool whole = false) {
     fold();
     const std::u32string wanted = folded(text);
     if (wanted.empty()) return {};
     std::array<std::vector<std::int32_t>, 3> found;
+    const std::size_t kinds = whole ? 1 : found.size();
     for (std::size_t item = 0; item < folded_.size(); ++item) {
       std::size_t best = found.size();
       for (const Title& title : folded_[item]) best = std::min(best, fit(wanted, title));
-      if (best < found.size()) found[best].push_back(static_cast<std::int32_t>(item));
+      if (best < kinds) found[best].push_back(static_cast<std::int32_t>(item));
     }
     for (std::vector<std::int32_t>& items : found) {
       if (!items.empty()) return std::move(items);
@@ -80,17 +81,16 @@ class Finder {
 
   // Whether neither an id nor a title is anything like it.
   bool is_unknown(const std::string& text) {
-    return catalogue_.find_typed(text) < 0 && find(text).empty();
+    return catalogue_.find_typed(text) < 0 && find(text, is_number(text)).empty();
   }
 
   // The one item of this id or title; or an error that names `what` asked, and the choices.
   std::int32_t one(std::string_view what, const std::string& text) {
     const std::int32_t item = catalogue_.find_typed(text);
     if (item >= 0) return item;
-    const std::vector<std::int32_t> found = find(text);
-    const bool is_number = text.find_first_not_of("0123456789") == text.npos;
+    const std::vector<std::int32_t> found = find(text, is_number(text));
     require(!found.empty(), what, ": no item has the id or title \"", bert4rec::shown(text), "\"",
-            is_number ? "" : "; the nearest: " + list(nearest(text, 3)));
+            is_number(text) ? "" : "; the nearest: " + list(nearest(text, 3)));
     require(found.size() == 1, what, ": \"", bert4rec::shown(text), "\" may be ", found.size(),
             " items: ", list(found), "; give the id in brackets");
     return found[0];
@@ -111,6 +111,11 @@ class Finder {
   struct Title {
     std::u32string whole, without_year;
   };
+
+  // A number was meant for an id, not for a part of a title, such as a year.
+  static bool is_number(std::string_view text) {
+    return text.find_first_not_of("0123456789") == text.npos;
+  }
 
   // 0: a text is the title; 1: stands in it; 2: its words do; 3: they do not.
   static std::size_t fit(const std::u32string& text, const Title& title) {

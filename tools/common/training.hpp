@@ -179,6 +179,8 @@ inline Options parse(int argc, char** argv, Collective& ranks) {
   if (!options.init_from.empty()) {
     if (options.resume) throw cli::UsageError("--init-from begins a run, --resume continues one");
     options.model = stored_config<ModelConfig>(open_model(options.init_from), "model_config");
+  } else if (line.given("new-items")) {
+    throw cli::UsageError("--new-items needs --init-from");
   }
   if (!options.preset.empty()) {
     take_options(read_sealed_json(options.preset), options.preset, options);
@@ -187,7 +189,8 @@ inline Options parse(int argc, char** argv, Collective& ranks) {
   if (line.given("dropout") && !line.given("attention-dropout")) {
     options.model.attention_dropout = options.model.dropout;
   }
-  options.every_fold = options.train.folds > 0 && !line.given("fold");
+  options.every_fold =
+      options.resume ? stored.every_fold : options.train.folds > 0 && !line.given("fold");
   if (options.seeds > 0) {
     cli::check_range("seeds", options.seeds, 2, 1000);
     if (options.every_fold) throw cli::UsageError("--seeds or --folds, not both");
@@ -197,10 +200,12 @@ inline Options parse(int argc, char** argv, Collective& ranks) {
     }
   }
   if (options.resume) {
-    options.every_fold = stored.every_fold;
     if (options.every_fold) options.train.fold = stored.train.fold;
     require_unchanged(stored.model, options.model, options.train);
     require_unchanged(stored.train, options.train, options.train);
+  }
+  if (options.many() && !options.init_from.empty()) {
+    throw cli::UsageError("--init-from begins one run: not with --seeds or --folds");
   }
   const bool positives_alone =
       options.model.task == TaskKind::matching && options.train.neg_ratio == 0;
@@ -275,10 +280,14 @@ inline bool collapsed(const TrainingMetrics& metrics) {
 }
 
 // After a signal to this rank or, if there was none, to another.
-inline int stopped(const Options& options, std::string command, const Collective& ranks) {
+inline int stopped(const Options& options, char* program, const Collective& ranks) {
   const int signal = cli::received_signal != 0 ? cli::received_signal.load() : SIGTERM;
+  std::string output = "--output=" + path_text(options.output), resume = "--resume";
+  char* words[] = {program, output.data(), resume.data()};
+  std::string command = cli::command_text(3, words);
   if (ranks.size() > 1) command = join("mpirun -n ", ranks.size(), " ", command);
-  if (!options.resume) command += " --resume";
+  if (options.gpu.device) command += join(" --gpu ", *options.gpu.device);
+  if (options.gpu.half_precision) command += " --fp16";
   std::cout << "stopped; everything is saved. Continue with:\n  " << command << std::endl;
   return 128 + signal;
 }
@@ -457,7 +466,10 @@ inline bool train_parts(const Options& options, const Dataset& data, Collective&
 
 // Nothing that is there is replaced unasked.
 inline void require_free(const Options& options) {
-  if (options.resume || options.overwrite) return;
+  if (options.resume) return;
+  require(!options.many() || !holds_run(options.output), options.output,
+          ": holds a single run, beside which no others can be: give another folder, or remove it");
+  if (options.overwrite) return;
   for (const Path& output : {options.output, options.output / "fold_1"}) {
     require(!holds_run(output), output,
             ": holds a run already: --resume continues it, --overwrite replaces it");
@@ -467,7 +479,14 @@ inline void require_free(const Options& options) {
       ": holds runs of several seeds already: --resume continues them, --overwrite replaces them");
 }
 
-// Removes what is left of an older cross-validation, or of older seeds, as one.
+// Whether a file of an older cross-validation or of older seeds, or a folder of one.
+inline bool is_of_parts(std::string_view name) {
+  const bool folder = (name.starts_with("fold_") || name.starts_with("seed_")) &&
+                      name.find_first_not_of("0123456789", 5) == name.npos;
+  return folder || name == folds_file || name == seeds_file;
+}
+
+// Removes what is left of those, as one.
 inline void remove_parts(const Path& output) {
   make_folder(output);
   const FolderLock lock(output);
@@ -475,9 +494,7 @@ inline void remove_parts(const Path& output) {
   FileSet set(lock);
   for (const Path& path : names_in_folder(output)) {
     const std::string name = path_text(path);
-    const bool part = (name.starts_with("fold_") || name.starts_with("seed_")) &&
-                      name.find_first_not_of("0123456789", 5) == name.npos;
-    if (part || name == folds_file || name == seeds_file) set.remove(name);
+    if (is_of_parts(name)) set.remove(name);
   }
   set.commit();
 }
@@ -490,10 +507,18 @@ inline int run(int argc, char** argv, Collective& ranks) {
   describe_data(data);
   print_warnings(data, options.train);
   cli::catch_stop_signals();
-  if (options.overwrite && ranks.rank() == 0) remove_parts(options.output);
+  if (options.overwrite && ranks.rank() == 0) {
+    for (Path path = std::filesystem::weakly_canonical(options.init_from); path.has_relative_path();
+         path = path.parent_path()) {
+      const bool goes = path.parent_path() == std::filesystem::weakly_canonical(options.output) &&
+                        is_of_parts(path_text(path.filename()));
+      require(!goes, options.init_from, ": --overwrite would remove it before it is read");
+    }
+    remove_parts(options.output);
+  }
   const bool finished =
       options.many() ? train_parts(options, data, ranks) : train(options, data, ranks).has_value();
-  return finished ? 0 : stopped(options, cli::command_text(argc, argv), ranks);
+  return finished ? 0 : stopped(options, argv[0], ranks);
 }
 
 }  // namespace training
