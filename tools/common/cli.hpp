@@ -424,9 +424,9 @@ class CommandLine {
     std::string_view meant;
     const auto look_at = [&](std::string_view name) {
       const bool begins_so = word.size() >= 2 && name.starts_with(word);
-      const std::size_t far = begins_so ? 0 : edit_distances(word, name, false).back();
-      if (far >= nearest) return;
-      nearest = far;
+      const std::size_t distance = begins_so ? 0 : edit_distances(word, name, false).back();
+      if (distance >= nearest) return;
+      nearest = distance;
       meant = name;
     };
     for (const Option& option : options_) {

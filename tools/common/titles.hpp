@@ -65,14 +65,14 @@ class Finder {
     std::vector<std::tuple<std::size_t, std::size_t, std::int32_t>> order;  // distance, rest, item
     for (std::size_t item = 0; item < folded_.size(); ++item) {
       for (const Title& title : folded_[item]) {
-        const std::size_t far = distance_inside(wanted, title.whole);
+        const std::size_t distance = distance_inside(wanted, title.whole);
         const std::size_t a = title.whole.size(), b = wanted.size();
-        order.emplace_back(far, a > b ? a - b : b - a, static_cast<std::int32_t>(item));
+        order.emplace_back(distance, a > b ? a - b : b - a, static_cast<std::int32_t>(item));
       }
     }
     std::sort(order.begin(), order.end());
     std::vector<std::int32_t> items;
-    for (const auto& [far, rest, item] : order) {
+    for (const auto& [distance, rest, item] : order) {
       if (items.size() == count) break;
       if (std::find(items.begin(), items.end(), item) == items.end()) items.push_back(item);
     }
