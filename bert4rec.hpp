@@ -6171,7 +6171,7 @@ class Engine {
 enum class Start { random, zeros };
 
 // On the processor. Real is float, or double to check gradients; Head stands on the encoder.
-// Not for two threads at once: each has a twin (chapter 20, SharedEngine).
+// Not for two threads at once: the second takes a twin (chapter 20, SharedEngine).
 template <class Real = float, template <class> class Head = ItemHead>
 class CpuEngine : public Engine {
  public:
