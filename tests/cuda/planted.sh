@@ -7,7 +7,7 @@ set -eu
 cd "$(dirname "$0")/../.."
 folder=build/planted
 mkdir -p "$folder"
-compile="${CXX:-c++} -std=c++20 -O1 -ffp-contract=off -pthread -I. -Itests -Itests/cuda -Icuda"
+compile="${CXX:-c++} -std=c++20 -O2 -ffp-contract=off -pthread -I. -Itests -Itests/cuda -Icuda"
 compile="$compile -DBERT4REC_EXTERN -DBERT4REC_EMULATION"
 $compile -UBERT4REC_EXTERN -c tools/common/engine.cpp -o "$folder/cpu.o"
 $compile -c cuda/engine.cpp -o "$folder/gpu.o"
