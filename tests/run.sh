@@ -72,6 +72,10 @@ clang++ -O2 -stdlib=libc++
 clang++ -O1 -DBERT4REC_PORTABLE
 EOF
   sh tests/cuda/planted.sh
+  if [ -x build/g++/explain ]; then  # once more, with a browser
+    echo "== a page in Chromium"
+    sh tests/test_explain.sh build/g++ build/everywhere/pages
+  fi
   echo "== Windows"
   cmake -S . -B build/windows -DCMAKE_TOOLCHAIN_FILE=tests/toolchains/mingw.cmake \
     -DBERT4REC_TESTS=ON -DBERT4REC_JOIN_TESTS=ON >/dev/null
@@ -154,11 +158,11 @@ fi
 suite g++ g++ "" "" ""
 some="--target import_interactions audit_dataset all_tests"
 export CXXFLAGS=-stdlib=libc++
-suite clang++ clang++ "" "-E anilist|consumer|tools|faults" \
+suite clang++ clang++ "" "-E anilist|consumer|explain|tools|faults" \
   "$some" -DCMAKE_EXPORT_COMPILE_COMMANDS=ON
 unset CXXFLAGS
 warnings build/clang++
-suite address clang++ address,undefined "-E anilist|consumer|tools|guards" "$some"
+suite address clang++ address,undefined "-E anilist|consumer|explain|tools|guards" "$some"
 suite thread g++ thread "-R test_(threads|gradients)" \
   "--target test_threads test_trainer test_gradients test_vectors" -DBERT4REC_JOIN_TESTS=OFF
 CHECK_ONLY="on 1, 2, 3 threads" build/thread/test_trainer # all of it takes seven minutes there

@@ -257,7 +257,7 @@ Json record_json(const explain::Step& step) {
 // ---- Lines of the header -----------------------------------------------------------------------
 
 // The text of a function at the margin, with the comment above it, and the number of its line.
-Json quoted_code(std::string_view header, std::string_view function) {
+Json quoted_code(const Path& path, std::string_view header, std::string_view function) {
   std::vector<std::string_view> lines;
   for (std::size_t begin = 0; begin < header.size();) {
     const std::size_t end = std::min(header.find('\n', begin), header.size());
@@ -282,8 +282,7 @@ Json quoted_code(std::string_view header, std::string_view function) {
     code.set("text", text);
     return code;
   }
-  fail("no function ", function, " in the header: is it bert4rec.hpp ", BERT4REC_VERSION_STRING,
-       "?");
+  fail("no function ", function, " in ", path, ": expected bert4rec.hpp ", BERT4REC_VERSION_STRING);
 }
 
 Json code_json(const Path& path) {
@@ -310,7 +309,7 @@ Json code_json(const Path& path) {
                                           "softmax_loss",
                                           "gather_rows",
                                           "scatter_rows"}) {
-    code.set(function, quoted_code(header, function));
+    code.set(function, quoted_code(path, header, function));
   }
   return code;
 }

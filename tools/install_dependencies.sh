@@ -2,8 +2,8 @@
 # Installs what is missing of: a C++ compiler, CMake, and the development packages of libcurl and stb
 # (for the tools that fetch and draw). Without the right to install, prints the command to type.
 # With `--tests`, also what tests/run.sh uses: Ninja, MPI, and clang with its library, libFuzzer and
-# the sanitizers; with `--everywhere` besides these the cross compilers and emulators of tests/run.sh
-# everywhere.
+# the sanitizers; with `--everywhere` besides these the cross compilers, emulators and the browser of
+# tests/run.sh everywhere.
 set -eu
 
 packages=
@@ -29,6 +29,9 @@ if [ "${1:-}" = --everywhere ]; then
   command -v aarch64-linux-gnu-g++ >/dev/null 2>&1 || need g++-aarch64-linux-gnu
   command -v qemu-aarch64 >/dev/null 2>&1 || need qemu-user
   command -v x86_64-w64-mingw32-g++-posix >/dev/null 2>&1 || need g++-mingw-w64-x86-64-posix
+  command -v node >/dev/null 2>&1 || need nodejs
+  command -v chromium >/dev/null 2>&1 || [ ! -f /etc/debian_version ] ||
+    grep -q ubuntu /etc/os-release || need chromium # Ubuntu has it as a snap alone
   command -v wine64 >/dev/null 2>&1 || [ -x /usr/lib/wine/wine64 ] || need "wine wine64"
 fi
 [ -n "$packages" ] || exit 0

@@ -1,6 +1,7 @@
 #!/bin/sh
 # From a fresh checkout to recommendations: installs what is missing, builds, trains on data/demo,
-# evaluates, and recommends ten titles to one viewer. Takes a few minutes. With "text": to a
+# evaluates, recommends ten titles to one viewer, and writes a page that shows how the model comes to
+# its answers. Takes a few minutes. With "text": to a
 # classifier of texts, trained on data/demo_text.
 #
 #   sh tools/quickstart.sh [text] [OUTPUT]   (default: output/demo, or output/demo_text; a run that
@@ -51,7 +52,12 @@ viewer=demo_0007
 step "ten titles for the viewer $viewer"
 build/recommend --data data/demo --model "$output/models" --user "$viewer" --count 10
 
+step "one page that follows a viewer through that model, forward and backward"
+build/explain --data data/demo --model "$output/models" --user demo_0014 \
+  --output "$output/explain.html"
+
 step "where things are"
+echo "explained    $output/explain.html: open it in a browser first"
 echo "models       $output/models (best_model.safetensors, item_mappings.json)"
 echo "checkpoints  $output/checkpoints"
 echo "pictures     $output/plots/*.png (and training_metrics.json)"

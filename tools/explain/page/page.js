@@ -392,7 +392,7 @@ function showHead() {
   const chosen = head(), {h, q, kv, Q, N, places, P, layer} = chosen;
   const select = $("head-query"), kept = Number(select.value);
   select.replaceChildren(...places.map((t, i) => element("option", {value: i}, `${t + 1}: ${labelOf(t)}`)));
-  const i = select.dataset.begun && kept < Q ? kept : Q - 1;
+  const i = select.dataset.begun && kept < Q ? kept : places.indexOf(state.run.row.asked);
   select.dataset.begun = "yes";
   select.value = i;
   $("head-says").textContent = sentences(chosen, i);
@@ -416,7 +416,7 @@ function showHead() {
     for (let d = 0; d < D; ++d) s += q.data[i * H + h * D + d] * kv.data[j * 2 * H + h * D + d];
     const v = [0, 1, 2].map(d => d < D ? kv.data[j * 2 * H + H + h * D + d] : 0);
     v.forEach((x, d) => { sum[d] += P(i)[j] * x; });
-    cells.append(element("tr", {}, element("th", {scope: "row"}, `${j + 1}: ${labelOf(j)}`),
+    cells.append(element("tr", {}, element("th", {scope: "row", class: "short"}, `${j + 1}: ${labelOf(j)}`),
       numberCell(s / Math.sqrt(D)), numberCell(P(i)[j]), ...v.map(numberCell)));
   }
   cells.append(element("tr", {class: "asked"}, element("td", {}, "sum of P v"), element("td", {}),
