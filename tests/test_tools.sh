@@ -809,7 +809,7 @@ rm theirs/model.safetensors && : >theirs/pytorch_model.bin
 expect 1 "holds pytorch_model.bin, but no model.safetensors" convert theirs o
 
 # ---- both quickstarts run the same commands ---------------------------------------------------
-programs='train_model\|evaluate_model\|recommend\|train_classifier\|predict_text'
+programs='train_model\|evaluate_model\|recommend\|explain\|train_classifier\|predict_text'
 # commands FILE: its calls of the programs, one a line, without what the shells write
 # differently: ends of lines, quotes, the folder of the programs, the names of variables.
 commands() {
@@ -819,7 +819,7 @@ commands() {
 commands "$here/tools/quickstart.sh" >sh_commands
 commands "$here/tools/quickstart.bat" >bat_commands
 expect 0 "" grep -q '^train_model .*--hidden-size 64 .*--best-by top10$' sh_commands
-expect 0 "" test "$(wc -l <sh_commands)" = 5
+expect 0 "" test "$(wc -l <sh_commands)" = 6
 expect 0 "" diff sh_commands bat_commands
 
 # ---- the fields of --json are those that tools/README.md has ------------------------------------

@@ -1,7 +1,7 @@
 @echo off
 rem What tools/quickstart.sh does elsewhere, on Windows: from a fresh checkout to recommendations.
-rem Builds, trains on data\demo, evaluates, and recommends ten titles to one viewer; a few minutes.
-rem With "text": a classifier of texts, trained on data\demo_text.
+rem Builds, trains on data\demo, evaluates, recommends ten titles to one viewer, and writes a page
+rem that shows how the model comes to its answers; a few minutes. With "text": a classifier of texts, trained on data\demo_text.
 rem
 rem   tools\quickstart.bat [text] [OUTPUT]   (default: output\demo, or output\demo_text)
 rem
@@ -14,7 +14,7 @@ set "output=%~1"
 if not defined output if %what% == text (set "output=output\demo_text") else set "output=output\demo"
 set "programs=%BERT4REC_PROGRAMS%"
 if not defined programs set "programs=build"
-if exist "%programs%\train_model.exe" if exist "%programs%\recommend.exe" goto built
+if exist "%programs%\train_model.exe" if exist "%programs%\explain.exe" goto built
 
 echo.
 echo == looking for compiler and libraries
@@ -50,7 +50,14 @@ echo == ten titles for the viewer %viewer%
 if errorlevel 1 goto failed
 
 echo.
+echo == one page that follows a viewer through that model, forward and backward
+"%programs%\explain" --data data/demo --model "%output%/models" --user demo_0014 ^
+  --output "%output%/explain.html"
+if errorlevel 1 goto failed
+
+echo.
 echo == where things are
+echo explained    %output%\explain.html: open it in a browser first
 echo models       %output%\models (best_model.safetensors, item_mappings.json)
 echo checkpoints  %output%\checkpoints
 echo pictures     %output%\plots\*.png (and training_metrics.json)

@@ -1,8 +1,7 @@
 #!/bin/sh
 # From a fresh checkout to recommendations: installs what is missing, builds, trains on data/demo,
 # evaluates, recommends ten titles to one viewer, and writes a page that shows how the model comes to
-# its answers. Takes a few minutes. With "text": to a
-# classifier of texts, trained on data/demo_text.
+# its answers. Takes a few minutes. With "text": to a classifier of texts, trained on data/demo_text.
 #
 #   sh tools/quickstart.sh [text] [OUTPUT]   (default: output/demo, or output/demo_text; a run that
 #                                             is there is replaced)
