@@ -13,14 +13,24 @@
 //
 //     #include "bert4rec.hpp"
 //     #include <iostream>
-//     int main() {
-//       bert4rec::Dataset data = bert4rec::Dataset::load("data/demo");
-//       bert4rec::ModelConfig model{.hidden_size = 64, .num_heads = 2};
-//       bert4rec::TrainConfig train{.epochs = 10};
-//       bert4rec::Trainer(data, model, train, "output").overwrite().run();
-//       bert4rec::Recommender recommender("output/models");
-//       for (const auto& pick : recommender.recommend(data.histories.row(0), 10))
-//         std::cout << pick.score << "  " << data.catalogue.title(pick.item) << "\n";
+//     int main(int argc, char** argv) {
+//       try {
+//         const auto data = bert4rec::Dataset::load(argc > 1 ? argv[1] : "data/demo");
+//         const bert4rec::ModelConfig model{.hidden_size = 64, .num_heads = 2,
+//                                           .objective = bert4rec::Objective::causal};  // or cloze
+//         const bert4rec::TrainConfig train{.epochs = 8, .batch_size = 16, .learning_rate = 2e-3};
+//         bert4rec::Trainer trainer(data, model, train, "output");
+//         trainer.overwrite().run({.on_epoch = [](const bert4rec::EpochReport& report) {
+//           std::cerr << "epoch " << report.epoch << ": loss " << report.train.loss()
+//                     << ", validation " << report.validation.tally.loss() << "\n";
+//         }});
+//         const bert4rec::Recommender recommender("output/models");
+//         for (const auto& pick : recommender.recommend(data.histories.row(0), 10))
+//           std::cout << pick.score << "  " << recommender.catalogue().title(pick.item) << "\n";
+//       } catch (const std::exception& error) {
+//         std::cerr << error.what() << "\n";
+//         return 1;
+//       }
 //     }
 //
 // Compile with: g++ -std=c++20 -O2 -pthread (GCC 11, or Clang 14 with libstdc++ 11 or libc++ 14, or
@@ -8268,9 +8278,9 @@ struct EpochReport {
 
 // What a program may do while a Trainer runs. All may be empty.
 struct TrainerCallbacks {
-  std::function<void(const BatchReport&)> on_batch;
-  std::function<void(const EpochReport&)> on_epoch;
-  std::function<bool()> should_stop;  // asked after each step; true on any rank: save and return
+  std::function<void(const BatchReport&)> on_batch = {};
+  std::function<void(const EpochReport&)> on_epoch = {};
+  std::function<bool()> should_stop = {};  // asked after a step; true on any rank: save and return
 };
 
 class Trainer {

@@ -62,9 +62,9 @@ done
 tools/bin/audit_dataset --data "$here/data/demo" >log
 cmake -S "$here/tests/consumer" -B beside_tools -DCMAKE_PREFIX_PATH="$work/tools" >log
 
-echo "the examples of the README, and the first of them in the header"
+echo "the examples of the READMEs, and the first of them in the header"
 awk '/^```/ { n += inside = $0 == "```cpp"; next } inside { print >("example" n ".cpp") }' \
-  "$here/README.md"
+  "$here/README.md" "$here/tools/README.md"
 mv example1.cpp example.cpp
 sed -n 's/^\/\/     //p' "$here/bert4rec.hpp" | sed -n '/^#include "bert4rec/,/^}/p' >header.cpp
 diff example.cpp header.cpp
@@ -87,6 +87,11 @@ $strict -DBERT4REC_PORTABLE -I "$here" example.cpp
 $strict -I "$here" other.cpp
 
 cd "$here"
-"$work/example" >"$work/picks" 2>&1 || { cat "$work/picks"; exit 1; }
-[ "$(wc -l <"$work/picks")" = 10 ]
+cp -r data/demo "$work/elsewhere"
+cd "$work" # from any folder with any data; what is wrong is said in a line
+./example elsewhere >picks 2>progress || { cat progress; exit 1; }
+[ "$(wc -l <picks)" = 10 ] && [ "$(wc -l <progress)" = 8 ]
+if ./example nowhere >picks 2>progress; then exit 1; fi
+[ "$(cat progress)" = "nowhere/items.jsonl: cannot open: No such file or directory" ] ||
+  { cat progress; exit 1; }
 echo "all passed"
