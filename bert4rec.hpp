@@ -2781,6 +2781,7 @@ namespace bert4rec {
 // Each layer: its formula, its forward, and right under it its backward. A backward takes the
 // gradient of the loss by its output (d_y) and gives that by its input (d_x); gradients of
 // parameters are added to what is there, since a step adds up groups of rows (chapter 11).
+// Each backward, those of chapters 12 and 13 too, is derived in tests/exercises/derivations.md.
 
 // A flat array of zeros, aligned to cache lines. Pages that are never touched take no memory. A
 // large one asks for pages of 2 MiB: with the usual 4 KiB, reading a row of a large table nearly
@@ -5596,6 +5597,7 @@ class Texts {
 //   m = m + (1 - b1) (g - m)       v = v + (1 - b2) (g^2 - v)
 //   w = w - lr decay w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + epsilon)
 // Biases and LayerNorms do not decay. With clip_norm c, g is first scaled by min(1, c / |g|).
+// (tests/exercises/derivations.md, sections 20 to 22, has the reasons for these and what follows.)
 //
 // A loss over drawn items has gradients for a few rows of the item table (and of what else has a
 // row for each token). AdamW moves the others, too, by m and decay, and with a million items would

@@ -1,7 +1,7 @@
 // Every tensor's gradient against central differences in double, for both architectures, both
 // objectives, all losses and the heads for matching and classification, with dropout on, rows of
-// every length from 1 to the longest, and rows that ask for nothing; and losses over drawn items
-// against that over all.
+// every length from 1 to the longest, and rows that ask for nothing; a batch of two groups against
+// both; and losses over drawn items against that over all.
 
 #include "bert4rec.hpp"
 #include "check.hpp"
@@ -201,6 +201,38 @@ void check_text() {
   one.weights.clear(), one.targets = {4}, refused(one, "target 4 of a batch, expected 0 ... 3");
 }
 
+// A batch that an engine cuts into two groups has the mean of the gradients of both.
+void check_groups() {
+  const ModelConfig model = small_model(Architecture::paper);
+  CpuEngine<double> engine(model, TrainConfig{.threads = 1});
+  spread_parameters(engine);
+  const std::size_t rows = group_tokens / model.max_length;  // of one group
+  std::vector<double> sum(engine.gradients().size());
+  const auto add_rows = [&](Batch& batch, std::size_t first, std::size_t count) {
+    for (std::size_t row = first; row < first + count; ++row) {
+      std::vector<std::int32_t> items;
+      for (std::size_t i = 0; i < model.max_length; ++i) {
+        items.push_back(static_cast<std::int32_t>(below(fold_in(make_key(8), row), i, 9)));
+      }
+      add_cloze_row(batch, items, model, 0.3, fold_in(make_key(9), row));
+    }
+    engine.loss_and_gradient(batch, DropoutPlan());
+    return static_cast<double>(batch.asked.size());
+  };
+  for (const std::size_t first : {std::size_t{0}, rows}) {
+    Batch part;
+    const double asked = add_rows(part, first, rows);
+    for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += asked * engine.gradients()[i];
+  }
+  Batch whole;
+  const double asked = add_rows(whole, 0, 2 * rows);
+  for (double& value : sum) value /= asked;
+  for (const TensorSpec& spec : engine.table()) {
+    check_close(spec.name, engine.gradients().subspan(spec.offset, spec.size),
+                std::span<const double>(sum).subspan(spec.offset, spec.size), 1e-11);
+  }
+}
+
 // The scores against their formula; and the scale beyond its bound, from where it may only fall.
 void check_matching() {
   const ModelConfig model = matching_model(Objective::cloze, 0);
@@ -352,6 +384,7 @@ int main() {
                 << "\n";
     });
   }
+  test("a batch of two groups", check_groups);
   test("text", check_text);
   test("matching", check_matching);
   test("causal", check_causal);
