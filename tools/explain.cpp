@@ -150,27 +150,46 @@ void turn_off(Engine& engine, const Question& question) {
   engine.write(State::parameters, values);
 }
 
-// Questions drawn at random with the library's answers: what the page's own arithmetic is held
-// against.
+// The length of each tensor's gradient for a question without heads off, at temperature 1.
+Json gradient_lengths(Engine& engine, const Question& question, ItemSpan history) {
+  std::vector<std::int32_t> shown;
+  std::vector<float> parameters(engine.table().size());
+  engine.read(State::parameters, parameters);
+  const explain::Step step(engine.config(), engine.table(), parameters,
+                           batch_of(question, history, engine.config(), shown));
+  Json lengths;
+  for (const TensorSpec& spec : engine.table()) {
+    const auto gradient = std::span(step.gradients()).subspan(spec.offset, spec.size);
+    lengths.set(spec.name, std::sqrt(std::inner_product(gradient.begin(), gradient.end(),
+                                                        gradient.begin(), 0.0)));
+  }
+  return lengths;
+}
+
+// Questions drawn at random with the library's answers, and for the first few its gradients: what
+// the page's own arithmetic is held against.
 Json random_edits(Engine& engine, const Options& options, ItemSpan history) {
   const ModelConfig& config = engine.config();
   tools::Dice dice(stream_key(42, Stream::weights));
   std::vector<float> parameters(engine.table().size());
   engine.read(State::parameters, parameters);
+  constexpr std::size_t with_gradients = 5;
   Json::Array edits;
   for (std::size_t i = 0; i < options.edits; ++i) {
     Question question{.place = dice.below(history.size())};
     for (std::size_t item = 0; item < history.size(); ++item) {
       if (item != question.place && dice.below(5) == 0) question.dropped.push_back(item);
     }
-    for (std::size_t layer = 0; layer < config.num_layers; ++layer) {
+    for (std::size_t layer = 0; layer < config.num_layers && i >= with_gradients; ++layer) {
       for (std::size_t head = 0; head < config.num_heads; ++head) {
         if (dice.below(6) == 0) question.off.emplace_back(layer, head);
       }
     }
-    question.temperature = 0.5 + 0.25 * static_cast<double>(dice.below(7));
+    const double temperature = 0.5 + 0.25 * static_cast<double>(dice.below(7));
+    if (i >= with_gradients) question.temperature = temperature;
     turn_off(engine, question);
     Json edit = json_of(question);
+    if (i < with_gradients) edit.set("lengths", gradient_lengths(engine, question, history));
     edit.set("answer", json_of(answer_of(engine, question, history)));
     engine.write(State::parameters, parameters);
     edits.push_back(std::move(edit));

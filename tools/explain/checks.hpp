@@ -101,7 +101,7 @@ double central_difference(double& x, Loss&& loss) {
 }
 
 // The largest difference of a gradient from central differences, as a share of its largest number;
-// of at most 400 numbers, evenly spread.
+// of 400 to 800 numbers, evenly spread, or all if there are fewer.
 template <class Loss>
 double worst_error(std::span<double> x, std::span<const double> gradient, Loss&& loss) {
   const std::size_t step = std::max<std::size_t>(1, x.size() / 400);
@@ -129,7 +129,40 @@ inline Json check_json(double worst, const std::vector<std::string>& columns, Js
 // What is shown of a row of numbers.
 inline constexpr std::size_t numbers_shown = 6;
 
-// ---- The four backwards that the page takes apart ----------------------------------------------
+// ---- The backwards that the page takes apart ---------------------------------------------------
+
+// The first product of the first layer's feed-forward: u = a W^T + b, loss = du u
+inline Json check_linear(Step& step) {
+  auto& matrices = step.recording().matrices;
+  const Matrix &of_a = matrices.at("layers.0.a"), &of_u = matrices.at("layers.0.u");
+  const std::size_t N = of_a.rows, I = of_a.cols, O = of_u.cols;
+  const std::string prefix = bert4rec::layer_prefix(0) + "linear1.";
+  Numbers a = of_a.value, u(N * O),
+          w(step.parameter(prefix + "weight"), step.parameter(prefix + "weight") + O * I);
+  Numbers b(step.parameter(prefix + "bias"), step.parameter(prefix + "bias") + O);
+  Numbers da(N * I), dw(O * I), db(O);
+  Recording::Base& compute = step.recording().base();
+  bert4rec::linear_backward(compute, N, O, I, a.data(), w.data(), of_u.gradient.data(), dw.data(),
+                            db.data(), da.data(), false);
+  const auto loss = [&] {
+    bert4rec::linear_forward(compute, N, O, I, a.data(), w.data(), b.data(), u.data());
+    return dot(of_u.gradient, u);
+  };
+  Json::Array rows;
+  const auto show = [&](const std::string& name, double& number, double gradient) {
+    rows.push_back(Json::Array{Json(name), Json(number), Json(gradient),
+                               Json(central_difference(number, loss))});
+  };
+  for (std::size_t i = 0; i < 2; ++i) {
+    show(bert4rec::join("W[0,", i, "]"), w[i], dw[i]);
+    show(bert4rec::join("b[", i, "]"), b[i], db[i]);
+    show(bert4rec::join("a of the newest token [", i, "]"), a[(N - 1) * I + i],
+         da[(N - 1) * I + i]);
+  }
+  const double worst =
+      std::max({worst_error(a, da, loss), worst_error(w, dw, loss), worst_error(b, db, loss)});
+  return check_json(worst, {"", "value", "gradient", "by differences"}, std::move(rows));
+}
 
 // loss(s) = log sum_j exp s_j - s_target
 inline Json check_softmax_loss(Step& step) {
@@ -268,17 +301,18 @@ inline Json check_tensors(Step& step) {
         std::inner_product(gradient.begin(), gradient.end(), gradient.begin(), 0.0);
     const double size = std::abs(gradient[largest]);
     if (size > 0) worst = std::max(worst, std::abs(numeric - gradient[largest]) / size);
-    rows.push_back(Json::Array{Json(spec.name), Json(std::sqrt(squares)), Json(largest),
-                               Json(gradient[largest]), Json(numeric)});
+    rows.push_back(Json::Array{Json(spec.name), Json(spec.shape), Json(std::sqrt(squares)),
+                               Json(largest), Json(gradient[largest]), Json(numeric)});
   }
-  return check_json(worst,
-                    {"tensor", "length of its gradient", "element", "gradient", "by differences"},
-                    std::move(rows));
+  return check_json(
+      worst, {"tensor", "shape", "length of its gradient", "element", "gradient", "by differences"},
+      std::move(rows));
 }
 
 inline Json checks_of(Step& step) {
   Json json;
   json.set("softmax_loss", check_softmax_loss(step));
+  json.set("linear", check_linear(step));
   json.set("normalize", check_norm(step));
   json.set("gelu", check_gelu(step));
   json.set("attention", check_attention(step));

@@ -241,15 +241,17 @@ const network = (() => {
     return {row, all};
   }
 
-  // The mirror of forward(), line by line from the bottom: gradients of the loss of softmax at the
-  // target by each matrix and by each tensor.
+  // The mirror of forward(), line by line from the bottom: gradients by each matrix and by each
+  // tensor of the loss of softmax at the target, scores being divided by the temperature T:
+  // ds = (softmax(s / T) - [target]) / T.
   function backward(model, w, question, run, target) {
     const {H, layers, heads, epsilon, paper} = settings(model), {row, all} = run;
     const g = Object.fromEntries(Object.entries(w).map(([k, v]) => [k, new Float64Array(v.length)]));
     const gradients = {};
-    const {p, logSum} = softmax(all.scores.data);
+    const T = question.temperature, {p} = softmax(all.scores.data.map(s => s / T));
     const dScores = {...all.scores, data: p.slice()};
     dScores.data[target] -= 1;
+    dScores.data.forEach((d, i) => { dScores.data[i] = d / T; });
     gradients.scores = dScores;
     const tableName = paper ? "item_embedding.weight" : "output.weight";
     let d = linearBackward(all["head.vectors"], w[tableName], dScores, g[tableName],
@@ -302,7 +304,7 @@ const network = (() => {
         g["position_embedding.weight"][t * H + i] += d.data[t * H + i];
       }
     });
-    return {gradients, tensors: g, loss: logSum - all.scores.data[target]};
+    return {gradients, tensors: g};
   }
 
   // ---- Answers ---------------------------------------------------------------------------------
@@ -372,19 +374,25 @@ const network = (() => {
     for (const [name, value] of Object.entries(theirs.gradients)) {
       differences.gradients = Math.max(differences.gradients, furthest(back.gradients[name], value));
     }
-    for (const [name, length, element, value] of data.checks.tensors.rows) {
-      const mine = back.tensors[name], scale = Math.abs(value) || 1;
+    const compareLength = (mine, length) => {
       const size = Math.sqrt(mine.reduce((sum, x) => sum + x * x, 0));
-      differences.tensors = Math.max(differences.tensors, Math.abs(mine[element] - value) / scale,
-                                     Math.abs(size - length) / (length || 1));
+      differences.tensors = Math.max(differences.tensors, Math.abs(size - length) / (length || 1));
+    };
+    for (const [name, , length, element, value] of data.checks.tensors.rows) {
+      const mine = back.tensors[name], scale = Math.abs(value) || 1;
+      differences.tensors = Math.max(differences.tensors, Math.abs(mine[element] - value) / scale);
+      compareLength(mine, length);
     }
     for (const edit of data.edits) {
-      const mine = answer(forward(model, w, history, edit), history, edit);
+      const edited = forward(model, w, history, edit), mine = answer(edited, history, edit);
       differences.answers = Math.max(differences.answers,
                                      Math.abs(Math.exp(-mine.loss) - Math.exp(-edit.answer.loss)));
       for (const [item, p] of edit.answer.top) {
         differences.answers = Math.max(differences.answers, Math.abs(mine.p[item] - p));
       }
+      if (!edit.lengths) continue;
+      const gradients = backward(model, w, edit, edited, history[edit.place]).tensors;
+      for (const [name, length] of Object.entries(edit.lengths)) compareLength(gradients[name], length);
     }
     return differences;
   }

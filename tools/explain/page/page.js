@@ -73,7 +73,9 @@ function showQuestion() {
   $("question-text").textContent =
     `The user ${data.user} watched ${data.items_of_user} titles${more}. Number ` +
     `${question.place + 1} of those below is hidden, and the model, which ${way}, must name it ` +
-    `among ${items.length} titles. Hide another, leave some out, and see what changes.`;
+    `among ${items.length} titles. It is asked ` + (causal ? "at the newest title that it sees: " +
+    "that is the asked place." : "where the hidden title stood, at a [MASK]: that is the asked place.") +
+    (weights ? " Hide another, leave some out, and see what changes." : "");
   showAnswers($("after"), answer.top, target);
   $("verdict").textContent =
     `The hidden title is “${items[target]}”: rank ${answer.rank} of those not shown, probability ` +
@@ -172,21 +174,26 @@ function rungs() {
   for (let l = 0; l < layers; ++l) {
     const is = name => `layers.${l}.${name}`, last = l === layers - 1;
     list.push(
-      {layer: `Layer ${l + 1}` + (last ? ": from here on only the asked place" : "")},
-      {operation: "linear, to queries"},
-      matrix(is("q"), "linear_forward", "q = x W_qᵀ + b_q", "attention_backward", "dq = dS k / √D",
+      {layer: `Layer ${l + 1}` + (last
+        ? ": nobody reads more than the asked place of it, so only that is a query and goes on; keys and values are still of all" : "")},
+      {operation: "linear from x, to queries"},
+      matrix(is("q"), "linear_forward", "q = x W_qᵀ + b_q", "attention_backward", "dq = dS k / √D" +
+             (l === 0 && causal ? ". The first title sees itself alone: its P is 1 whatever the score, so its row is 0" : ""),
              {begins: is("sum1")}),
-      {operation: "linear, to keys and values"},
+      {operation: "linear from x, to keys and values"},
       matrix(is("kv"), "linear_forward", "(k, v) = x W_kvᵀ + b_kv: keys left, values right",
-             "attention_backward", "dk = dSᵀ q / √D,  dv = Pᵀ do"),
-      {operation: "attention"},
+             "attention_backward", "dk = dSᵀ q / √D,  dv = Pᵀ do: sums over all queries that see the key"),
+      {operation: "softmax of queries times keys"},
       matrix(is("weights"), "attention_forward",
-             "P = softmax(q kᵀ / √D), one head under the other"),
+             "P = softmax(q kᵀ / √D), one head under the other", "", "",
+             {noGradient: "dP: used at once in attention_backward, not kept"}),
+      {operation: "P times the values"},
       matrix(is("context"), "attention_forward", "o = P v, heads side by side", "linear_backward",
              "do = d(sum) W_out"),
       {operation: "linear, + x around attention"},
       matrix(is("sum1"), "residual_norm_forward", "x + o W_outᵀ + b_out", "residual_norm_backward",
-             "goes on twice: into attention, and around it"),
+             "LayerNorm's backward. It goes on twice: through W_out into attention, and around it to x" +
+             (last ? " at the asked place" : "") + ", where the two and those of keys and values are added"),
       {operation: "LayerNorm"},
       matrix(is("a"), "normalize", "a = LayerNorm(x + attention)", around,
              "the sum of what comes through the feed-forward and around it", {begins: is("sum2")}),
@@ -197,7 +204,7 @@ function rungs() {
              "dh = d(sum) W₂"),
       {operation: "linear, + a around it"},
       matrix(is("sum2"), "residual_norm_forward", "a + h W₂ᵀ + b₂", "residual_norm_backward",
-             "goes on twice: into the feed-forward, and around it"),
+             "LayerNorm's backward. It goes on twice: into the feed-forward, and around it to a, where both are added"),
       {operation: "LayerNorm"},
       matrix(is("x"), "normalize", "x = LayerNorm(a + feed-forward)", around, last
         ? "dx = ds W: the scores' gradient through the vectors of the items"
@@ -232,9 +239,15 @@ function buildLadder() {
     } else {
       rowsOf[rung.name] = line;
       for (const way of ["forward", "backward"]) {
-        if (way === "backward" && !record.gradients[rung.name]) continue;
+        if (way === "backward" && rung.noGradient) {
+          place(element("small", {class: "no-gradient"}, rung.noGradient));
+          continue;
+        }
         place(element("button", {type: "button", class: way, "aria-pressed": "false",
-          "data-name": rung.name, onclick: () => inspect(rung, way)}));
+          "data-name": rung.name, onclick: () => {
+            inspect(rung, way);
+            if (matchMedia("(max-width: 48rem)").matches) $("inspector").scrollIntoView();
+          }}));
       }
     }
     ++line;
@@ -242,7 +255,7 @@ function buildLadder() {
   place(element("div", {class: "operation", id: "map-bottom"}));
   // Brackets around attention and around the feed-forward: from what goes in to the sum.
   for (const rung of list.filter(each => each.begins)) {
-    const from = rung.name.endsWith(".a") ? rowsOf[rung.name] : rowsOf[rung.name] - 1;
+    const from = rung.name.endsWith(".a") ? rowsOf[rung.name] : rowsOf[rung.name] - 1;  // from x
     for (const side of ["around", "around back"]) {
       const bracket = element("div", {class: side, "aria-hidden": "true"});
       bracket.style.gridRow = `${from} / ${rowsOf[rung.begins] + 1}`;
@@ -258,8 +271,9 @@ let inspected = null;
 function showLadder() {
   const {run, gradients, answer} = state, N = run.row.tokens.length;
   $("map-top").textContent = `tokens [${N}]: ${N} rows of the item table`;
-  $("map-bottom").textContent = `loss ${format(answer.loss)} (at temperature ` +
-    `${state.question.temperature}); its gradient by itself is 1, and goes up from here`;
+  $("map-bottom").textContent = `loss ${format(answer.loss)}` +
+    (state.question.temperature === 1 ? "" : ` (at temperature ${state.question.temperature})`) +
+    "; its gradient by itself is 1, and goes up from here";
   for (const button of $("ladder").querySelectorAll("button")) {
     const {name} = button.dataset, short = name.replace(/^layers\.\d+\./, "");
     const back = button.classList.contains("backward");
@@ -305,7 +319,7 @@ function picture(matrix, label) {
   canvas.setAttribute("aria-label", `${label}: ${rows} by ${cols} numbers, the largest ` +
     `${format(largest)}; arrow keys read single ones`);
   const says = element("p", {class: "note", "aria-live": "polite"},
-    `blue: positive, orange: negative, strongest at ${format(largest)}. Point at a cell, or use the arrow keys.`);
+    `green: positive, purple: negative, strongest at ${format(largest)}. Point at a cell, or use the arrow keys.`);
   let at = [0, 0];
   const tell = (i, j) => {
     at = [Math.min(Math.max(i, 0), rows - 1), Math.min(Math.max(j, 0), cols - 1)];
@@ -325,6 +339,17 @@ function picture(matrix, label) {
   return [canvas, says];
 }
 
+// Of scores, or their gradient: the hidden title and those with the largest numbers.
+function scoresTable(numbers) {
+  const target = history[state.question.place];
+  const largest = [...numbers.keys()].sort((a, b) => Math.abs(numbers[b]) - Math.abs(numbers[a]));
+  return element("table", {}, element("caption", {}, `the largest of ${items.length}, and the hidden title`),
+    ...[...new Set([...largest.slice(0, 8), target])].map(item => element("tr",
+      {class: item === target ? "asked" : false},
+      element("th", {scope: "row"}, items[item] + (item === target ? " (hidden)" : "")),
+      numberCell(numbers[item]))));
+}
+
 function inspect(rung, way) {
   inspected = {rung, way};
   const back = way === "backward";
@@ -334,15 +359,16 @@ function inspect(rung, way) {
       String(button.dataset.name === rung.name && button.classList.contains(way)));
   }
   const name = rung.by[way], label = `${back ? "gradient by " : ""}${rung.name}`;
-  const {rows, cols, data: numbers} = matrix, columns = Math.min(cols, 6);
+  const {rows, cols, data: numbers} = matrix, columns = Math.min(cols, 5);
   const mean = numbers.reduce((sum, x) => sum + x, 0) / numbers.length;
   const size = Math.sqrt(numbers.reduce((sum, x) => sum + x * x, 0));
-  const table = element("table", {}, element("caption", {},
-    `the first ${columns} of ${cols} numbers of each row`));
-  for (let i = 0; i < rows; ++i) {
-    table.append(element("tr", {}, element("th", {scope: "row", class: "short"}, rowLabel(rung.name, i, matrix)),
-      ...Array.from({length: columns}, (_, j) => numberCell(numbers[i * cols + j]))));
-  }
+  const table = rung.name === "scores" ? scoresTable(numbers) : element("table", {},
+    element("caption", {}, `the first ${columns} of ${cols} numbers of each row`),
+    ...Array.from({length: rows}, (_, i) => {
+      const label = rowLabel(rung.name, i, matrix);
+      return element("tr", {}, element("th", {scope: "row", class: "short", title: label}, label),
+        ...Array.from({length: columns}, (_, j) => numberCell(numbers[i * cols + j])));
+    }));
   $("inspector").replaceChildren(
     element("h3", {}, `${back ? "d " : ""}${rung.name} [${rows},${cols}]`),
     element("p", {class: back ? "backward-key" : "forward-key"}, back ? rung.back : rung.formula),
@@ -367,6 +393,8 @@ function head() {
 }
 
 const labelOf = t => state.run.row.from[t] < 0 ? "[MASK]" : title(state.run.row.from[t]);
+const numberOf = t => state.run.row.from[t] < 0 ? "?" : String(state.run.row.from[t] + 1);
+const numbered = t => `${numberOf(t)}: ${labelOf(t)}`;
 
 // What this head does, in words that follow from its numbers.
 function sentences({P, Q, N, places}, i) {
@@ -383,7 +411,7 @@ function sentences({P, Q, N, places}, i) {
   }
   const all = Q > 1
     ? ` Over all queries this head gives ${percent(own)} to the query's own place and ${percent(before)} to the one before it.` : "";
-  return `The query “${labelOf(at)}” (place ${at + 1}) looks most at “${labelOf(best)}”, ${where}: ` +
+  return `The query “${labelOf(at)}” looks most at “${labelOf(best)}”, ${where}: ` +
     `${percent(p[best])}, where looking everywhere alike would give ${percent(1 / seen)}. It spreads ` +
     `like ${format(spread, 1)} of ${seen} places.${all}`;
 }
@@ -391,24 +419,25 @@ function sentences({P, Q, N, places}, i) {
 function showHead() {
   const chosen = head(), {h, q, kv, Q, N, places, P, layer} = chosen;
   const select = $("head-query"), kept = Number(select.value);
-  select.replaceChildren(...places.map((t, i) => element("option", {value: i}, `${t + 1}: ${labelOf(t)}`)));
+  select.replaceChildren(...places.map((t, i) => element("option", {value: i}, numbered(t))));
   const i = select.dataset.begun && kept < Q ? kept : places.indexOf(state.run.row.asked);
   select.dataset.begun = "yes";
   select.value = i;
   $("head-says").textContent = sentences(chosen, i);
   const grid = $("head-grid"), caption = grid.caption;
   grid.replaceChildren(caption, element("tr", {}, element("td", {}), ...Array.from({length: N},
-    (_, j) => element("th", {scope: "col", title: labelOf(j)}, String(j + 1)))));
+    (_, j) => element("th", {scope: "col", title: labelOf(j)}, numberOf(j)))));
   for (let query = 0; query < Q; ++query) {
     grid.append(element("tr", {class: query === i ? "chosen" : false},
-      element("th", {scope: "row"}, `${places[query] + 1}: ${labelOf(places[query])}`),
+      element("th", {scope: "row", title: labelOf(places[query])}, numbered(places[query])),
       ...Array.from(P(query), (p, j) => element("td", {
         style: `background:${colour(p, 1)}`, "aria-label": percent(p),
         title: `${labelOf(places[query])} → ${labelOf(j)}: ${percent(p)}`}))));
   }
   const off = state.question.off.some(([l, head]) => l === layer && head === h);
   $("head-formula").textContent = `S = q·k / √${D}, P = softmax of it over the places that are seen, and the ` +
-    `result is the sum of P v (here the first three of ${D} numbers of v).` + (off ? " This head is off: it gives zeros instead." : "");
+    `result is the sum of P v (here the first three of ${D} numbers of v).` + (off ? " This head is off: whatever it finds, zeros go on instead." : "") +
+    (state.isFirst ? "" : " Computed here, in your browser.");
   const cells = $("head-cells"), seen = causal ? places[i] + 1 : N, sum = [0, 0, 0];
   cells.replaceChildren(element("thead", {}, row("th", "key", "q·k / √D", "P", "v₁", "v₂", "v₃")));
   for (let j = 0; j < seen; ++j) {
@@ -416,7 +445,7 @@ function showHead() {
     for (let d = 0; d < D; ++d) s += q.data[i * H + h * D + d] * kv.data[j * 2 * H + h * D + d];
     const v = [0, 1, 2].map(d => d < D ? kv.data[j * 2 * H + H + h * D + d] : 0);
     v.forEach((x, d) => { sum[d] += P(i)[j] * x; });
-    cells.append(element("tr", {}, element("th", {scope: "row", class: "short"}, `${j + 1}: ${labelOf(j)}`),
+    cells.append(element("tr", {}, element("th", {scope: "row", class: "short", title: labelOf(j)}, numbered(j)),
       numberCell(s / Math.sqrt(D)), numberCell(P(i)[j]), ...v.map(numberCell)));
   }
   cells.append(element("tr", {class: "asked"}, element("td", {}, "sum of P v"), element("td", {}),
@@ -433,27 +462,33 @@ function buildHead() {
 // ---- Backward ----------------------------------------------------------------------------------
 
 const cards = [
-  {check: "softmax_loss", name: "Softmax with cross-entropy", code: ["softmax_loss"],
+  {check: "softmax_loss", name: "Softmax with cross-entropy", of: "of the scores", code: ["softmax_loss"],
    formula: ["L = log Σⱼ exp sⱼ - s_target", "∂L/∂sⱼ = exp sⱼ / Σₖ exp sₖ - [j = target]",
              "= pⱼ - [j = target]: the sum over j is 0, so whatever the target is given is taken from the others"]},
-  {check: "normalize", name: "LayerNorm", code: ["normalize_backward"],
-   formula: ["z = (x - mean) / deviation,  y = gain z + bias,  e = gain dy",
-             "mean and deviation depend on every x: dx = (e - mean(e) - z mean(e z)) / deviation",
-             "so dx has no part along (1, ..., 1) nor along z: to shift or to stretch x changes no y"]},
-  {check: "gelu", name: "GELU", code: ["gelu_backward"],
+  {check: "linear", name: "Linear", of: "of u = a W₁ᵀ + b₁ of layer 1", code: ["linear_backward"],
+   formula: ["y = x Wᵀ + b: y_o = Σᵢ xᵢ W_oᵢ + b_o, for each token",
+             "xᵢ acts through every output: dxᵢ = Σₒ dyₒ W_oᵢ, that is dx = dy W",
+             "W and b are shared by all tokens: dW = Σₜ dyₜᵀ xₜ,  db = Σₜ dyₜ",
+             "Most of a network is this. A step of training then moves every parameter a little against its gradient (AdamW, chapter 15 of the header)"]},
+  {check: "normalize", name: "LayerNorm", of: `of sum2 of layer ${layers}, at the asked place`, code: ["normalize_backward"],
+   formula: ["z = (x - mean) r with r = 1 / √(variance + ε),  y = gain z + bias",
+             "e = gain dy is the gradient by z; each xᵢ acts on all of z: ∂zⱼ/∂xᵢ = r ([i = j] - 1/H - zᵢ zⱼ / H), by the mean and by r",
+             "dx = r (e - mean(e) - z mean(e z)): what would shift x, or stretch it about its mean, is taken away, since it changes no y",
+             "dgain = Σₜ dy z,  dbias = Σₜ dy"]},
+  {check: "gelu", name: "GELU", of: "of layer 1, at its last token", code: ["gelu_backward"],
    formula: ["h = u Φ(u)", "dh/du = Φ(u) + u φ(u), with φ the density of the normal distribution",
              "du = dh (Φ(u) + u φ(u)): each number by itself"]},
-  {check: "attention", name: "Attention", code: ["attention_backward", "softmax_backward"],
+  {check: "attention", name: "Attention", of: "of layer 1", code: ["attention_backward", "softmax_backward"],
    formula: ["S = q kᵀ / √D,  P = softmax(S),  o = P v", "dv = Pᵀ do,  dP = do vᵀ",
              "dSᵢⱼ = Pᵢⱼ (dPᵢⱼ - Σₖ Pᵢₖ dPᵢₖ): softmax's own backward, row by row",
-             "dq = dS k / √D,  dk = dSᵀ q / √D"]},
+             "dq = dS k / √D,  dk = dSᵀ q / √D (the code has 1 / √D in softmax_backward already)"]},
 ];
 
-const worstOf = check => `largest difference from central differences: ${check.worst.toExponential(1)} of the largest gradient`;
+const worstOf = check => `largest difference from central differences (step 1e-5): ${check.worst.toExponential(1)}`;
 const cellsOf = cells => cells.map(cell => typeof cell === "number" || typeof cell === "string" ? cell : String(cell));
 
 function buildCards() {
-  $("cards").append(...cards.map(({check: id, name, code, formula}) => {
+  $("cards").append(...cards.map(({check: id, name, of, code, formula}) => {
     const check = data.checks[id];
     const table = element("table", {}, element("thead", {}, row("th", ...check.columns)),
       element("tbody", {}, ...check.rows.map(cells => {
@@ -461,18 +496,23 @@ function buildCards() {
         if (id === "softmax_loss") shown[0] = items[shown[0]] + (shown[3] < 0 ? " (target)" : "");
         return row("td", ...shown);
       })));
-    return element("section", {class: "card", "aria-label": name}, element("h3", {}, name),
+    return element("section", {class: "card", "aria-label": name},
+      element("h3", {}, name, " ", element("small", {}, of)),
       element("div", {class: "columns"},
         element("div", {}, element("h4", {}, "Formula"), ...formula.map(text => element("p", {}, text))),
         element("div", {}, element("h4", {}, "Numbers"), element("div", {class: "scroll"}, table),
-          element("p", {class: "proof"}, worstOf(check))),
+          element("p", {class: "proof"}, `${worstOf(check)} of the largest gradient, over 400 to 800 numbers or all there are`)),
         element("div", {}, element("h4", {}, "Code"), ...code.flatMap(each => [
           element("p", {class: "note"}, lineOf(each)), element("pre", {}, data.code[each].text)]))));
   }));
   const {tensors} = data.checks;
-  $("tensors-worst").textContent = worstOf(tensors);
+  $("tensors-worst").textContent = `${worstOf(tensors)} of that element.`;
   $("tensors").append(element("thead", {}, row("th", ...tensors.columns)),
-    element("tbody", {}, ...tensors.rows.map(cells => row("td", ...cellsOf(cells)))));
+    element("tbody", {}, ...tensors.rows.map(([name, shape, length, at, gradient, numeric]) => {
+      const width = shape.length > 1 ? shape[1] : 1;
+      const place = shape.length > 1 ? `[${Math.floor(at / width)}, ${at % width}]` : `[${at}]`;
+      return row("td", name, `[${shape}]`, length, place, gradient, numeric);
+    })));
 }
 
 // ---- Traps -------------------------------------------------------------------------------------
@@ -507,8 +547,9 @@ function buildTraps() {
 }
 
 function showTraps() {
-  const {question, run, answer} = state, s = run.all.scores.data, target = history[question.place];
-  const K = Math.min(20, s.length - 1), full = network.softmax(s).logSum - s[target];
+  const {question, run, answer} = state, target = history[question.place];
+  const s = run.all.scores.data.map(score => score / question.temperature);
+  const K = Math.min(20, s.length - 1), full = answer.loss;
   // Drawn with the numbers of a small generator, a thousand times.
   let seed = 1, plain = 0, corrected = 0;
   const next = n => (seed = seed * 48271 % 2147483647) % n;
@@ -519,10 +560,12 @@ function showTraps() {
     corrected += network.softmax([s[target], ...drawn.map(j => s[j] - shift)]).logSum - s[target];
   }
   $("sampled-softmax").textContent =
-    `Over all ${s.length} titles the loss of the question above is ${format(full)}. Against ${K} drawn titles, a ` +
-    `thousand times, its mean is ${format(plain / 1000)}: an easier question, another loss. With log(K q) taken ` +
-    `from the scores of what was drawn (chapter 12, sampled-softmax) it is ${format(corrected / 1000)}: near the ` +
-    `full one, a little below it, since the logarithm of a mean is more than the mean of logarithms.`;
+    `Over all ${s.length} titles the loss of the question above is ${format(full)}. Against ${K} titles drawn evenly, a ` +
+    `thousand times, its mean is ${format(plain / 1000)}: an easier question, and another loss. Sampled softmax (section 12 of the ` +
+    `header) takes log(K q) from the score of what is drawn, q = 1 / ${s.length} being its chance in one draw, so that the sum of ` +
+    `exp is right on average. The mean of its logarithm, ${format(corrected / 1000)}, is still below the full loss: a logarithm of ` +
+    `means is more than a mean of logarithms, and much more where one title holds much of the sum (here ` +
+    `${percent(Math.max(...answer.p))}) and is seldom drawn. Many negatives bring it near.`;
   const n = s.length - run.row.from.filter(i => i >= 0).length, drawn = Math.min(100, n - answer.rank);
   $("sampled-ranking").textContent =
     `The hidden title has rank ${answer.rank} of the ${n} that are not shown` +
@@ -535,37 +578,59 @@ function showTraps() {
 
 // ---- Exercises ---------------------------------------------------------------------------------
 
+// What leaving out each title does to the hidden one, in a sentence.
+function leaveOneOut() {
+  const shown = network.rowOf(model, history, first).from.filter(i => i >= 0);
+  const all = shown.map(i => {
+    const question = {...first, dropped: [i]};
+    return [i, Math.exp(-network.answer(network.forward(model, weights, history, question), history, question).loss)];
+  }).sort((a, b) => a[1] - b[1]);
+  const now = Math.exp(-network.answer({row: network.rowOf(model, history, first), all: record.all}, history, first).loss);
+  const said = ([i, p]) => `without number ${i + 1}, “${title(i)}”, ${percent(p)}`;
+  return `The hidden title has ${percent(now)}. ${[all[0], all[1], all[all.length - 1]].map(said).join("; ")}. ` +
+    "(Titles behind the one that is left out move up a position.) recommend --explain does this for the first answer: " +
+    "exact drops, where attention weights are a guess.";
+}
+
 function buildExercises() {
-  const soft = data.checks.softmax_loss, sum = record.gradients.scores.data.reduce((a, b) => a + b, 0);
+  const sum = record.gradients.scores.data.reduce((a, b) => a + b, 0);
   const dx = record.gradients[`layers.${layers - 1}.sum2`];
   const along = dx.data.reduce((a, b) => a + b, 0), size = Math.sqrt(dx.data.reduce((a, b) => a + b * b, 0));
   const untrained = data.stages[0], N = record.all.embedded.rows;
-  const parameters = data.weights
-    ? Object.values(data.weights.tensors).reduce((n, {shape}) => n + shape.reduce((a, b) => a * b, 1), 0) : 0;
+  const hot = at => network.answer({row: network.rowOf(model, history, first), all: record.all}, history,
+                                   {...first, temperature: at});
+  const [cold, one, warm] = [0.5, 1, 2].map(hot), target = history[first.place];
+  const s = record.all.scores.data, p = one.p;
   const tasks = [
     ["Before any training, which loss do you expect? Compare with the table of Training.",
-     `About log ${items.length} = ${format(Math.log(items.length), 3)}: all titles alike. It was ${format(untrained.loss, 3)}.`],
-    ["Add up the gradient of the scores over all titles. Why must it be 0?",
+     `About log ${items.length} = ${format(Math.log(items.length), 3)}: all titles alike. It was ${format(untrained.loss, 3)}: ` +
+     "random scores are not quite alike."],
+    ["Add up the gradient of the scores over all titles (its mean stands in the map). Why must it be 0?",
      `The probabilities add up to 1, and 1 is subtracted at the target. Here: ${format(sum)}. Adding the same number to all scores changes no loss.`],
-    ["Add up d sum2 of the last layer. Why is it (nearly) 0 and what is the other direction that it has nothing of?",
-     `LayerNorm takes off the mean, so a shift of all numbers changes nothing; the sum is ${format(along)} where the length is ${format(size)}. The other is the direction of z: stretching x changes nothing either (but for epsilon).`],
-    [`The gradient by embedded has ${N} rows, the item table ${items.length + 3}. Which rows of the table get a gradient from the embedding?`,
-     `Those of the ${N} tokens that were shown, and no others. ${paper ? "But the table is the output too (tied), and there every row gets one." : "The output table, another tensor here, gets one in every row."}`],
-    ["Set the temperature to 2. What happens to the rank, and what to the loss?",
-     "The rank stays: dividing all scores by one number keeps their order. The probabilities come nearer to one another, so a confident right answer loses, and a wrong one gains."],
+    ["Add up d sum2 of the last layer. Why is it (nearly) 0, and what other direction has it nothing of?",
+     `LayerNorm takes off the mean, so a shift of all numbers changes nothing; the sum is ${format(along)} where the length is ${format(size)}. The other is the direction of z: stretching x about its mean changes nothing either (but for epsilon).`],
+    [`The gradient by embedded has ${N} rows, the item table ${items.length + 3}. Which rows of which tables get a gradient in this step?`,
+     `From the embedding, the rows of the ${N} tokens that were shown, and the first ${N} of ${model.config.max_length} positions. ` + (paper
+       ? `But the item table is the output too (tied): there each of its ${items.length} items gets one.`
+       : `The output table, another tensor here, gets one in each row of its ${items.length} items.`) +
+     " PAD and UNK get none" + (causal ? ", nor does [MASK]." : ".")],
+    ["Set the temperature to 2, then to 0.5. What happens to the rank, and to the loss?",
+     `The rank stays: dividing all scores by one number keeps their order. The loss is ${format(cold.loss)}, ${format(one.loss)} and ` +
+     `${format(warm.loss)} at 0.5, 1 and 2. Its slope at 1 is the target's score, ${format(s[target])}, less the mean of all scores by ` +
+     `their probability, ${format(s.reduce((total, score, i) => total + score * p[i], 0))}: higher temperature helps what scores below that mean.`],
     ["Turn off every head of the first layer. Through what do the items still reach the last layer?",
-     "Around attention: x + 0. Each token then knows itself and its position alone, and the last layer mixes them."],
-    [causal ? "Hide the first title. What does the model see, and what can it answer with?"
+     "Around attention: x plus the bias of W_out, and then the feed-forward. Each token knows itself and its position alone, and the last layer mixes them."],
+    [causal ? "Hide the first title. What does the model see, and should one trust its answers?"
        : "Hide the first title, then the last. For which is the answer better, and why?",
-     causal ? "Nothing but a [MASK] at the first position: it answers with what it knows without a history, popularity more or less."
+     causal ? "Nothing but a [MASK] at the first position. In training that stands there only for users with a single title (add_causal_row), so its vector has hardly been trained: no."
        : "Both have one-sided context; what counts is how much stands near, and how much the model learnt at that position."],
-    ["Which title, left out, costs the hidden one most? Guess from the attention, then try.",
-     "recommend --explain does this for the first answer: exact drops, not attention weights. The two often disagree: what a head looks at may carry little."],
   ];
-  if (parameters > 0) tasks.push([
-    `The model has ${parameters.toLocaleString("en")} parameters. Count them from the shapes.`,
-    `Item table ${items.length + 3} × ${H}, positions, one LayerNorm; each layer 4 ${H}² + 2 × ${inner} × ${H} and its biases and norms; ` +
-    (paper ? "the head's dense layer, norm and one bias an item." : "the output table and its bias.")]);
+  if (weights) tasks.push(["Which title, left out, costs the hidden one most? Guess from the attention, then try.", leaveOneOut()]);
+  const parameters = data.checks.tensors.rows.reduce((n, [, shape]) => n + shape.reduce((a, b) => a * b, 1), 0);
+  tasks.push([`The model has ${parameters.toLocaleString("en")} parameters. Count them (the shapes stand under “The whole network”).`,
+    `Item table ${items.length + 3} × ${H}, positions ${model.config.max_length} × ${H}, one LayerNorm 2 × ${H}; each of ${layers} layers 4 × ${H}² + 2 × ${inner} × ${H} for matrices, ` +
+    `and ${9 * H + inner} for biases and norms; ` + (paper ? `the head ${H}² + 3 × ${H}, and one bias for each of ${items.length + 3} rows.`
+      : `the output table ${items.length + 3} × ${H} and its bias.`)]);
   $("tasks").append(...tasks.map(([task, solution]) => element("li", {}, task,
     element("details", {}, element("summary", {}, "Answer"), element("p", {}, solution)))));
 }
@@ -576,10 +641,10 @@ function buildAbout() {
   const facts = [
     ["Made by", `bert4rec.hpp ${model.version}: ${model.command}`],
     ["Model", `${model.name}, checksum ${model.checksum}; ${layers} layers of ${heads} heads, H = ${H}, ` +
-      `objective ${model.config.objective}, architecture ${model.config.architecture}`],
+ `objective ${model.config.objective}, architecture ${model.config.architecture}`],
     ["Data", `${model.data}, user ${data.user}`],
     ["Loss", "softmax over all items, dropout off; whatever the model was trained with"],
-    ["Lines", "of the bert4rec.hpp that this page was made beside"],
+    ["Line numbers", `those of bert4rec.hpp ${model.version}`],
   ];
   $("provenance").append(...facts.flatMap(([name, text]) => [element("dt", {}, name), element("dd", {}, text)]));
   if (!weights) {
@@ -592,7 +657,7 @@ function buildAbout() {
   $("comparison").textContent =
     `This page's own arithmetic against the library's, as you opened it: matrices within ${differences.matrices.toExponential(1)} of their largest number, ` +
     `gradients ${differences.gradients.toExponential(1)}, gradients of all tensors ${differences.tensors.toExponential(1)}; probabilities of ${data.edits.length} questions with random ` +
-    `edits within ${differences.answers.toExponential(1)}. ` + (worst <= bound ? `All below ${bound}.` : `MORE than ${bound}: do not trust what you change here.`);
+    `edits within ${differences.answers.toExponential(1)} (of the first five the gradients too). ` + (worst <= bound ? `All below ${bound}.` : `MORE than ${bound}: do not trust what you change here.`);
 }
 
 // ---- All together ------------------------------------------------------------------------------
