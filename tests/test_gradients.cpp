@@ -104,6 +104,7 @@ double worst_error(const ModelConfig& model, Loss loss, const detail::Kernels<do
   spread_parameters(engine);
   const Batch batch = ragged_batch(model);
   const DropoutPlan dropout(model.encoder(), make_key(77));
+  engine.loss_and_gradient(batch, dropout);  // leaves its numbers in all buffers
   engine.loss_and_gradient(batch, dropout);
   const std::vector<double> gradients(engine.gradients().begin(), engine.gradients().end());
   const std::span<double> w = engine.parameters();
