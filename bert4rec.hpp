@@ -2779,8 +2779,8 @@ namespace bert4rec {
 // 10  Layers
 // ================================================================================================
 // Each layer: its formula, its forward, and right under it its backward. A backward takes the
-// gradient of the loss by its output (d_y) and gives that by its input (d_x); gradients of
-// parameters are added to what is there, since a step adds up groups of rows (chapter 11).
+// gradient of the loss by its output (d_y or dy) and gives that by its input (d_x or dx); gradients
+// of parameters are added to what is there, since a step adds up groups of rows (chapter 11).
 // Each backward, those of chapters 12 and 13 too, is derived in tests/exercises/derivations.md.
 
 // A flat array of zeros, aligned to cache lines. Pages that are never touched take no memory. A
@@ -2977,7 +2977,7 @@ void add_columns(Compute<Real>& compute, std::size_t N, std::size_t O, const Rea
   });
 }
 
-// y = x w^T + b:   dw += dy^T x,   db += sum_t dy_t,   dx (+)= dy w
+// y = x w^T + b:   dw += dy^T x,   db += sum_t dy_t,   dx (+)= dy w      (dx must not be dy)
 template <class Real>
 void linear_backward(Compute<Real>& compute, std::size_t N, std::size_t O, std::size_t I,
                      const Real* x, const Real* w, const Real* dy, Real* dw, Real* db, Real* dx,
@@ -2999,7 +2999,8 @@ void norm_forward(Compute<Real>& compute, std::size_t N, std::size_t H, const Re
   });
 }
 
-// Replaces dy[N,H] by dx; then calls after(t), while the row is at hand.
+// Replaces dy[N,H] by dx, after the parameters have taken from dy what they need; then calls
+// after(t), while the row is at hand.
 template <class Real, class After>
 void norm_backward(Compute<Real>& compute, std::size_t N, std::size_t H, const Real* x,
                    const detail::RowStatistics<Real>* statistics, const Real* gain, Real* dy,
@@ -3222,10 +3223,11 @@ void attention_forward(Compute<Real>& compute, const EncoderConfig& config, cons
   });
 }
 
-// With R = dropout(P):
+// With R = dropout(P) and T = q k^T, the scores before their scale:
 // o = R v:                  dv = R^T do,            dR = do v^T
-// P = softmax(S):           dS_ij = R_ij dR_ij - P_ij sum_k R_ik dR_ik    (softmax_backward)
-// S = q k^T / sqrt D:       dq = dS k / sqrt D,     dk = dS^T q / sqrt D
+// P = softmax(T / sqrt D):  dT_ij = (R_ij dR_ij - P_ij sum_k R_ik dR_ik) / sqrt D
+//                                                                         (softmax_backward)
+// T = q k^T:                dq = dT k,              dk = dT^T q
 // The last block comes first: no other sees more keys, so it writes dk and dv, and the others add.
 template <class Real>
 void attention_backward(Compute<Real>& compute, const EncoderConfig& config, const RowGroup& group,
@@ -3247,20 +3249,20 @@ void attention_backward(Compute<Real>& compute, const EncoderConfig& config, con
       const std::size_t n = at.visible(end - 1);
       const View<const Real> q = at.q(q_all).from(first), P = at.P(weights).from(first);
       const View<const Real> d_o = at.q(d_out).from(first);
-      const View<Real> R{compute.scratch(w), n}, d_S = R.from(m), dq = at.q(d_q).from(first);
+      const View<Real> R{compute.scratch(w), n}, d_T = R.from(m), dq = at.q(d_q).from(first);
       const bool add = end < at.m;
       for (std::size_t i = 0; i < m; ++i) {
         dropout.apply(compute.kernels, P.from(i).data, R.from(i).data, n,
                       at.dropout_row + first + i);
       }
       compute.multiply(w, n, at.D, m, R.T(), d_o, {add ? dv.data : nullptr, dv.row}, dv);
-      compute.multiply(w, m, n, at.D, d_o, v.T(), d_S);
+      compute.multiply(w, m, n, at.D, d_o, v.T(), d_T);
       for (std::size_t i = 0; i < m; ++i) {
-        compute.kernels.softmax_backward(P.from(i).data, R.from(i).data, d_S.from(i).data, scale,
+        compute.kernels.softmax_backward(P.from(i).data, R.from(i).data, d_T.from(i).data, scale,
                                          n);
       }
-      compute.multiply(w, m, at.D, n, d_S, k, dq);
-      compute.multiply(w, n, at.D, m, d_S.T(), q, {add ? dk.data : nullptr, dk.row}, dk);
+      compute.multiply(w, m, at.D, n, d_T, k, dq);
+      compute.multiply(w, n, at.D, m, d_T.T(), q, {add ? dk.data : nullptr, dk.row}, dk);
       end = first;
     }
   });
@@ -3598,7 +3600,8 @@ inline double gbce_balance(double beta, std::size_t K) {
   return detail::natural_log(static_cast<double>(K) / beta);
 }
 
-// The loss of gbce from the shifted scores s[1 + K], of which the first is t, that of the target:
+// The loss of gbce from the scores s[1 + K], shifted if it balances them (see above; matching does
+// not), of which the first is t, that of the target:
 //   dt = -beta / (1 + exp t) / (K + 1),   ds_j = 1 / (1 + exp -s_j) / (K + 1)
 template <class Real>
 double logistic_loss(const detail::Kernels<Real>& kernels, Real* s, std::size_t K, double beta) {
@@ -3950,8 +3953,8 @@ class ItemHead {
       losses_[begin + i] = place_loss(compute.kernels, row, group, begin + i);
       compute.kernels.scale(row, loss_scale, K + 1);
     });
-    // d_vectors_i = sum_j ds_ij w_j + dt_i w_target,   dw_j = sum_i ds_ij vectors_i,   and of the
-    // row of each target dt_i vectors_i more
+    // d_vectors_i = sum_j ds_ij w_j + dt_i w_target,   dw_j = sum_i ds_ij vectors_i,
+    // db_j = sum_i ds_ij,   and of the row of each target dt_i vectors_i, of its bias dt_i more
     const View<Real> d_s = s.from(0, 1), d_drawn{d_drawn_.data(), H};
     compute.parallel_multiply(M, H, K, d_s, drawn, {nullptr, 0}, {d_vectors, H});
     compute.parallel_multiply(K, H, M, d_s.T(), {vectors, H}, d_drawn, d_drawn);
@@ -4114,7 +4117,8 @@ class MatchingHead {
   }
 
   Real length(const detail::Kernels<Real>& kernels, const Real* vector) const {
-    constexpr Real least = Real(1e-8);  // of a vector of zeros, which has no direction
+    // Of a vector of zeros, which has no direction; the gradient is that of the cosine without it.
+    constexpr Real least = Real(1e-8);
     return std::max(std::sqrt(kernels.sum_of_squares(vector, config_.hidden_size)), least);
   }
 

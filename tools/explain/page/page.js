@@ -481,7 +481,7 @@ const cards = [
   {check: "attention", name: "Attention", of: "of layer 1", code: ["attention_backward", "softmax_backward"],
    formula: ["S = q kᵀ / √D,  P = softmax(S),  o = P v", "dv = Pᵀ do,  dP = do vᵀ",
              "dSᵢⱼ = Pᵢⱼ (dPᵢⱼ - Σₖ Pᵢₖ dPᵢₖ): softmax's own backward, row by row",
-             "dq = dS k / √D,  dk = dSᵀ q / √D (the code has 1 / √D in softmax_backward already)"]},
+             "dq = dS k / √D,  dk = dSᵀ q / √D (in the code d_T is dS / √D already: softmax_backward puts the scale in)"]},
 ];
 
 const worstOf = check => `largest difference from central differences (step 1e-5): ${check.worst.toExponential(1)}`;
