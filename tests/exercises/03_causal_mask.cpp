@@ -11,9 +11,9 @@ using Matrix = std::vector<double>;  // [n,D], row-major
 #else
 namespace mine {
 
-// Causal attention of one head in a row of n items: item i sees the items 0 ... i alone, since it is
-// asked for item i + 1.
-//   S = q k^T / sqrt D  [n,n],   P_i = softmax(S_i) over what i sees, 0 elsewhere,   out = P v [n,D]
+// Causal attention of one head in a row of n items: item i sees the items 0 ... i alone, since it
+// is asked for item i + 1. q, k, v and the result are [n,D].
+//   S = q k^T / sqrt D  [n,n],   P_i = softmax(S_i) over what i sees, 0 elsewhere,   out = P v
 Matrix causal_attention(std::size_t n, std::size_t D, const Matrix& q, const Matrix& k,
                         const Matrix& v) {
   const double scale = 1 / std::sqrt(static_cast<double>(D));
@@ -61,24 +61,30 @@ Matrix header_attention(const Matrix& q, const Matrix& k, const Matrix& v) {
   return out;
 }
 
+// Another item in place of each target: its key and value are multiplied by the factor.
+void check_leak(const Matrix& q, const Matrix& k, const Matrix& v, double factor) {
+  const Matrix out = mine::causal_attention(n, D, q, k, v);
+  for (std::size_t target = 1; target < n; ++target) {
+    Matrix other_k = k, other_v = v;
+    detail::plain::scale(&other_k[target * D], factor, D);
+    detail::plain::scale(&other_v[target * D], factor, D);
+    const Matrix other = mine::causal_attention(n, D, q, other_k, other_v);
+    for (std::size_t c = 0; c < target * D; ++c) {
+      require(close(out[c], other[c], 1e-12), "item ", target, " was exchanged for another, and ",
+              "the output at place ", c / D, ", which must not see it, went from ", number(out[c]),
+              " to ", number(other[c]),
+              ". What a place is asked to guess reaches it all the same.");
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
   return run_exercise([] {
     const Matrix q = random_matrix(1), k = random_matrix(2), v = random_matrix(3);
     const Matrix out = mine::causal_attention(n, D, q, k, v);
-    for (std::size_t target = 1; target < n; ++target) {
-      Matrix other_k = k, other_v = v;
-      for (std::size_t c = target * D; c < (target + 1) * D; ++c)
-        other_k[c] *= -1, other_v[c] *= -1;
-      const Matrix other = mine::causal_attention(n, D, q, other_k, other_v);
-      for (std::size_t c = 0; c < target * D; ++c) {
-        require(close(out[c], other[c], 1e-12), "item ", target, " was exchanged for another, and ",
-                "the output at place ", c / D, ", which must not see it, went from ",
-                number(out[c]), " to ", number(other[c]),
-                ". What a place is asked to guess reaches it all the same.");
-      }
-    }
+    for (const double factor : {-1.0, 1000.0, -1000.0}) check_leak(q, k, v, factor);
     const Matrix expected = header_attention(q, k, v);
     for (std::size_t c = 0; c < n * D; ++c) {
       require(close(out[c], expected[c], 1e-12), "the output at place ", c / D, " is ",

@@ -19,9 +19,9 @@ using NextPiece = std::function<std::string_view()>;  // an empty one: that was 
 #else
 namespace mine {
 
-// Replaces the file at `path` by one made of the pieces, such as a checkpoint by a newer one. Whoever
-// is killed at any moment leaves the old file or the new one, whole. Throws, and leaves the old one,
-// where the new one cannot be written.
+// Replaces the file at `path` by one made of the pieces, such as a checkpoint by a newer one.
+// Whoever is killed at any moment leaves the old file or the new one, whole. Throws, and leaves the
+// old one, where the new one cannot be written.
 void save(const Path& path, const NextPiece& next_piece) {
   std::ofstream file(path, std::ios::binary);
   for (std::string_view piece = next_piece(); !piece.empty(); piece = next_piece()) file << piece;
@@ -70,7 +70,9 @@ void check_killed(const Path& path, std::size_t end) {
   const auto die = [] { ::raise(SIGKILL); };
   const int status = save_in_child(path, pieces_until(end, die), [] {});
   require(WIFSIGNALED(status), "the save ended before it had asked for all pieces");
-  const std::string found = path_exists(path) ? read_file(path) : "";
+  require(path_exists(path), "a save was killed when ", end, " of ", pieces,
+          " pieces were written, and left no file at all: expected the old one or the new one");
+  const std::string found = read_file(path);
   require(found == old_bytes, "a save was killed when ", end, " of ", pieces,
           " pieces were written, and left a file of ", found.size(),
           " bytes where the old one had ", old_bytes.size(), " and the new one was to have ",

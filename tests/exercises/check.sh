@@ -4,8 +4,8 @@
 #   sh tests/exercises/check.sh 3 7         these
 # Ends with 0 if all that were asked for are mended. From the environment: CXX, the compiler (c++),
 # and CXXFLAGS, its options (-O1 -Wall -Wextra); -DSOLUTION takes the solutions instead of yours.
-# tests/test_exercises.sh also gives ENGINE, a compiled tools/common/engine.cpp, and BUILD, where the
-# programs go (build/exercises).
+# tests/test_exercises.sh also gives ENGINE, a compiled tools/common/engine.cpp, and BUILD, where
+# the programs go (build/exercises).
 set -eu
 cd "$(dirname "$0")/../.."
 build=${BUILD:-build/exercises}
@@ -36,16 +36,22 @@ fi
 names=
 [ $# -gt 0 ] || set -- 1 2 3 4 5 6 7 8 9 10
 for number in "$@"; do
-  name=$(basename "$(ls tests/exercises/"$(printf %02d "$number")"_*.cpp)" .cpp)
-  names="$names $name"
+  for source in "tests/exercises/$number"_*.cpp "tests/exercises/0$number"_*.cpp; do
+    [ -e "$source" ] && names="$names $(basename "$source" .cpp)" && continue 2
+  done
+  echo "usage: sh tests/exercises/check.sh [NUMBER...], of 1 to 10; got $number" >&2
+  exit 2
 done
 
 mkdir -p "$build"
+echo "$compile" | cmp -s - "$build/command" || rm -f "$build"/[0-9]*  # made with other options
+echo "$compile" >"$build/command"
 if [ -z "${ENGINE:-}" ] && ! is_newer "$engine" bert4rec.hpp; then
   echo "building the engine, once: half a minute"
   $compile -O2 -c tools/common/engine.cpp -o "$engine"
 fi
-printf '%s\n' $names | xargs -P "$(getconf _NPROCESSORS_ONLN)" -n 1 sh tests/exercises/check.sh build
+printf '%s\n' $names |
+  xargs -P "$(getconf _NPROCESSORS_ONLN)" -n 1 sh tests/exercises/check.sh build
 
 mended=
 for name in $names; do
