@@ -158,11 +158,11 @@ fi
 suite g++ g++ "" "" ""
 some="--target import_interactions audit_dataset all_tests"
 export CXXFLAGS=-stdlib=libc++
-suite clang++ clang++ "" "-E anilist|consumer|explain|tools|faults" \
+suite clang++ clang++ "" "-E anilist|consumer|exercises|explain|tools|faults" \
   "$some" -DCMAKE_EXPORT_COMPILE_COMMANDS=ON
 unset CXXFLAGS
 warnings build/clang++
-suite address clang++ address,undefined "-E anilist|consumer|explain|tools|guards" "$some"
+suite address clang++ address,undefined "-E anilist|consumer|exercises|explain|tools|guards" "$some"
 suite thread g++ thread "-R test_(threads|gradients)" \
   "--target test_threads test_trainer test_gradients test_vectors" -DBERT4REC_JOIN_TESTS=OFF
 CHECK_ONLY="on 1, 2, 3 threads" build/thread/test_trainer # all of it takes seven minutes there
