@@ -5640,8 +5640,8 @@ std::array<detail::AdamConstants<Real>, 2> adam_constants(const TrainConfig& con
   return {kept, decayed};
 }
 
-// What steps update: numbers that all of them see and, if the loss is one over drawn items (`draws`),
-// of the tensors with a row for each token those rows that the batch touches.
+// What steps update: numbers that all of them see and, if the loss is one over drawn items
+// (`draws`), of the tensors with a row for each token those rows that the batch touches.
 struct StepParts {
   struct Tensor {
     std::size_t offset, width;  // of its first row, and of each
@@ -5662,9 +5662,9 @@ struct StepParts {
     }
   }
 
-  // A gradient in one piece, with `touched` rows of those tensors: its size, and where what lies in
-  // it: of_whole(first, n, at) for numbers first ... first + n - 1 of the table, which lie from `at`
-  // on, and of_rows(tensor, at).
+  // A gradient in one piece, with `touched` rows of those tensors: its size, and what lies where.
+  // of_whole(first, n, at): numbers first ... first + n - 1 of the table, from `at` on;
+  // of_rows(tensor, at): the rows of a tensor, from `at` on.
   std::size_t packed_size(std::size_t touched) const {
     return for_packed(
         touched, [](std::size_t, std::size_t, std::size_t) {}, [](const Tensor&, std::size_t) {});
@@ -6083,9 +6083,9 @@ inline Tally total(Collective& ranks, const Tally& own) {
   return sum;
 }
 
-// A tally behind a gradient in a message, and that of all ranks, of so many places, from the sum. The
-// sum of losses goes as its whole part and the rest, since one float would lose digits of it; hits
-// are exact up to 2^24.
+// A tally behind a gradient in a message, and that of all ranks, of so many places, from the sum.
+// The sum of losses goes as its whole part and the rest, since one float would lose digits of it;
+// hits are exact up to 2^24.
 using TallyNumbers = std::array<float, 2 + top_k.size()>;
 
 inline TallyNumbers to_numbers(const Tally& tally) {

@@ -1046,7 +1046,7 @@ class CudaAdamW {
     take_late(rows_);
   }
 
-  // The gradient of this step in one piece, packed[packed_size()] on the device: to there, and back.
+  // The gradient of this step in one piece: packed[packed_size()] on the device, and back.
   std::size_t packed_size() const { return parts_.packed_size(rows_.count); }
   void pack(float* packed) const {
     parts_.for_packed(

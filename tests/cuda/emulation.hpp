@@ -547,7 +547,7 @@ class Gpu {
 };
 
 inline Gpu gpu;
-inline std::mutex launching;
+inline std::recursive_mutex launching;  // so that a kernel that launches one is told so
 
 inline void Gpu::run_threads() {
   for (gpu.fibre_->entered();; gpu.run_next(true)) gpu.run_thread();
