@@ -5656,6 +5656,54 @@ std::array<detail::AdamConstants<Real>, 2> adam_constants(const TrainConfig& con
   return {kept, decayed};
 }
 
+// What steps update: numbers that all of them see and, if the loss is one over drawn items
+// (`draws`), of the tensors with a row for each token those rows that the batch touches.
+struct StepParts {
+  struct Tensor {
+    std::size_t offset, width;  // of its first row, and of each
+    bool decay;
+  };
+
+  StepParts(const TensorTable& table, bool draws) {
+    for (const TensorSpec& spec : table) {
+      const std::size_t end = spec.offset + spec.size;
+      if (draws && spec.rows == Rows::tokens) {
+        tokens = spec.shape[0];
+        by_token.push_back({spec.offset, spec.size / tokens, spec.decay});
+      } else if (!whole.empty() && whole.back().second == spec.offset) {
+        whole.back().second = end;
+      } else {
+        whole.emplace_back(spec.offset, end);
+      }
+    }
+  }
+
+  // A gradient in one piece, with `touched` rows of those tensors: its size, and what lies where.
+  // of_whole(first, n, at): numbers first ... first + n - 1 of the table, from `at` on;
+  // of_rows(tensor, at): the rows of a tensor, from `at` on.
+  std::size_t packed_size(std::size_t touched) const {
+    return for_packed(
+        touched, [](std::size_t, std::size_t, std::size_t) {}, [](const Tensor&, std::size_t) {});
+  }
+  template <class OfWhole, class OfRows>
+  std::size_t for_packed(std::size_t touched, OfWhole&& of_whole, OfRows&& of_rows) const {
+    std::size_t at = 0;
+    for (const auto& [first, end] : whole) {
+      of_whole(first, end - first, at);
+      at += end - first;
+    }
+    for (const Tensor& tensor : by_token) {
+      of_rows(tensor, at);
+      at += touched * tensor.width;
+    }
+    return at;
+  }
+
+  std::vector<std::pair<std::size_t, std::size_t>> whole;  // begin and end of what all steps see
+  std::vector<Tensor> by_token;                            // of the rest, by rows
+  std::size_t tokens = 0;                                  // rows of each
+};
+
 // The optimizer of a model, with its moments. A step: begin(), gradients, gradient_norm(), step().
 template <class Real>
 class AdamW {
@@ -5666,21 +5714,11 @@ class AdamW {
       : compute_(compute),
         table_(table),
         config_(config),
+        parts_(table, draws),
         parameters_(parameters),
         gradients_(gradients) {
-    for (const TensorSpec& spec : table) {
-      const std::size_t end = spec.offset + spec.size;
-      if (draws && spec.rows == Rows::tokens) {
-        tokens_ = spec.shape[0];
-        by_token_.push_back({spec.offset, spec.size / tokens_, spec.decay});
-      } else if (!whole_.empty() && whole_.back().second == spec.offset) {
-        whole_.back().second = end;
-      } else {
-        whole_.emplace_back(spec.offset, end);
-      }
-    }
     if (draws) {
-      taken_ = Buffer<std::uint32_t>(tokens_);
+      taken_ = Buffer<std::uint32_t>(parts_.tokens);
       for (auto& steps : late_) steps.reserve(most_late);
     }
   }
@@ -5690,43 +5728,39 @@ class AdamW {
 
   // Before a step on a batch: brings its rows up to date, and sets all gradients to 0.
   void begin(const Batch& batch) {
-    for (const auto& [first, last] : whole_) fill_zeros(first, last);
+    for (const auto& [first, last] : parts_.whole) fill_zeros(first, last);
     for_touched([&](const Tensor& tensor, std::size_t row, std::size_t) {
       std::fill_n(gradients_ + row, tensor.width, Real(0));
     });
-    if (by_token_.empty()) return;
+    if (parts_.by_token.empty()) return;
     find_touched(batch, touched_);
     squares_.reserve(touched_.capacity());  // or some later step would allocate
     squares_.resize(touched_.size());
     take_late(touched_.size(), [&](std::size_t i) { return touched_[i]; });
   }
 
-  // The gradient of this step in one piece, without the rows that are not touched: its size, and
-  // copy(gradient, packed, n) for each run of n numbers of it and their place in packed[size].
-  std::size_t packed_size() const {
-    std::size_t size = 0;
-    for (const auto& [first, last] : whole_) size += last - first;
-    for (const Tensor& tensor : by_token_) size += touched_.size() * tensor.width;
-    return size;
-  }
+  // The gradient of this step in one piece: its size, and copy(gradient, packed, n) for each run of
+  // n numbers of it and their place in packed[size].
+  std::size_t packed_size() const { return parts_.packed_size(touched_.size()); }
   template <class Copy>
   void for_packed(float* packed, Copy&& copy) {
-    for (const auto& [first, last] : whole_) {
-      copy(gradients_ + first, packed, last - first);
-      packed += last - first;
-    }
-    for (const Tensor& tensor : by_token_) {
-      for (const std::size_t token : touched_) {
-        copy(gradients_ + tensor.offset + token * tensor.width, packed, tensor.width);
-        packed += tensor.width;
-      }
-    }
+    parts_.for_packed(
+        touched_.size(),
+        [&](std::size_t first, std::size_t n, std::size_t at) {
+          copy(gradients_ + first, packed + at, n);
+        },
+        [&](const Tensor& tensor, std::size_t at) {
+          for (const std::size_t token : touched_) {
+            copy(gradients_ + tensor.offset + token * tensor.width, packed + at, tensor.width);
+            at += tensor.width;
+          }
+        });
   }
 
   // |g|, in parts of a fixed size so that the sum has one order.
   double gradient_norm() {
     double sum = 0;
-    for (const auto& [first, last] : whole_) sum += sum_of_squares(first, last);
+    for (const auto& [first, last] : parts_.whole) sum += sum_of_squares(first, last);
     std::fill(squares_.begin(), squares_.end(), 0.0);
     for_touched([&](const Tensor& tensor, std::size_t row, std::size_t i) {
       const Real square = compute_.kernels.sum_of_squares(gradients_ + row, tensor.width);
@@ -5738,11 +5772,11 @@ class AdamW {
   // One update. `t` counts from 1; gradient_scale is that of clipping.
   void step(std::uint64_t t, double learning_rate, double gradient_scale) {
     const auto constants = adam_constants<Real>(config_, t, learning_rate, gradient_scale);
-    for (const auto& [first, last] : whole_) update(first, last, constants);
+    for (const auto& [first, last] : parts_.whole) update(first, last, constants);
     for_touched([&](const Tensor& tensor, std::size_t row, std::size_t) {
       update_row(row, tensor.width, constants[tensor.decay]);
     });
-    if (by_token_.empty()) return;
+    if (parts_.by_token.empty()) return;
     for (const std::size_t decay : {0u, 1u}) late_[decay].push_back(constants[decay]);
     for (const std::size_t token : touched_) {
       taken_[token] = static_cast<std::uint32_t>(late_[0].size());
@@ -5753,24 +5787,21 @@ class AdamW {
   // Brings all rows up to date.
   void catch_up() {
     if (late_[0].empty()) return;
-    take_late(tokens_, [](std::size_t token) { return token; });
+    take_late(parts_.tokens, [](std::size_t token) { return token; });
     for (auto& steps : late_) steps.clear();
-    std::fill_n(taken_.data(), tokens_, 0u);
+    std::fill_n(taken_.data(), parts_.tokens, 0u);
   }
 
  private:
   using Constants = detail::AdamConstants<Real>;
-  struct Tensor {
-    std::size_t offset, width;  // of its first row, and of each
-    bool decay;
-  };
+  using Tensor = StepParts::Tensor;
   static constexpr std::size_t most_late = 1024;  // steps put off: they stay near the processor
 
   // body(tensor, row, i): row i of those touched begins at `row` of the flat arrays.
   template <class Body>
   void for_touched(Body&& body) {
     compute_.for_rows(touched_.size(), [&](std::size_t i) {
-      for (const Tensor& tensor : by_token_) {
+      for (const Tensor& tensor : parts_.by_token) {
         body(tensor, tensor.offset + touched_[i] * tensor.width, i);
       }
     });
@@ -5784,7 +5815,7 @@ class AdamW {
     compute_.pool.parallel_for((count + part - 1) / part, [&](std::size_t index, std::size_t) {
       for (std::size_t i = index * part; i < std::min(count, (index + 1) * part); ++i) {
         const std::size_t token = token_at(i);
-        for (const Tensor& tensor : by_token_) {
+        for (const Tensor& tensor : parts_.by_token) {
           const std::size_t row = tensor.offset + token * tensor.width;
           const std::span<const Constants> steps = late_[tensor.decay];
           compute_.kernels.adamw_replay(parameters_ + row, first_.data() + row,
@@ -5834,15 +5865,13 @@ class AdamW {
   Compute<Real>& compute_;
   const TensorTable& table_;
   TrainConfig config_;
+  StepParts parts_;
   Real *parameters_, *gradients_;                              // in the order of table_
   Buffer<Real> first_{table_.size()}, second_{table_.size()};  // m and v
-  std::vector<std::pair<std::size_t, std::size_t>> whole_;  // begin and end of what all steps see
-  std::vector<Tensor> by_token_;                            // of the rest, by rows
-  std::size_t tokens_ = 0;                                  // rows of each
-  std::vector<std::size_t> touched_;                        // rows of this step
-  std::vector<double> squares_;                             // of their gradients
-  std::array<std::vector<Constants>, 2> late_;              // steps since all rows had all
-  Buffer<std::uint32_t> taken_;                             // [V] of which a row has so many
+  std::vector<std::size_t> touched_;                           // rows of this step
+  std::vector<double> squares_;                                // of their gradients
+  std::array<std::vector<Constants>, 2> late_;                 // steps since all rows had all
+  Buffer<std::uint32_t> taken_;                                // [V] of which a row has so many
 };
 
 // ================================================================================================
@@ -6068,6 +6097,29 @@ inline Tally total(Collective& ranks, const Tally& own) {
   Tally sum;
   for (const Tally& theirs : gathered(ranks, std::vector<Tally>{own})) sum += theirs;
   return sum;
+}
+
+// A tally behind a gradient in a message, and that of all ranks, of so many places, from the sum.
+// The sum of losses goes as its whole part and the rest, since one float would lose digits of it;
+// hits are exact up to 2^24.
+using TallyNumbers = std::array<float, 2 + top_k.size()>;
+
+inline TallyNumbers to_numbers(const Tally& tally) {
+  TallyNumbers numbers;
+  numbers[0] = static_cast<float>(std::floor(tally.loss_sum));
+  numbers[1] = static_cast<float>(tally.loss_sum - std::floor(tally.loss_sum));
+  std::transform(tally.hits.begin(), tally.hits.end(), numbers.begin() + 2,
+                 [](std::uint64_t hits) { return static_cast<float>(hits); });
+  return numbers;
+}
+
+inline Tally to_tally(const TallyNumbers& numbers, std::size_t count) {
+  Tally tally;
+  tally.loss_sum = double{numbers[0]} + double{numbers[1]};
+  tally.count = count;
+  std::transform(numbers.begin() + 2, numbers.end(), tally.hits.begin(),
+                 [](float hits) { return static_cast<std::uint64_t>(hits); });
+  return tally;
 }
 
 // Gives all ranks the numbers of rank 0: in parts, since ways to send have their limits.
@@ -6338,27 +6390,21 @@ class CpuEngine : public Engine {
     check_arithmetic();
   }
 
-  // Gradients and sums become those of all ranks, by one message. The sum of losses goes as its
-  // whole part and the rest, since one float would lose digits of it; hits are exact up to 2^24.
+  // Gradients and tally become those of all ranks, by one message.
   void add_ranks(const Batch& batch, Tally& tally) {
     const std::size_t size = optimizer_.packed_size();
-    message_.resize(size + 2 + top_k.size());
+    TallyNumbers numbers = to_numbers(tally);
+    message_.resize(size + numbers.size());
     optimizer_.for_packed(message_.data(), [](const Real* from, float* to, std::size_t n) {
       std::transform(from, from + n, to, [](Real value) { return static_cast<float>(value); });
     });
-    float* const sums = message_.data() + size;
-    sums[0] = static_cast<float>(std::floor(tally.loss_sum));
-    sums[1] = static_cast<float>(tally.loss_sum - std::floor(tally.loss_sum));
-    std::transform(tally.hits.begin(), tally.hits.end(), sums + 2,
-                   [](std::uint64_t hits) { return static_cast<float>(hits); });
+    std::copy(numbers.begin(), numbers.end(), message_.data() + size);
     ranks().sum(message_);
     optimizer_.for_packed(message_.data(), [](Real* to, const float* from, std::size_t n) {
       std::copy_n(from, n, to);
     });
-    tally.loss_sum = double{sums[0]} + double{sums[1]};
-    tally.count = batch.asked.size();
-    std::transform(sums + 2, sums + 2 + top_k.size(), tally.hits.begin(),
-                   [](float hits) { return static_cast<std::uint64_t>(hits); });
+    std::copy_n(message_.data() + size, numbers.size(), numbers.begin());
+    tally = to_tally(numbers, batch.asked.size());
   }
 
   // Of a batch that is not trained on.

@@ -75,22 +75,15 @@ class Runs {
  public:
   explicit Runs(const EncoderConfig& config) : groups_(config) {}
 
-  // The groups of a batch that ask for something.
-  const std::vector<Part>& parts(const Batch& batch) {
-    parts_.clear();
-    groups_.for_each(batch, {0, batch.rows()}, [&](const RowGroup& group) {
-      const auto row = static_cast<std::size_t>(group.all.offsets.data() - batch.offsets.data());
-      parts_.push_back({row, row + group.all.rows(), group.all.first(), group.all.offsets.back(),
-                        group.asked_rows.first(), group.asked_rows.offsets.back()});
-    });
-    return parts_;
-  }
+  // The groups of the rows that for_each() went through.
+  std::span<const Part> parts() const { return parts_; }
 
-  // body(run) for runs of neighbouring groups, with at most so many tokens and asked places if
-  // there are more groups than one.
+  // body(run) for runs of neighbouring groups of some rows, with at most so many tokens and asked
+  // places if there are more groups than one.
   template <class Body>
-  void for_each(const Batch& batch, std::size_t most_tokens, std::size_t most_asked, Body&& body) {
-    parts(batch);
+  void for_each(const Batch& batch, Range rows, std::size_t most_tokens, std::size_t most_asked,
+                Body&& body) {
+    find_parts(batch, rows);
     for (std::size_t begin = 0, end; begin < parts_.size(); begin = end) {
       end = begin + 1;
       while (end < parts_.size() && parts_[end].first_row == parts_[end - 1].end_row &&
@@ -103,6 +96,16 @@ class Runs {
   }
 
  private:
+  // The groups that ask for something.
+  void find_parts(const Batch& batch, Range rows) {
+    parts_.clear();
+    groups_.for_each(batch, rows, [&](const RowGroup& group) {
+      const auto row = static_cast<std::size_t>(group.all.offsets.data() - batch.offsets.data());
+      parts_.push_back({row, row + group.all.rows(), group.all.first(), group.all.offsets.back(),
+                        group.asked_rows.first(), group.asked_rows.offsets.back()});
+    });
+  }
+
   Run run(const Batch& batch, std::span<const Part> parts) {
     Run run;
     const Part &front = parts.front(), &back = parts.back();
@@ -575,16 +578,26 @@ class Results {
 
   cuda::Decision* decision() const { return decision_.data(); }
 
+  // Waits for the device.
+  cuda::Decision decided(cuda::Device& device) const {
+    cuda::Decision decision;
+    cuda::copy_out(device, &decision, decision_.data(), sizeof(decision));
+    device.wait();
+    return decision;
+  }
+
   // Waits for the device, and adds up as the header does: group by group. `weights` of the losses,
   // or empty: all 1.
   Tally tally(cuda::Device& device, std::span<const Part> parts, std::span<const float> weights,
               cuda::Decision& decision) {
-    const std::size_t M = parts.empty() ? 0 : parts.back().end_asked;
-    host_losses_.resize(M), host_counts_.resize(M);
-    cuda::copy_out(device, host_losses_.data(), losses_.data(), M * sizeof(double));
-    cuda::copy_out(device, host_counts_.data(), counts_.data(), M * sizeof(cuda::Counts));
-    cuda::copy_out(device, &decision, decision_.data(), sizeof(decision));
-    device.wait();
+    const std::size_t first = parts.empty() ? 0 : parts.front().first_asked;
+    const std::size_t end = parts.empty() ? 0 : parts.back().end_asked;
+    host_losses_.resize(end), host_counts_.resize(end);
+    cuda::copy_out(device, host_losses_.data() + first, losses_.data() + first,
+                   (end - first) * sizeof(double));
+    cuda::copy_out(device, host_counts_.data() + first, counts_.data() + first,
+                   (end - first) * sizeof(cuda::Counts));
+    decision = decided(device);
     Tally all;
     for (const Part& part : parts) {
       Tally tally;
@@ -989,6 +1002,7 @@ class CudaAdamW {
             float* parameters, float* gradients)
       : device_(device),
         config_(config),
+        parts_(table, draws),
         parameters_(parameters),
         gradients_(gradients),
         first_(table.size(), "AdamW"),
@@ -998,23 +1012,15 @@ class CudaAdamW {
     for (const TensorSpec& spec : table) {
       const std::size_t end = spec.offset + spec.size;
       std::fill(decays.data() + spec.offset, decays.data() + end, std::uint8_t{spec.decay});
-      if (draws && spec.rows == Rows::tokens) {
-        tokens_ = spec.shape[0];
-        by_token_.push_back({spec.offset, spec.size / tokens_, spec.decay});
-      } else if (!whole_.empty() && whole_.back().second == spec.offset) {
-        whole_.back().second = end;
-      } else {
-        whole_.emplace_back(spec.offset, end);
-      }
     }
     for (DeviceArray<float>* moment : {&first_, &second_}) {
       cuda::fill_zeros(device_, moment->data(), moment->size() * sizeof(float));
     }
     cuda::copy_in(device_, decays_.data(), decays.data(), decays.size());
-    squares_ = DeviceArray<float>(whole_.size() * cuda::norm_parts);
+    squares_ = DeviceArray<float>(parts_.whole.size() * cuda::norm_parts);
     if (!draws) return;
-    taken_ = DeviceArray<std::uint32_t>(tokens_);
-    cuda::fill_zeros(device_, taken_.data(), tokens_ * sizeof(std::uint32_t));
+    taken_ = DeviceArray<std::uint32_t>(parts_.tokens);
+    cuda::fill_zeros(device_, taken_.data(), parts_.tokens * sizeof(std::uint32_t));
     for (DeviceArray<cuda::AdamConstants>& late : late_) {
       late = DeviceArray<cuda::AdamConstants>(most_late);
     }
@@ -1025,46 +1031,73 @@ class CudaAdamW {
 
   // Before a step on a batch: brings its rows up to date, and sets all gradients to 0.
   void begin(const Batch& batch) {
-    for (const auto& [first, end] : whole_) {
+    for (const auto& [first, end] : parts_.whole) {
       cuda::fill_zeros(device_, gradients_ + first, (end - first) * sizeof(float));
     }
-    if (by_token_.empty()) return;
+    if (parts_.by_token.empty()) return;
     find_touched(batch, touched_);
     parcel_.clear();
     const Parcel::Place place = parcel_.add(touched_);
     parcel_.send(device_);
     rows_ = {parcel_.at(place), touched_.size(), 0};
-    for (const Tensor& tensor : by_token_) {
+    for (const Tensor& tensor : parts_.by_token) {
       cuda::zero_rows(device_, rows_of(tensor), gradients_ + tensor.offset);
     }
     take_late(rows_);
   }
 
-  // One update with the gradients of the batch, if the device finds them finite.
-  void step(std::uint64_t t, double learning_rate, cuda::Decision* decision) {
-    for (std::size_t i = 0; i < whole_.size(); ++i) {
-      const auto [first, end] = whole_[i];
+  // The gradient of this step in one piece: packed[packed_size()] on the device, and back.
+  std::size_t packed_size() const { return parts_.packed_size(rows_.count); }
+  void pack(float* packed) const {
+    parts_.for_packed(
+        rows_.count,
+        [&](std::size_t first, std::size_t n, std::size_t at) {
+          cuda::copy(device_, packed + at, gradients_ + first, n * sizeof(float));
+        },
+        [&](const Tensor& tensor, std::size_t at) {
+          cuda::gather(device_, rows_.count, tensor.width, rows_.tokens, gradients_ + tensor.offset,
+                       packed + at);
+        });
+  }
+  void unpack(const float* packed) {
+    parts_.for_packed(
+        rows_.count,
+        [&](std::size_t first, std::size_t n, std::size_t at) {
+          cuda::copy(device_, gradients_ + first, packed + at, n * sizeof(float));
+        },
+        [&](const Tensor& tensor, std::size_t at) {
+          cuda::scatter(device_, rows_.count, tensor.width, rows_.tokens, packed + at,
+                        gradients_ + tensor.offset);
+        });
+  }
+
+  // One update with the gradients of the batch, if the device finds them and the loss finite (of
+  // ranks: loss_of_ranks, as decide() takes it).
+  void step(std::uint64_t t, double learning_rate, const float* loss_of_ranks,
+            cuda::Decision* decision) {
+    for (std::size_t i = 0; i < parts_.whole.size(); ++i) {
+      const auto [first, end] = parts_.whole[i];
       cuda::sum_of_squares(device_, end - first, gradients_ + first,
                            squares_.data() + i * cuda::norm_parts);
     }
     row_squares_.grow(rows_.count, "AdamW");
     cuda::fill_zeros(device_, row_squares_.data(), rows_.count * sizeof(double));
-    for (const Tensor& tensor : by_token_) {
+    for (const Tensor& tensor : parts_.by_token) {
       cuda::square_rows(device_, rows_of(tensor), gradients_ + tensor.offset, row_squares_.data());
     }
-    cuda::decide(device_, whole_.size(), squares_.data(), rows_.count, row_squares_.data(),
-                 config_.clip_norm, decision);
+    cuda::decide(device_, parts_.whole.size(), squares_.data(), rows_.count, row_squares_.data(),
+                 config_.clip_norm, loss_of_ranks, decision);
     std::array<cuda::AdamConstants, 2> constants;
     const auto of_header = adam_constants<float>(config_, t, learning_rate, 1.0);
     static_assert(sizeof(of_header) == sizeof(constants));
     std::memcpy(constants.data(), of_header.data(), sizeof(constants));
-    for (const auto& [first, end] : whole_) {
+    for (const auto& [first, end] : parts_.whole) {
       cuda::adamw(device_, end - first, parameters_ + first, gradients_ + first,
                   first_.data() + first, second_.data() + first, decays_.data() + first,
                   constants[1], decision);
     }
-    if (by_token_.empty()) return;
-    for (const Tensor& tensor : by_token_) {
+    if (parts_.by_token.empty()) return;
+    for (const Tensor& tensor : parts_.by_token) {
       cuda::adamw_rows(device_, rows_of(tensor), parameters_ + tensor.offset,
                        gradients_ + tensor.offset, first_.data() + tensor.offset,
                        second_.data() + tensor.offset, constants[tensor.decay], decision);
@@ -1079,7 +1112,7 @@ class CudaAdamW {
 
   // After a step: whether it was one. Then what was put off may be due.
   void end_step(bool updated) {
-    if (by_token_.empty()) return;
+    if (parts_.by_token.empty()) return;
     if (!updated) cuda::set_taken(device_, rows_, --late_steps_, taken_.data());
     if (late_steps_ == most_late) catch_up();
   }
@@ -1087,16 +1120,13 @@ class CudaAdamW {
   // Brings all rows up to date.
   void catch_up() {
     if (late_steps_ == 0) return;
-    take_late({nullptr, tokens_, 0});
-    cuda::fill_zeros(device_, taken_.data(), tokens_ * sizeof(std::uint32_t));
+    take_late({nullptr, parts_.tokens, 0});
+    cuda::fill_zeros(device_, taken_.data(), parts_.tokens * sizeof(std::uint32_t));
     late_steps_ = 0;
   }
 
  private:
-  struct Tensor {
-    std::size_t offset, width;  // of its first row, and of each
-    bool decay;
-  };
+  using Tensor = StepParts::Tensor;
   static constexpr std::uint32_t most_late = 1024;  // steps put off, as in the header
 
   cuda::TableRows rows_of(const Tensor& tensor) const {
@@ -1104,7 +1134,7 @@ class CudaAdamW {
   }
 
   void take_late(const cuda::TableRows& rows) {
-    for (const Tensor& tensor : by_token_) {
+    for (const Tensor& tensor : parts_.by_token) {
       cuda::replay_rows(device_, {rows.tokens, rows.count, tensor.width},
                         parameters_ + tensor.offset, first_.data() + tensor.offset,
                         second_.data() + tensor.offset, late_[tensor.decay].data(), taken_.data(),
@@ -1115,13 +1145,11 @@ class CudaAdamW {
 
   cuda::Device& device_;
   TrainConfig config_;
-  float *parameters_, *gradients_;                          // in the order of the table
-  DeviceArray<float> first_, second_;                       // m and v
-  DeviceArray<std::uint8_t> decays_;                        // whether a number decays
-  std::vector<std::pair<std::size_t, std::size_t>> whole_;  // begin and end of what all steps see
-  std::vector<Tensor> by_token_;                            // of the rest, by rows
-  std::size_t tokens_ = 0;                                  // rows of each
-  std::vector<std::size_t> touched_;                        // rows of this step
+  StepParts parts_;
+  float *parameters_, *gradients_;     // in the order of the table
+  DeviceArray<float> first_, second_;  // m and v
+  DeviceArray<std::uint8_t> decays_;   // whether a number decays
+  std::vector<std::size_t> touched_;   // rows of this step
   Parcel parcel_;
   cuda::TableRows rows_{nullptr, 0, 0};                   // the same, on the device
   DeviceArray<float> squares_;                            // [ranges,norm_parts]
@@ -1164,55 +1192,15 @@ class CudaEngine : public Engine {
     return compute_.device().arithmetic();
   }
 
-  Tally train_step(const Batch& batch, std::uint64_t step, double learning_rate,
-                   const std::function<void()>& meanwhile) override {
-    require(!batch.asked.empty(), "step ", step, ": a batch that asks for nothing");
-    device().use();
-    check_batch(batch, config_);
-    const DropoutPlan dropout(config_.encoder(),
-                              fold_in(stream_key(train_.seed, Stream::dropout), step));
-    const float scale = 1.0f / static_cast<float>(batch.total_weight());
-    optimizer_.begin(batch);
-    results_.begin(device(), batch.asked.size());
-    for_each_run(batch, head_.training_columns(batch), [&](const Run& run) {
-      const float* x = encoder_.forward(compute_, run.group, dropout);
-      head_.loss(compute_, x, dropout, scale, d_x_.data(),
-                 results_.at(run.group.asked_rows.first()));
-      encoder_.backward(compute_, run.group, dropout, d_x_.data());
-    });
-    optimizer_.step(step + 1, learning_rate, results_.decision());
-    meanwhile();  // until here the device was only told what to do
-    cuda::Decision decision;
-    const Tally tally = results_.tally(device(), runs_.parts(batch), batch.weights, decision);
-    optimizer_.end_step(decision.broken == 0);
-    require((decision.broken & 1u) == 0 && std::isfinite(tally.loss_sum), "step ", step,
-            ": the loss is ", tally.loss(),
-            "; nothing was updated. A lower learning rate or clip_norm may help");
-    require(decision.broken == 0, "step ", step, ": the norm of the gradient is ", decision.norm,
-            "; nothing was updated. A lower learning rate or clip_norm may help");
-    return tally;
-  }
-
-  // The scores stay on the device: a row comes back only if something is wrong with it.
-  std::vector<std::vector<Recommendation>> find_top(const Batch& batch,
-                                                    std::span<const ItemSpan> seen,
-                                                    std::size_t count, Allowed allowed) override {
-    std::vector<std::vector<Recommendation>> all;
-    for_each_slab(batch, [&](std::size_t first, std::size_t rows) {
-      search(seen.subspan(first, rows), count, allowed, all);
-    });
-    return all;
-  }
-
   Tally evaluate(const Batch& batch) override {
     begin_reading(batch);
     results_.begin(device(), batch.asked.size());
-    for_each_run(batch, head_.columns(), [&](const Run& run) {
+    for_each_run(batch, all_rows(batch), head_.columns(), [&](const Run& run) {
       const float* x = encoder_.forward(compute_, run.group, DropoutPlan());
       head_.evaluate(compute_, x, results_.at(run.group.asked_rows.first()));
     });
     cuda::Decision decision;
-    return results_.tally(device(), runs_.parts(batch), {}, decision);
+    return results_.tally(device(), runs_.parts(), {}, decision);
   }
 
   void score(const Batch& batch, std::span<float> scores) override {
@@ -1248,7 +1236,7 @@ class CudaEngine : public Engine {
     if constexpr (HasVectors<Head>) {
       check_room(batch, vector_size(), out, "user_vectors");
       begin_reading(batch);
-      for_each_run(batch, vector_size(), [&](const Run& run) {
+      for_each_run(batch, all_rows(batch), vector_size(), [&](const Run& run) {
         const float* x = encoder_.forward(compute_, run.group, DropoutPlan());
         head_.user_vectors(compute_, run.group.asked.size(), x,
                            out.data() + run.group.asked_rows.first() * vector_size());
@@ -1270,8 +1258,90 @@ class CudaEngine : public Engine {
     device().wait();
   }
 
+ protected:
+  bool can_train_with_others() const override { return true; }
+
+  Tally train_step(const Batch& batch, std::uint64_t step, double learning_rate,
+                   const std::function<void()>& meanwhile) override {
+    require(!batch.asked.empty(), "step ", step, ": a batch that asks for nothing");
+    device().use();
+    check_batch(batch, config_);
+    const DropoutPlan dropout(config_.encoder(),
+                              fold_in(stream_key(train_.seed, Stream::dropout), step));
+    const float scale = 1.0f / static_cast<float>(batch.total_weight());
+    optimizer_.begin(batch);
+    results_.begin(device(), batch.asked.size());
+    for_each_run(batch, rows_of(batch, ranks()), head_.training_columns(batch),
+                 [&](const Run& run) {
+                   const float* x = encoder_.forward(compute_, run.group, dropout);
+                   head_.loss(compute_, x, dropout, scale, d_x_.data(),
+                              results_.at(run.group.asked_rows.first()));
+                   encoder_.backward(compute_, run.group, dropout, d_x_.data());
+                 });
+    cuda::Decision decision;
+    const Tally tally = ranks().size() > 1
+                            ? step_together(batch, step, learning_rate, meanwhile, decision)
+                            : step_alone(batch, step, learning_rate, meanwhile, decision);
+    optimizer_.end_step(decision.broken == 0);
+    require((decision.broken & 1u) == 0 && std::isfinite(tally.loss_sum), "step ", step,
+            ": the loss is ", tally.loss(),
+            "; nothing was updated. A lower learning rate or clip_norm may help");
+    require(decision.broken == 0, "step ", step, ": the norm of the gradient is ", decision.norm,
+            "; nothing was updated. A lower learning rate or clip_norm may help");
+    return tally;
+  }
+
+  // The scores stay on the device: a row comes back only if something is wrong with it.
+  std::vector<std::vector<Recommendation>> find_top(const Batch& batch,
+                                                    std::span<const ItemSpan> seen,
+                                                    std::size_t count, Allowed allowed) override {
+    std::vector<std::vector<Recommendation>> all;
+    for_each_slab(batch, [&](std::size_t first, std::size_t rows) {
+      search(seen.subspan(first, rows), count, allowed, all);
+    });
+    return all;
+  }
+
  private:
   cuda::Device& device() { return compute_.device(); }
+
+  // Both are what follows when the device has been told to compute the gradient, up to the tally
+  // and what was decided, for which they wait.
+  Tally step_alone(const Batch& batch, std::uint64_t step, double learning_rate,
+                   const std::function<void()>& meanwhile, cuda::Decision& decision) {
+    optimizer_.step(step + 1, learning_rate, nullptr, results_.decision());
+    meanwhile();  // until here the device was only told what to do
+    return results_.tally(device(), runs_.parts(), batch.weights, decision);
+  }
+  Tally step_together(const Batch& batch, std::uint64_t step, double learning_rate,
+                      const std::function<void()>& meanwhile, cuda::Decision& decision) {
+    meanwhile();
+    TallyNumbers numbers =
+        to_numbers(results_.tally(device(), runs_.parts(), batch.weights, decision));
+    const std::size_t size = optimizer_.packed_size();
+    message_.grow(size + numbers.size(), "a message");
+    float* const tally = message_.data() + size;
+    optimizer_.pack(message_.data());
+    cuda::copy_in(device(), tally, numbers.data(), sizeof(numbers));
+    add_ranks(size + numbers.size());
+    optimizer_.unpack(message_.data());
+    optimizer_.step(step + 1, learning_rate, tally, results_.decision());
+    cuda::copy_out(device(), numbers.data(), tally, sizeof(numbers));
+    decision = results_.decided(device());
+    return to_tally(numbers, batch.asked.size());
+  }
+
+  // The first n numbers of message_ become the sum over all ranks.
+  void add_ranks(std::size_t n) {
+    if (const auto devices = dynamic_cast<DeviceCollective*>(&ranks())) {
+      return devices->sum_on_device(message_.data(), n, device().cuda_stream());
+    }
+    host_message_.resize(n);
+    cuda::copy_out(device(), host_message_.data(), message_.data(), n * sizeof(float));
+    device().wait();
+    ranks().sum(host_message_);
+    cuda::copy_in(device(), message_.data(), host_message_.data(), n * sizeof(float));
+  }
 
   // Before numbers of the model are read.
   void begin_reading(const Batch& batch) {
@@ -1286,13 +1356,15 @@ class CudaEngine : public Engine {
             out.size(), " numbers, expected ", batch.asked.size() * width);
   }
 
-  // body(run) for runs whose asked places have `columns` scores each.
+  static Range all_rows(const Batch& batch) { return {0, batch.rows()}; }
+
+  // body(run) for runs of some rows, whose asked places have `columns` scores each.
   template <class Body>
-  void for_each_run(const Batch& batch, std::size_t columns, Body&& body) {
+  void for_each_run(const Batch& batch, Range rows, std::size_t columns, Body&& body) {
     const std::size_t H = config_.hidden_size;
     const std::array<std::size_t, 5> widths{0, H, 2 * H, config_.encoder().inner_size,
                                             config_.classes};
-    runs_.for_each(batch, encoder_.capacity(), most_asked(columns), [&](const Run& run) {
+    runs_.for_each(batch, rows, encoder_.capacity(), most_asked(columns), [&](const Run& run) {
       compute_.begin(run, widths);
       body(run);
     });
@@ -1305,7 +1377,7 @@ class CudaEngine : public Engine {
     const std::size_t width = config_.targets();
     const std::size_t slab = std::max<std::size_t>(most_asked(width), 1);
     begin_reading(batch);
-    for_each_run(batch, width, [&](const Run& run) {
+    for_each_run(batch, all_rows(batch), width, [&](const Run& run) {
       const float* x = encoder_.forward(compute_, run.group, DropoutPlan());
       for (std::size_t begin = 0; begin < run.group.asked.size(); begin += slab) {
         const std::size_t rows = std::min(slab, run.group.asked.size() - begin);
@@ -1405,6 +1477,8 @@ class CudaEngine : public Engine {
   Head head_{HeadInputs{config_, train_, table_, parameters_.data(), gradients_.data(), encoder_}};
   DeviceArray<float> d_x_{encoder_.capacity() * config_.hidden_size};  // [M,H], with room for [N,H]
   DeviceArray<float> scores_;
+  DeviceArray<float> message_;       // to other ranks: the gradient and behind it the tally
+  std::vector<float> host_message_;  // the same, where ranks add up on the host
   Runs runs_{config_.encoder()};
   Results results_;
 };

@@ -18,6 +18,15 @@ std::unique_ptr<Engine> make_cuda_engine(const ModelConfig& model, const TrainCo
 // before sm_80): faster, and no longer with the bits of the processor.
 EngineMaker cuda_engine_maker(int device, bool half_precision = false);
 
+// Ranks (chapter 16 of the header) that can also add up where the numbers are, on their GPUs. With
+// any other Collective a step copies its message to the host and back.
+class DeviceCollective : public Collective {
+ public:
+  // As sum(), of numbers[n] in the memory of this rank's GPU, which is the one in use: behind what
+  // was started on `stream`, a cudaStream_t, before, and ahead of what will be.
+  virtual void sum_on_device(float* numbers, std::size_t n, void* stream) = 0;
+};
+
 }  // namespace bert4rec
 
 #endif

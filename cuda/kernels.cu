@@ -171,6 +171,7 @@ std::size_t Device::free_memory() const {
   check(cudaMemGetInfo(&left, &all), "free memory");
   return left;
 }
+void* Device::cuda_stream() const { return stream_->handle; }
 void Device::wait() { check(cudaStreamSynchronize(stream_->handle), "kernels"); }
 
 void* allocate(std::size_t bytes, const char* what) {
@@ -1377,7 +1378,13 @@ __global__ void sum_of_squares_kernel(std::size_t n, const float* g, float* squa
 }
 
 __global__ void decide_kernel(std::size_t ranges, const float* squares, std::size_t rows,
-                              const double* row_squares, double clip_norm, Decision* decision) {
+                              const double* row_squares, double clip_norm,
+                              const float* loss_of_ranks, Decision* decision) {
+  constexpr double largest = 1.7976931348623157e308;
+  if (loss_of_ranks != nullptr) {
+    const double loss = double{loss_of_ranks[0]} + double{loss_of_ranks[1]};
+    if (!(fabs(loss) <= largest)) decision->broken |= 1u;
+  }
   double sum = 0;
   for (std::size_t range = 0; range < ranges; ++range) {
     double of_range = 0;
@@ -1393,7 +1400,7 @@ __global__ void decide_kernel(std::size_t ranges, const float* squares, std::siz
   decision->norm = norm;
   decision->gradient_scale =
       clip_norm > 0 && norm > clip_norm ? static_cast<float>(clip_norm / norm) : 1.0f;
-  if (!(norm <= 1.7976931348623157e308)) decision->broken |= 2u;
+  if (!(norm <= largest)) decision->broken |= 2u;
 }
 
 __device__ void adamw_element(float& p, float g, float& m, float& v, const AdamConstants& c,
@@ -1808,9 +1815,10 @@ void sum_of_squares(Device& device, std::size_t n, const float* g, float* square
 }
 
 void decide(Device& device, std::size_t ranges, const float* squares, std::size_t rows,
-            const double* row_squares, double clip_norm, Decision* decision) {
+            const double* row_squares, double clip_norm, const float* loss_of_ranks,
+            Decision* decision) {
   launch(device, "decide", decide_kernel, dim3(1), 1, 0, ranges, squares, rows, row_squares,
-         clip_norm, decision);
+         clip_norm, loss_of_ranks, decision);
 }
 
 void adamw(Device& device, std::size_t n, float* p, const float* g, float* m, float* v,

@@ -45,6 +45,7 @@ class Device {
   std::size_t shared_memory() const { return shared_memory_; }  // bytes a block can have at most
   void wait();  // until all that was started is done
   Stream& stream() { return *stream_; }
+  void* cuda_stream() const;  // the same as CUDA has it, a cudaStream_t
 
  private:
   int index_;
@@ -282,9 +283,10 @@ inline constexpr std::size_t norm_parts = 64;
 // squares[norm_parts] of g[n], as AdamW::sum_of_squares() cuts them
 void sum_of_squares(Device&, std::size_t n, const float* g, float* squares);
 
-// norm = sqrt(sum over ranges of (sum of squares[ranges,norm_parts]) + sum of row_squares[rows])
+// norm = sqrt(sum over ranges of (sum of squares[ranges,norm_parts]) + sum of row_squares[rows]).
+// loss_of_ranks[2]: the sum of losses of all ranks in two parts; nullptr: there are no others.
 void decide(Device&, std::size_t ranges, const float* squares, std::size_t rows,
-            const double* row_squares, double clip_norm, Decision*);
+            const double* row_squares, double clip_norm, const float* loss_of_ranks, Decision*);
 
 // Where decays[i] is 0 the decay factor is 1.
 void adamw(Device&, std::size_t n, float* p, const float* g, float* m, float* v,

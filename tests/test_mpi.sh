@@ -41,6 +41,7 @@ expect 2 "unknown option --nonsense" ranks 2 --nonsense
 expect 1 "missing/items.jsonl" ranks 2 --data missing --output o
 expect 1 "a single rank" train 1 o
 expect 1 "no run to resume from" ranks 2 --resume --output o
+expect 1 "GPU" train 2 o --gpu 999 # without CUDA, a device, or so many
 [ ! -e o/models ] && ok || bad "nothing was written"
 
 # ---- the way it should be: what one process finds, by two ---------------------------------------

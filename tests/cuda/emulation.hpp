@@ -34,7 +34,8 @@
 //   print ((float*)emulation::shared_memory())[0]@32
 //
 // There is no __shared__: a kernel lays out its dynamic shared memory, emulation::shared_memory(),
-// itself. Streams do at once what they are asked to. Only one thread of a program may launch().
+// itself. Streams do at once what they are asked to. Where several threads of a program launch
+// kernels, each launch is over before the next begins.
 
 #ifndef BERT4REC_TESTS_CUDA_EMULATION_HPP
 #define BERT4REC_TESTS_CUDA_EMULATION_HPP
@@ -54,6 +55,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -545,6 +547,7 @@ class Gpu {
 };
 
 inline Gpu gpu;
+inline std::recursive_mutex launching;  // so that a kernel that launches one is told so
 
 inline void Gpu::run_threads() {
   for (gpu.fibre_->entered();; gpu.run_next(true)) gpu.run_thread();
@@ -553,6 +556,7 @@ inline void Gpu::run_threads() {
 // Runs `body` once for each thread of each block.
 inline void launch(const char* kernel, dim3 grid, dim3 block, std::size_t shared_bytes,
                    const std::function<void()>& body) {
+  const std::lock_guard lock(launching);
   gpu.launch(kernel, grid, block, shared_bytes, body);
 }
 
@@ -751,7 +755,7 @@ using cudaEvent_t = struct CUevent_st { }*;
 namespace emulation {
 
 inline std::size_t memory_limit = std::size_t{1} << 40;  // of the device, in bytes: none
-inline cudaError_t last_error = cudaSuccess;
+inline thread_local cudaError_t last_error = cudaSuccess;
 
 inline cudaError_t result(bool good, cudaError_t error = cudaErrorInvalidValue) {
   if (!good) last_error = error;
@@ -765,6 +769,7 @@ class Memory {
   bool take(T** start, std::size_t size, std::size_t limit) {
     *start = nullptr;
     if (size == 0) return true;
+    const std::lock_guard lock(mutex_);
     if (size > limit || used_ > limit - size) return false;
     void* memory = ::operator new(size, alignment, std::nothrow);
     if (memory == nullptr) return false;
@@ -775,6 +780,7 @@ class Memory {
   }
   bool give_back(void* start) {
     if (start == nullptr) return true;
+    const std::lock_guard lock(mutex_);
     const auto found = sizes_.find(address(start));
     if (found == sizes_.end()) return false;
     used_ -= found->second;
@@ -782,8 +788,12 @@ class Memory {
     ::operator delete(start, alignment);
     return true;
   }
-  std::size_t used() const { return used_; }
+  std::size_t used() const {
+    const std::lock_guard lock(mutex_);
+    return used_;
+  }
   std::size_t room(const void* at) const {  // bytes to the end of what was taken; 0: elsewhere
+    const std::lock_guard lock(mutex_);
     const auto next = sizes_.upper_bound(address(at));
     if (next == sizes_.begin()) return 0;
     const auto& [start, size] = *std::prev(next);
@@ -793,6 +803,7 @@ class Memory {
  private:
   static constexpr std::align_val_t alignment{256};
   static std::uintptr_t address(const void* p) { return reinterpret_cast<std::uintptr_t>(p); }
+  mutable std::mutex mutex_;
   std::map<std::uintptr_t, std::size_t> sizes_;
   std::size_t used_ = 0;
 };
@@ -877,6 +888,7 @@ template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int value) {
   const auto bytes = static_cast<std::size_t>(value);
   if (value < 0 || bytes > emulation::shared_at_most) return emulation::result(false);
+  const std::lock_guard lock(emulation::launching);
   emulation::shared_limit = std::max(emulation::shared_limit, bytes);
   return cudaSuccess;
 }

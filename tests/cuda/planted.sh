@@ -54,5 +54,7 @@ plant "two roundings for one" 's/sum_ez = fused(e, z(i), sum_ez);/sum_ez += e * 
 plant "no barrier before the best of two is taken" '/for (unsigned half = search_threads/{n;d;}'
 plant "places of an id in falling order" \
   's/sum += from\[std::size_t{sorted.places\[i\]} \* H + j\];/sum += from[std::size_t{sorted.places[sorted.begins[blockIdx.x] + sorted.begins[blockIdx.x + 1] - 1 - i]} * H + j];/'
+plant "a loss of another rank that is no number goes unheard" \
+  's/if (!(fabs(loss) <= largest)) decision->broken/if (false) decision->broken/'
 wait
 [ ! -e "$folder/failed" ]

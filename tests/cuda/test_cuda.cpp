@@ -6,10 +6,16 @@
 #include "check.hpp"
 #include "cuda/engine.hpp"
 #include "cuda/kernels.cuh"
+#include "ranks.hpp"
 #include "small_data.hpp"
+
+#if defined(BERT4REC_WITH_NCCL)
+#include "cuda/nccl.hpp"
+#endif
 
 #if defined(BERT4REC_EMULATION)
 #include "emulation.hpp"
+#include "nccl.h"
 #endif
 
 using namespace bert4rec;
@@ -257,6 +263,184 @@ void check_runs() {
   }
 }
 
+// ---- Ranks -------------------------------------------------------------------------------------
+
+// What a rank has after some steps, and the tally of each.
+struct RankOutcome {
+  std::vector<float> parameters, first_moment;
+  std::vector<Tally> tallies;
+};
+
+RankOutcome trained_steps(const Case& at, Collective& ranks, const EngineMaker& make) {
+  const auto engine = make(at.model, at.train, Start::random);
+  engine->train_with(ranks);
+  RankOutcome outcome;
+  for (std::uint64_t step = 0; step < at.steps; ++step) {
+    outcome.tallies.push_back(engine->train(ragged_batch(at, step), step, 1e-3));
+  }
+  for (const auto& [state, values] : {std::pair(State::parameters, &outcome.parameters),
+                                      std::pair(State::first_moment, &outcome.first_moment)}) {
+    values->resize(engine->table().size());
+    engine->read(state, *values);
+  }
+  return outcome;
+}
+
+// `make(rank)` and `among(rank)` on each of n ranks, in the order of ranks.
+std::vector<RankOutcome> trained_on_ranks(
+    const Case& at, std::size_t n, const std::function<EngineMaker(std::size_t)>& make,
+    const std::function<std::unique_ptr<Collective>(Collective&)>& among = {}) {
+  std::vector<RankOutcome> all(n);
+  check_fine(on_ranks(n, [&](ThreadRank& rank) {
+    const auto other = among ? among(rank) : nullptr;
+    all[rank.rank()] = trained_steps(at, other ? *other : rank, make(rank.rank()));
+  }));
+  return all;
+}
+
+void check_ranks(std::string_view what, const std::vector<RankOutcome>& found,
+                 const std::vector<RankOutcome>& expected) {
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    const std::string rank = join(what, ", rank ", i, " of ", found.size(), ": ");
+    check_bits(rank + "parameters", found[i].parameters, expected[i].parameters);
+    check_bits(rank + "first moments", found[i].first_moment, expected[i].first_moment);
+    check_equal(found[i].tallies.size(), expected[i].tallies.size());
+    for (std::size_t step = 0; step < found[i].tallies.size(); ++step) {
+      check_tallies(join(rank, "step ", step), found[i].tallies[step], expected[i].tallies[step]);
+    }
+  }
+}
+
+EngineMaker cpu_maker(std::size_t) { return make_cpu_engine; }
+EngineMaker gpu_maker(std::size_t) { return make_cuda_engine; }
+
+std::vector<Case> cases_of_ranks() {
+  std::vector<std::string_view> names{"items, torch", "sampled-softmax, cloze",
+                                      "gbce, causal", "two groups of drawn items",
+                                      "matching",     "classification"};
+  std::vector<Case> all;
+  for (const Case& at : cases()) {
+    if (std::erase(names, at.name) > 0) all.push_back(at);
+  }
+  check(names.empty(), "all cases are there");
+  all.back().rows = 2;  // so that of three ranks one has none
+  return all;
+}
+
+// Ranks on GPUs have the bits of as many on processors, also if some are and some are not.
+void check_many_ranks() {
+  for (const Case& at : cases_of_ranks()) {
+    for (const std::size_t n : {1u, 2u, 3u}) {
+      const auto expected = trained_on_ranks(at, n, cpu_maker);
+      check_ranks(at.name, trained_on_ranks(at, n, gpu_maker), expected);
+      if (n != 2) continue;
+      const auto mixed = [](std::size_t rank) { return rank == 0 ? gpu_maker(0) : cpu_maker(1); };
+      check_ranks(at.name + ", mixed", trained_on_ranks(at, n, mixed), expected);
+    }
+  }
+}
+
+// A run on two ranks, of which each trainer makes at most `steps` steps.
+std::string run_of_ranks(const Path& folder, const EngineMaker& make, std::size_t steps) {
+  const Dataset data = ring_data(12, 20);
+  TrainConfig train = small_train();
+  train.loss = Loss::sampled_softmax, train.negatives = 5;
+  bool finished = false;
+  for (bool first = true; !finished && check_detail::problems == 0; first = false) {
+    check_fine(on_ranks(2, [&](ThreadRank& rank) {
+      const Path own = rank.rank() == 0 ? folder : Path(folder.string() + "_of_rank_1");
+      Trainer trainer(data, small_model(), train, own, make, rank);
+      if (!first) trainer.resume();
+      std::size_t done = 0;
+      TrainerCallbacks callbacks;
+      callbacks.on_batch = [&](const BatchReport&) { ++done; };
+      callbacks.should_stop = [&] { return done >= steps; };
+      const bool whole = trainer.run(callbacks);
+      if (rank.rank() == 0) finished = whole;
+    }));
+  }
+  return read_file(folder / "models" / "final_model.safetensors");
+}
+
+void check_runs_of_ranks() {
+  const TemporaryFolder folder;
+  const std::string expected = run_of_ranks(folder / "cpu", make_cpu_engine, 1000);
+  check(run_of_ranks(folder / "gpu", make_cuda_engine, 1000) == expected, "the same file");
+  check(run_of_ranks(folder / "pieces", make_cuda_engine, 4) == expected, "in pieces");
+  // A sum that differs from rank to rank is noticed.
+  const auto errors = on_ranks(2, [&](ThreadRank& rank) {
+    rank.added_to_gradient = rank.rank() == 1 ? 1e-3f : 0.0f;
+    const Path own = folder / join("drift_", rank.rank());
+    const Dataset data = ring_data(12, 20);
+    Trainer(data, small_model(), small_train(), own, make_cuda_engine, rank).run();
+  });
+  check_failed(errors, "rank 1 has other parameters than rank 0 after");
+}
+
+// An item of rank 0 alone has a score of -inf: its loss is none, but all gradients are finite. The
+// other rank, which hears of it in the message only, must not update either.
+void check_broken_ranks() {
+  const Case at = cases()[0];
+  Batch batch;
+  for (const std::int32_t length : {20, 4, 4, 4, 4, 4}) {
+    std::vector<std::int32_t> items(static_cast<std::size_t>(length));
+    std::iota(items.begin(), items.end(), 0);
+    add_cloze_row(batch, items, at.model, 0.3, make_key(3));
+  }
+  const auto item = *std::max_element(batch.targets.begin(), batch.targets.end());
+  check(item >= 4, "an item of the long row");
+  check_fine(on_ranks(2, [&](ThreadRank& rank) {
+    check_equal(rows_of(batch, rank).begin, rank.rank());
+    const auto engine = make_cuda_engine(at.model, at.train, Start::random);
+    engine->train_with(rank);
+    std::vector<float> before(engine->table().size()), after(before.size());
+    engine->read(State::parameters, before);
+    const TensorSpec& bias = engine->table().at("output.bias");
+    const auto biases = std::span(before).subspan(bias.offset, bias.size).last(at.model.num_items);
+    biases[static_cast<std::size_t>(item)] = -INFINITY;
+    engine->write(State::parameters, before);
+    check_throws([&] { engine->train(batch, 0, 1e-3); },
+                 {"step 0", "the loss is ", "nothing was updated"});
+    engine->read(State::parameters, after);
+    check_bits("parameters", after, before);
+  }));
+}
+
+#if defined(BERT4REC_WITH_NCCL)
+#if defined(BERT4REC_EMULATION)
+constexpr int gpus_for_two = 1;
+#else
+constexpr int gpus_for_two = 2;
+#endif
+
+// Gradients that stay on the devices: of two ranks a sum has one order, and so these bits.
+void check_nccl() {
+  const auto direct = [](Collective& ranks) { return std::make_unique<NcclRanks>(ranks); };
+  const auto own_gpu = [](std::size_t rank) {
+    return cuda_engine_maker(static_cast<int>(rank) % gpus_for_two);
+  };
+  std::size_t steps = 0;
+  for (const Case& at : cases_of_ranks()) {
+    const auto expected = trained_on_ranks(at, 2, cpu_maker);
+    check_ranks(at.name, trained_on_ranks(at, 2, own_gpu, direct), expected);
+    steps += at.steps;
+  }
+#if defined(BERT4REC_EMULATION)
+  check_equal(emulation::nccl.sums.load(), 2 * steps);
+  check_equal(emulation::nccl.destroyed.load(), 2 * cases_of_ranks().size());
+  emulation::nccl.sums_fail = true;
+  const auto errors = on_ranks(2, [&](ThreadRank& rank) {
+    NcclRanks ranks(rank);
+    trained_steps(cases_of_ranks()[0], ranks, make_cuda_engine);
+  });
+  emulation::nccl.sums_fail = false;
+  check_failed(errors, "NCCL: a sum of rank ");
+  check_failed(errors, "invalid usage");
+  check_equal(emulation::nccl.aborted.load(), 2u);
+#endif
+}
+#endif
+
 void check_broken_steps() {
   Case at = cases()[0];
   const auto engine = make_cuda_engine(at.model, at.train, Start::random);
@@ -379,6 +563,16 @@ int main() {
   check_device("runs of both engines, and of one after the other, leave the same files",
                check_runs);
   check_device("a step with a loss that is no number changes nothing", check_broken_steps);
+  check_device("ranks on GPUs are like ranks on processors", check_many_ranks);
+  check_device("runs of ranks leave the same files", check_runs_of_ranks);
+  check_device("a rank whose loss is no number stops all", check_broken_ranks);
+#if defined(BERT4REC_WITH_NCCL)
+  const char* const direct = "ranks whose gradients stay on their GPUs";
+  if (cuda::device_count() < gpus_for_two)
+    skip(direct, "needs two GPUs");
+  else
+    check_device(direct, check_nccl);
+#endif
   check_device("half precision is near", check_half_precision);
   cuda::without_bfloat = true;
   check_device("half precision is near on older devices, too", check_half_precision);

@@ -143,7 +143,7 @@ CpuEngine<float, Head> make_engine(const Options& options, const ModelConfig& mo
 
 // The same, or an engine on a GPU.
 std::unique_ptr<Engine> chosen_engine(const Options& options, const ModelConfig& model) {
-  if (options.gpu.device) return options.gpu.maker()(model, TrainConfig(), Start::random);
+  if (options.gpu.asked) return options.gpu.maker()(model, TrainConfig(), Start::random);
   return std::unique_ptr<Engine>(new CpuEngine<float>(make_engine(options, model)));
 }
 
@@ -196,7 +196,7 @@ Json measured_on_gpu(const Options& options, const Work& work, Body&& body) {
 // machine's peak is measured, since others may work on it too.
 template <class Body>
 Json measured(const Options& options, const Work& work, Body&& body) {
-  if (options.gpu.device) return measured_on_gpu(options, work, body);
+  if (options.gpu.asked) return measured_on_gpu(options, work, body);
   std::vector<double> times, peaks, processor_peaks;
   const auto add_peak = [&] {
     const measure::Peak peak = measure::measure_peak(chosen_kernels(options).name,
@@ -910,7 +910,7 @@ Options parse(int argc, char** argv) {
 
 int benchmark(int argc, char** argv) {
   const Options options = parse(argc, argv);
-  const std::vector<Shape> shapes = chosen_shapes(options.shapes, options.gpu.device.has_value());
+  const std::vector<Shape> shapes = chosen_shapes(options.shapes, options.gpu.asked.has_value());
   Json json, results;
   json.set("kernels", chosen_kernels(options).name);
   json.set("threads", thread_count(options));

@@ -269,8 +269,9 @@ class CommandLine {
   // --name N, --name=N, or --name alone, which stands for `alone`.
   void optional(std::string name, std::optional<int>& value, int alone, std::string meaning) {
     const auto assign = [&value, alone](std::string_view text) {
-      std::uint64_t number = static_cast<std::uint64_t>(alone);
-      if (!text.empty()) detail::parse_value(text, number);
+      if (text.empty()) return void(value = alone);
+      std::uint64_t number = 0;
+      detail::parse_value(text, number);
       bert4rec::require(number <= 1000, "expected a number up to 1000");
       value = static_cast<int>(number);
     };

@@ -286,8 +286,7 @@ inline int stopped(const Options& options, char* program, const Collective& rank
   char* words[] = {program, output.data(), resume.data()};
   std::string command = cli::command_text(3, words);
   if (ranks.size() > 1) command = join("mpirun -n ", ranks.size(), " ", command);
-  if (options.gpu.device) command += join(" --gpu ", *options.gpu.device);
-  if (options.gpu.half_precision) command += " --fp16";
+  command += options.gpu.flags();
   std::cout << "stopped; everything is saved. Continue with:\n  " << command << std::endl;
   return 128 + signal;
 }
@@ -500,8 +499,11 @@ inline void remove_parts(const Path& output) {
 }
 
 // Only rank 0 writes; what all print is for their programs to show once.
-inline int run(int argc, char** argv, Collective& ranks) {
-  const Options options = parse(argc, argv, ranks);
+inline int run(int argc, char** argv, Collective& on_host, gpu::Seat seat = {}) {
+  Options options = parse(argc, argv, on_host);
+  options.gpu.seat = seat;
+  const auto between = gpu::between_gpus(on_host, options.gpu);
+  Collective& ranks = between ? *between : on_host;
   if (ranks.rank() == 0) require_free(options);
   const Dataset data = Dataset::load(options.data);
   describe_data(data);

@@ -4,7 +4,9 @@
 //
 // Each reads the same data and takes its rows of every batch; rank 0 writes the files and prints.
 // (-q: mpirun adds nothing to the line that says why a rank failed. --bind-to none: a process may
-// use all cores of its machine; where several share one, --threads says how many each takes.)
+// use all cores of its machine; where several share one, --threads says how many each takes. With
+// --gpu each takes the GPU of its number among those of its machine, and where NCCL was found
+// gradients go from one to the other.)
 
 #include <mpi.h>
 
@@ -44,11 +46,24 @@ struct MpiRanks : bert4rec::Collective {
   }
 };
 
+// By the first rank of its machine, which gives that its name.
+gpu::Seat seat() {
+  MPI_Comm here = MPI_COMM_NULL;
+  MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &here);
+  gpu::Seat seat;
+  MPI_Comm_rank(here, &seat.number);
+  std::uint64_t first = MpiRanks::answer(MPI_Comm_rank);
+  MPI_Bcast(&first, 1, MPI_UINT64_T, 0, here);
+  MPI_Comm_free(&here);
+  seat.machine = first;
+  return seat;
+}
+
 int train(int argc, char** argv, MpiRanks& ranks) {
   try {
     cli::require(ranks.size() > 1, "a single rank: train_model is for that; start more, with the ",
                  "mpirun of the MPI that this program was built with");
-    return training::run(argc, argv, ranks);
+    return training::run(argc, argv, ranks, seat());
   } catch (...) {
     // Where all fail alike, rank 0 says why and meanwhile ends the others.
     if (ranks.rank() > 0) std::this_thread::sleep_for(std::chrono::seconds(3));
