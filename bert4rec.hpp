@@ -1118,6 +1118,25 @@ inline Path folder_of(const Path& path) {
 
 }  // namespace detail
 
+// The last `count` names of a path, as a heading may have them: "output/demo".
+inline std::string last_names(const Path& path, std::size_t count) {
+  const auto tidy = [](const Path& some) {
+    const Path normal = some.lexically_normal();
+    return normal.has_filename() ? normal : normal.parent_path();
+  };
+  Path whole = tidy(path);
+  std::error_code failed;
+  if (whole == "." || whole.filename() == "..")
+    whole = tidy(std::filesystem::absolute(path, failed));
+  std::vector<std::string> names;
+  for (const Path& name : whole.relative_path()) names.push_back(path_text(name));
+  std::string text;
+  for (std::size_t i = names.size() - std::min(count, names.size()); i < names.size(); ++i) {
+    text += (text.empty() ? "" : "/") + names[i];
+  }
+  return shown(text);
+}
+
 // A regular file, open for reading.
 class InputFile {
  public:
@@ -6818,6 +6837,40 @@ inline std::size_t rank_among(std::span<const float> scores, std::int32_t target
   return rank_all(candidates, 0);
 }
 
+// Calls see(number, scores[num_items]) for each case, of which some are scored at once.
+template <class See>
+void for_scores(const Scorer& scorer, std::span<const NextItemCase> cases, std::size_t num_items,
+                See&& see) {
+  // Of so many numbers; but 16 at least, since each group of rows reads the whole item table.
+  const std::size_t rows = std::clamp<std::size_t>((std::size_t{1} << 22) / num_items, 16, 256);
+  std::vector<float> scores;
+  for (std::size_t begin = 0; begin < cases.size(); begin += rows) {
+    const auto some = cases.subspan(begin, std::min(rows, cases.size() - begin));
+    scores.resize(some.size() * num_items);
+    scorer(some, scores);
+    for (std::size_t i = 0; i < some.size(); ++i) {
+      see(begin + i, std::span(scores).subspan(i * num_items, num_items));
+    }
+  }
+}
+
+// What knows no more than its name says, and how often it would be right: beside a model's Top-K.
+struct Baseline {
+  std::string name;
+  std::array<double, top_k.size()> accuracies{};
+};
+
+// rank(scores, question): that of the target.
+template <class Rank>
+Baseline make_baseline(std::string name, const Scorer& scorer, std::span<const NextItemCase> cases,
+                       std::size_t num_items, Rank&& rank) {
+  std::vector<std::size_t> ranks;
+  for_scores(scorer, cases, num_items, [&](std::size_t number, std::span<float> scores) {
+    ranks.push_back(rank(scores, cases[number]));
+  });
+  return {std::move(name), rank_metrics(ranks).hit};
+}
+
 // ---- Protocols ---------------------------------------------------------------------------------
 
 // Whom a target competes with. Unseen: not in the history before the target.
@@ -6916,21 +6969,11 @@ class RankingTask {
   // scores) is shown the scores[num_items] of each.
   using See = std::function<void(const NextItemCase&, std::span<const float>)>;
   Ranks ranks(const Scorer& scorer, const See& see = {}) const {
-    const std::size_t I = num_items_;
-    // Of so many numbers; but 16 at least, since each group of rows reads the whole item table.
-    const std::size_t rows = std::clamp<std::size_t>((std::size_t{1} << 22) / I, 16, 256);
     Ranks ranks;
-    std::vector<float> scores;
-    for (std::size_t begin = 0; begin < cases_.size(); begin += rows) {
-      const auto some = std::span(cases_).subspan(begin, std::min(rows, cases_.size() - begin));
-      scores.resize(some.size() * I);
-      scorer(some, scores);
-      for (std::size_t i = 0; i < some.size(); ++i) {
-        const auto row = std::span(scores).subspan(i * I, I);
-        if (see) see(some[i], row);
-        add_ranks(begin + i, row, ranks);
-      }
-    }
+    for_scores(scorer, cases_, num_items_, [&](std::size_t number, std::span<float> row) {
+      if (see) see(cases_[number], row);
+      add_ranks(number, row, ranks);
+    });
     return ranks;
   }
 
@@ -7134,6 +7177,13 @@ class Task {
   virtual Validation validate(Engine& engine) const = 0;
   virtual std::vector<std::string> measures() const { return {}; }
 
+  // What baselines, which learn from the same training data, are worth on the very questions of
+  // validate(). Costs no more than that.
+  virtual std::vector<Baseline> baselines() const { return {}; }
+
+  // What the data are called, for headings; empty where nobody said.
+  virtual std::string data_name() const { return {}; }
+
   // A text that changes with any of the data: ties a checkpoint to it.
   virtual const std::string& fingerprint() const = 0;
 
@@ -7143,31 +7193,42 @@ class Task {
   virtual void write_files(FileSet& set) const = 0;
 };
 
-// Softmax loss and Top-K among all items on the validation users (Split::users), whose masks depend
-// on the seed alone, or of the validation items (Split::last). With validation_limit, of so many of
-// the users, evenly spread.
-inline Tally validation_tally(Engine& engine, const DataSplit& split, const TrainConfig& config) {
-  const Key key = stream_key(config.seed, Stream::validation_masks);
+// The validation users; with validation_limit so many of them, evenly spread.
+inline std::vector<std::size_t> validation_sample(const DataSplit& split,
+                                                  const TrainConfig& config) {
   const std::vector<std::size_t>& all = split.validation_users();
   const std::size_t limit = config.validation_limit == 0 ? all.size() : config.validation_limit;
-  const std::size_t count = std::min(limit, all.size());
+  std::vector<std::size_t> users(std::min(limit, all.size()));
+  for (std::size_t i = 0; i < users.size(); ++i) users[i] = all[i * all.size() / users.size()];
+  return users;
+}
+
+// What a validation user is asked: for the validation item (Split::last), or (Split::users) for what
+// follows each item or is hidden, by masks that depend on the seed alone.
+inline void add_validation_row(Batch& batch, const DataSplit& split, std::size_t user,
+                               const ModelConfig& model, const TrainConfig& config) {
+  const Sequence s = split.sequence(user);
+  if (split.kind() == Split::last) {
+    add_next_item_row(batch, s.before_validation, model, s.validation);
+  } else if (model.objective == Objective::causal) {
+    add_causal_row(batch, split.history(user), model);
+  } else {
+    const Key key = stream_key(config.seed, Stream::validation_masks);
+    add_cloze_row(batch, split.history(user), model, config.mask_probability, fold_in(key, user));
+  }
+}
+
+// Softmax loss and Top-K among all items of what those users are asked.
+inline Tally validation_tally(Engine& engine, const DataSplit& split, const TrainConfig& config) {
+  const std::vector<std::size_t> users = validation_sample(split, config);
   Collective& ranks = engine.ranks();
-  const auto [first, end] = part_of(count, ranks.rank(), ranks.size());
+  const auto [first, end] = part_of(users.size(), ranks.rank(), ranks.size());
   Tally metrics;
   Batch batch;
   for (std::size_t begin = first; begin < end; begin += config.batch_size) {
     batch.clear();
     for (std::size_t i = begin; i < std::min(begin + config.batch_size, end); ++i) {
-      const std::size_t user = all[i * all.size() / count];
-      const Sequence s = split.sequence(user);
-      if (split.kind() == Split::last) {
-        add_next_item_row(batch, s.before_validation, engine.config(), s.validation);
-      } else if (engine.config().objective == Objective::causal) {
-        add_causal_row(batch, split.history(user), engine.config());
-      } else {
-        add_cloze_row(batch, split.history(user), engine.config(), config.mask_probability,
-                      fold_in(key, user));
-      }
+      add_validation_row(batch, split, users[i], engine.config(), config);
     }
     metrics += engine.evaluate(batch);
   }
@@ -7246,6 +7307,7 @@ class CatalogueTask : public Task {
   const DataSplit& split() const { return split_; }
   const ModelConfig& model() const override { return model_; }
   const std::string& fingerprint() const override { return fingerprint_; }
+  std::string data_name() const override { return last_names(data_.folder, 1); }
 
   Json facts() const override {
     Json facts;
@@ -7263,6 +7325,22 @@ class CatalogueTask : public Task {
 
  protected:
   bool causal() const { return model_.objective == Objective::causal; }
+
+  // Whether validation asks for what follows, not for what is hidden in between.
+  bool asks_next() const { return causal() || split_.kind() == Split::last; }
+
+  // Popularity and, where the item before is known, a Markov chain; rank() as make_baseline()'s.
+  template <class Rank>
+  std::vector<Baseline> baselines_on(const std::vector<NextItemCase>& cases, Rank&& rank) const {
+    const std::vector<ItemSpan> known = known_histories(split_, HeldOut::validation);
+    const std::size_t I = model_.num_items;
+    const auto make = [&](const char* name, const Scorer& scorer) {
+      return make_baseline(name, scorer, cases, I, rank);
+    };
+    std::vector<Baseline> made{make("popularity", popularity_scorer(item_counts(known, I)))};
+    if (asks_next()) made.push_back(make("Markov", markov_scorer(known, I)));
+    return made;
+  }
 
   // Options of the Cloze task, of which another would make nothing.
   void require_no_choice_of_masks(std::string_view why) const {
@@ -7335,6 +7413,27 @@ class ItemTask : public CatalogueTask {
   }
   Validation validate(Engine& engine) const override {
     return {validation_tally(engine, split_, train_), {}};
+  }
+
+  // Among all items, as validation ranks.
+  std::vector<Baseline> baselines() const override {
+    std::vector<NextItemCase> cases;
+    Batch batch;
+    for (const std::size_t user : validation_sample(split_, train_)) {
+      batch.clear();
+      add_validation_row(batch, split_, user, model_, train_);
+      const ItemSpan before_last = split_.sequence(user).before_validation;
+      const std::size_t asked = batch.targets.size(), all = split_.history(user).size();
+      const std::size_t end = split_.kind() == Split::last ? before_last.size() + 1 : all;
+      for (std::size_t i = 0; i < asked; ++i) {
+        // Of what follows, the newest are asked for; before what is hidden, nothing is told.
+        const ItemSpan before = split_.history(user).first(asks_next() ? end - asked + i : 0);
+        cases.push_back({before, batch.targets[i], user});
+      }
+    }
+    return baselines_on(cases, [](std::span<const float> scores, const NextItemCase& question) {
+      return rank_all(scores, question.target);
+    });
   }
 
  private:
@@ -7445,6 +7544,19 @@ class MatchingTask : public CatalogueTask {
     return {tally_of(found, loss), measures_of(found, errors, engine)};
   }
 
+  // Among the items the user does not know, as there.
+  std::vector<Baseline> baselines() const override {
+    std::vector<NextItemCase> cases;
+    for (const Window& window : validation_windows_) {
+      for (std::size_t i = window.begin; i < window.end; ++i) {
+        cases.push_back({window.items.first(i), window.items[i], window.user});
+      }
+    }
+    return baselines_on(cases, [this](std::span<float> scores, const NextItemCase& question) {
+      return rank_unseen(scores, {known_[question.user], question.target, question.user});
+    });
+  }
+
  private:
   struct Window {
     ItemSpan items;
@@ -7480,11 +7592,7 @@ class MatchingTask : public CatalogueTask {
   void prepare_validation() {
     known_.resize(data_.histories.size());
     for (std::size_t user = 0; user < known_.size(); ++user) set_known(user);
-    const std::vector<std::size_t>& all = split_.validation_users();
-    const std::size_t limit = train_.validation_limit == 0 ? all.size() : train_.validation_limit;
-    const std::size_t count = std::min(limit, all.size());
-    for (std::size_t i = 0; i < count; ++i) {
-      const std::size_t user = all[i * all.size() / count];
+    for (const std::size_t user : validation_sample(split_, train_)) {
       const Sequence s = split_.sequence(user);
       if (split_.kind() == Split::users) {
         add_asked_windows(validation_windows_, user, split_.history(user));
@@ -7670,6 +7778,7 @@ struct TextData {
   std::string vocabulary;           // the text of vocab.txt
   std::vector<std::string> labels;  // their names, for classification
   Texts train, held_out;
+  std::string name = {};  // for headings
 };
 
 // What tasks on texts have in common. The data must outlive the task.
@@ -7693,6 +7802,7 @@ class TextTask : public Task {
   const ModelConfig& model() const override { return model_; }
   std::size_t examples() const override { return data_.train.size(); }
   const std::string& fingerprint() const override { return fingerprint_; }
+  std::string data_name() const override { return data_.name; }
 
   Json facts() const override {
     Json facts;
@@ -7710,9 +7820,12 @@ class TextTask : public Task {
   }
 
  protected:
-  // body(batch) for the held-out texts, some at a time, each of which add(batch, text) adds to it.
-  template <class Add, class Body>
-  void for_held_out(Add&& add, Body&& body) const {
+  // Adds what a held-out text is asked.
+  virtual void add_held_out(Batch& batch, std::size_t text) const = 0;
+
+  // body(batch) for what held-out texts are asked, some of them at a time.
+  template <class Body>
+  void for_held_out(Body&& body) const {
     Batch batch;
     const Texts& texts = data_.held_out;
     const std::size_t limit = train_.validation_limit;
@@ -7720,10 +7833,22 @@ class TextTask : public Task {
     for (std::size_t begin = 0; begin < count; begin += evaluated_at_once) {
       batch.clear();
       for (std::size_t i = begin; i < std::min(begin + evaluated_at_once, count); ++i) {
-        add(batch, i * texts.size() / count);
+        add_held_out(batch, i * texts.size() / count);
       }
       body(batch);
     }
+  }
+
+  // What always ranks tokens or labels in one order, on what held-out texts are asked.
+  Baseline fixed_order(std::string name, std::span<const std::uint64_t> weights) const {
+    std::vector<NextItemCase> cases;
+    for_held_out([&](const Batch& batch) {
+      for (const std::int32_t target : batch.targets) cases.push_back({{}, target});
+    });
+    return make_baseline(std::move(name), popularity_scorer(weights), cases, weights.size(),
+                         [](std::span<const float> scores, const NextItemCase& question) {
+                           return rank_all(scores, question.target);
+                         });
   }
 
   static constexpr std::size_t evaluated_at_once = 256;
@@ -7751,12 +7876,12 @@ class ClassificationTask : public TextTask {
       : TextTask(data, model, train) {
     require(model.task == TaskKind::classification, "task is ", enum_name(model.task),
             ", expected classification");
-    std::vector<std::size_t> counts(model_.classes);
-    for (std::size_t i = 0; i < data.train.size(); ++i) ++counts[at(data.train.label(i))];
+    counts_.resize(model_.classes);
+    for (std::size_t i = 0; i < data.train.size(); ++i) ++counts_[at(data.train.label(i))];
     double sum = 0;
     for (std::size_t c = 0; c < model_.classes; ++c) {
-      require(counts[c] > 0, "label \"", shown(data.labels[c]), "\" has no text to train on");
-      const auto count = static_cast<double>(counts[c]);
+      require(counts_[c] > 0, "label \"", shown(data.labels[c]), "\" has no text to train on");
+      const auto count = static_cast<double>(counts_[c]);
       weights_.push_back(1 / detail::root_power(count, train_.class_balance));
       sum += detail::rounded(count * weights_.back());
     }
@@ -7796,14 +7921,22 @@ class ClassificationTask : public TextTask {
     return {tally, {summary.begin(), summary.end()}};
   }
 
+  // Always the label of most training texts; of labels with equally many texts the first.
+  std::vector<Baseline> baselines() const override {
+    std::vector<std::size_t> order(model_.classes);
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    std::stable_sort(order.begin(), order.end(),
+                     [&](std::size_t a, std::size_t b) { return counts_[a] > counts_[b]; });
+    std::vector<std::uint64_t> weights(order.size());  // no two alike
+    for (std::size_t i = 0; i < order.size(); ++i) weights[order[i]] = order.size() - i;
+    return {fixed_order("majority label", weights)};
+  }
+
   // Of the held-out texts. Fills the table of their labels.
   Tally evaluate(Engine& engine, Confusion& confusion) const {
     Tally tally;
     std::vector<float> scores;
-    const auto add = [&](Batch& batch, std::size_t text) {
-      add_text_row(batch, data_.held_out.row(text), data_.held_out.label(text));
-    };
-    for_held_out(add, [&](const Batch& batch) {
+    for_held_out([&](const Batch& batch) {
       const std::size_t C = model_.classes;
       scores.resize(batch.rows() * C);
       engine.score(batch, scores);
@@ -7825,9 +7958,14 @@ class ClassificationTask : public TextTask {
   }
 
  private:
+  void add_held_out(Batch& batch, std::size_t text) const override {
+    add_text_row(batch, data_.held_out.row(text), data_.held_out.label(text));
+  }
+
   static std::size_t at(std::int32_t label) { return static_cast<std::size_t>(label); }
 
-  std::vector<double> weights_;  // of the losses of each label
+  std::vector<std::uint64_t> counts_;  // training texts of each label
+  std::vector<double> weights_;        // of the losses of each
 };
 
 // The Cloze task on texts, as BERT was trained: of what stands between [CLS] and [SEP] a share
@@ -7853,15 +7991,28 @@ class MaskedTextTask : public TextTask {
 
   Validation validate(Engine& engine) const override {
     Tally tally;
-    const Key key = stream_key(train_.seed, Stream::validation_masks);
-    const auto add = [&](Batch& batch, std::size_t text) {
-      add_masked(batch, data_.held_out.row(text), fold_in(key, text));
-    };
-    for_held_out(add, [&](const Batch& batch) { tally += engine.evaluate(batch); });
+    for_held_out([&](const Batch& batch) { tally += engine.evaluate(batch); });
     return {tally, {}};
   }
 
+  // How often each token stands between the first and the last of the training texts.
+  std::vector<Baseline> baselines() const override {
+    std::vector<std::uint64_t> counts(words_.size());
+    for (std::size_t i = 0; i < data_.train.size(); ++i) {
+      const auto row = data_.train.row(i);
+      for (const std::int32_t token : row.subspan(1, row.size() - 2)) {
+        ++counts[static_cast<std::size_t>(token)];
+      }
+    }
+    return {fixed_order("popularity", counts)};
+  }
+
  private:
+  void add_held_out(Batch& batch, std::size_t text) const override {
+    const Key key = stream_key(train_.seed, Stream::validation_masks);
+    add_masked(batch, data_.held_out.row(text), fold_in(key, text));
+  }
+
   void add_masked(Batch& batch, std::span<const std::int32_t> tokens, Key key) const {
     const auto inner = tokens.subspan(1, tokens.size() - 2);
     std::vector<std::size_t> begins;  // of what is hidden as one
@@ -7916,10 +8067,9 @@ inline constexpr std::string_view best_model_file = "models/best_model.safetenso
                                   configuration_file = "models/training_config.json",
                                   metrics_file = "plots/training_metrics.json",
                                   table_file = "plots/metrics.csv", log_file = "logs/training.log";
-// Drawn by tools/plots.
+// Drawn by tools/plots, as .png or .svg.
 inline constexpr std::array<std::string_view, 4> picture_files{
-    "plots/loss_curve.png", "plots/accuracy_curve.png", "plots/combined_metrics.png",
-    "plots/learning_curve.png"};
+    "plots/loss_curve", "plots/accuracy_curve", "plots/combined_metrics", "plots/learning_curve"};
 inline constexpr std::string_view confusion_file = "plots/confusion_matrix.png";
 
 // The names of the checkpoints of a run, sorted.
@@ -7955,6 +8105,51 @@ inline std::string epoch_text(std::size_t evaluation, std::size_t per_epoch) {
   return text;
 }
 
+// What stands beside the curves in training_metrics.json, for pictures; not in checkpoints, from
+// which a run may go on in another folder. Files before version 0.10 have none of it.
+struct RunFacts {
+  std::string data, run;          // Task::data_name(), and the last names of the output folder
+  std::optional<Metric> best_by;  // what chose best_epoch
+  std::vector<Baseline> baselines;
+
+  void add_to(Json& json) const {
+    if (!data.empty()) json.set("data", data);
+    if (!run.empty()) json.set("run", run);
+    if (best_by) json.set("best_by", enum_name(*best_by));
+    if (baselines.empty()) return;
+    Json all;
+    for (const Baseline& baseline : baselines) {
+      Json shares;
+      for (std::size_t i = 0; i < top_k.size(); ++i) {
+        shares.set(join(top_k[i]), baseline.accuracies[i]);
+      }
+      all.set(baseline.name, std::move(shares));
+    }
+    json.set("baselines", std::move(all));
+  }
+
+  static RunFacts from_json(const Json& json) {
+    RunFacts facts;
+    if (const Json* data = json.find("data")) facts.data = data->string();
+    if (const Json* run = json.find("run")) facts.run = run->string();
+    if (const Json* metric = json.find("best_by")) {
+      facts.best_by = enum_value<Metric>(metric->string(), "best_by");
+    }
+    if (const Json* all = json.find("baselines")) {
+      for (const auto& [name, shares] : all->object()) {
+        Baseline& baseline = facts.baselines.emplace_back(Baseline{name});
+        for (std::size_t i = 0; i < top_k.size(); ++i) {
+          const double share = shares.at(join(top_k[i])).number();
+          require(share >= 0 && share <= 1, "baselines: \"", shown(name), "\" has ", share,
+                  ", expected 0 ... 1");
+          baseline.accuracies[i] = share;
+        }
+      }
+    }
+    return facts;
+  }
+};
+
 // One value an evaluation, of which an epoch has one, or some (TrainConfig::eval_every); the arrays
 // of training_metrics.json.
 struct TrainingMetrics {
@@ -7963,6 +8158,7 @@ struct TrainingMetrics {
   std::vector<std::pair<std::string, std::vector<double>>> val_measures;  // of Task::measures()
   std::size_t per_epoch = 1;                                              // evaluations
   std::size_t best_epoch = 0;  // the best evaluation, counting from 1; 0: none yet
+  RunFacts facts;
 
   std::size_t evaluations() const { return train_losses.size(); }
 
@@ -7976,7 +8172,20 @@ struct TrainingMetrics {
     return val_accuracies[static_cast<std::size_t>(metric) - 1][evaluation - 1];
   }
 
+  // "best epoch 42 by top10"
+  std::string best_text() const {
+    return join("best epoch ", epoch_text(best_epoch),
+                facts.best_by ? join(" by ", enum_name(*facts.best_by)) : "");
+  }
+
   Json to_json() const {
+    Json json = curves_json();
+    facts.add_to(json);
+    return json;
+  }
+
+  // Without the facts.
+  Json curves_json() const {
     const auto by_k = [](const auto& curves) {
       Json json;
       for (std::size_t i = 0; i < top_k.size(); ++i) json.set(join(top_k[i]), curves[i]);
@@ -8049,6 +8258,7 @@ struct TrainingMetrics {
       metrics.per_epoch = static_cast<std::size_t>(per_epoch->integer());
     }
     metrics.best_epoch = static_cast<std::size_t>(json.at("best_epoch").integer());
+    metrics.facts = RunFacts::from_json(json);
     bool same = true;
     const auto compare = [&](const std::vector<double>& values) {
       same = same && values.size() == metrics.evaluations();
@@ -8347,6 +8557,7 @@ class Trainer {
         task_(std::move(task)) {
     if (is_first()) prepare_folder();
     for (const std::string& name : task_->measures()) metrics_.val_measures.push_back({name, {}});
+    metrics_.facts = {task_->data_name(), last_names(output_, 2), train_.best_by, {}};
     const auto parts = static_cast<std::size_t>(1 / train_.eval_every + 0.5);
     metrics_.per_epoch = std::clamp<std::size_t>(parts, 1, batches_per_epoch());
     engine_ = make(task_->model(), train_, Start::random);
@@ -8388,9 +8599,8 @@ class Trainer {
       require_same(to_json(task_->model()), to_json(model));
       require_same(to_json(train_), to_json(train));
       read_progress(stored_json(file, "progress"));
-      const std::size_t per_epoch =
-          std::exchange(metrics_, TrainingMetrics::from_json(stored_json(file, "training_metrics")))
-              .per_epoch;
+      const std::size_t per_epoch = metrics_.per_epoch;
+      take_curves(stored_json(file, "training_metrics"));
       require(metrics_.per_epoch == per_epoch, "training_metrics: ", metrics_.per_epoch,
               " evaluations an epoch, expected ", per_epoch);
       require(batches_done_ <= part_end() - part_begin(), "progress: batch ", batches_done_, " of ",
@@ -8431,6 +8641,7 @@ class Trainer {
               ": holds a run already; resume() continues it, overwrite() replaces it");
       write_descriptions(!continues_);
       log_start();
+      metrics_.facts.baselines = task_->baselines();
     }
     if (ranks_.size() > 1) share_state();
     continues_ = true;
@@ -8507,10 +8718,10 @@ class Trainer {
     }
     if (!continues_) return;
     const std::string progress_text = ranks_.gather(progress().text()).front();
-    const std::string metrics_text = ranks_.gather(metrics_.to_json().text()).front();
+    const std::string metrics_text = ranks_.gather(metrics_.curves_json().text()).front();
     if (!is_first()) {
       read_progress(Json::parse(progress_text, "rank 0"));
-      metrics_ = TrainingMetrics::from_json(Json::parse(metrics_text, "rank 0"));
+      take_curves(Json::parse(metrics_text, "rank 0"));
     }
     std::vector<float> values(engine_->table().size());
     for (const auto& [state, prefix] : state_prefixes) {
@@ -8518,6 +8729,12 @@ class Trainer {
       broadcast(ranks_, values);
       engine_->write(state, values);
     }
+  }
+
+  void take_curves(const Json& json) {
+    RunFacts facts = std::move(metrics_.facts);
+    metrics_ = TrainingMetrics::from_json(json);
+    metrics_.facts = std::move(facts);
   }
 
   // Engines that round differently, or a sum with other bits on some rank, would drift apart.
@@ -8672,7 +8889,7 @@ class Trainer {
     metadata["checkpoint_format"] = join(checkpoint_format);
     metadata["arithmetic"] = arithmetic();
     metadata["progress"] = progress().text();
-    metadata["training_metrics"] = metrics_.to_json().text();
+    metadata["training_metrics"] = metrics_.curves_json().text();
     save_engine(checkpoint_path(name), *engine_, true, std::move(metadata));
   }
 
@@ -8768,7 +8985,9 @@ class Trainer {
     task_->write_files(set);
     if (anew) {
       for (const std::string& name : detail::checkpoint_files(output_)) set.remove(name);
-      for (const std::string_view name : detail::picture_files) set.remove(name);
+      for (const std::string_view name : detail::picture_files) {
+        for (const char* ending : {".png", ".svg"}) set.remove(join(name, ending));
+      }
       for (const std::string_view name :
            {detail::best_model_file, detail::final_model_file, detail::metrics_file,
             detail::table_file, detail::log_file, detail::confusion_file}) {

@@ -7,9 +7,11 @@ namespace plots {
 
 void check_curves(const bert4rec::TrainingMetrics&) {}
 
-void draw_plots(const bert4rec::TrainingMetrics& metrics, const bert4rec::Path& folder) {
+std::vector<std::string> draw_plots(const bert4rec::TrainingMetrics& metrics,
+                                    const bert4rec::Path& folder, Format) {
   bert4rec::make_folder(folder);
   bert4rec::write_file(folder / "loss_curve.png", metrics.to_json().text() + "\n");
+  return {"loss_curve.png"};
 }
 
 }  // namespace plots

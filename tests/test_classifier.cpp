@@ -186,6 +186,29 @@ void test_masks() {
   check(changed > 90 && changed < 230, join(changed, " of about 150"));
 }
 
+// Always one label, the first of those with most texts to train on; and of masked text the tokens
+// in the order of their counts, [CLS] and [SEP] left out.
+void test_baselines() {
+  const WordPiece words(vocabulary);
+  TextData data{vocabulary, {"x", "y", "z"}, {}, {}};
+  for (const std::int32_t label : {2, 1, 0, 1, 2}) data.train.add(words, "a b a", label, 8);
+  for (const std::int32_t label : {0, 1, 2, 2}) data.held_out.add(words, "a", label, 8);
+  data.held_out.add(words, "b", 1, 8);
+  TrainConfig train = small_train();
+  const ClassificationTask labels(data, small_model(), train);
+  std::vector<Baseline> found = labels.baselines();
+  check_equal(found.size(), 1u);
+  check_equal(found[0].name, "majority label");
+  check_equal(found[0].accuracies[0], 2.0 / 5);  // label y, before z
+  check_equal(found[0].accuracies[1], 1.0);
+  train.validation_limit = 2;  // the texts 0 and 2: labels x and z
+  check_equal(ClassificationTask(data, small_model(), train).baselines()[0].accuracies[0], 0.0);
+  train.validation_limit = 0;
+  found = MaskedTextTask(data, small_model(TaskKind::masked_text), train).baselines();
+  check_equal(found[0].name, "popularity");
+  check_equal(found[0].accuracies[0], 4.0 / 5);  // each text hides its one letter; a leads
+}
+
 std::string trained(const TextData& data, const ModelConfig& model, const TrainConfig& train,
                     const Path& output, std::size_t steps) {
   for (bool first = true, finished = false; !finished; first = false) {
@@ -364,6 +387,7 @@ void test_refused() {
 }  // namespace
 
 int main() {
+  test("baselines", test_baselines);
   test("texts", test_texts);
   test("confusion", test_confusion);
   test("balance", test_balance);

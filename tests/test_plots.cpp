@@ -105,6 +105,15 @@ TrainingMetrics sample(std::size_t epochs) {
   return metrics;
 }
 
+// A run whose heading, best epoch and baselines are known.
+TrainingMetrics told(TrainingMetrics metrics, std::size_t best) {
+  metrics.best_epoch = best;
+  metrics.facts = {"demo", "output/demo", Metric::top10, {}};
+  metrics.facts.baselines = {{"popularity", {0.05, 0.15, 0.25, 0.35}},
+                             {"Markov", {0.1, 0.2, 0.33, 0.6}}};
+  return metrics;
+}
+
 // Calls change(values) for every curve but the learning rate.
 template <class Change>
 TrainingMetrics changed(TrainingMetrics metrics, Change&& change) {
@@ -233,6 +242,233 @@ void check_mark() {
   check(std::abs(share - 0.75) < 0.03, "at epoch 150 of 200");
 }
 
+// How many pixels of a colour lie in a square.
+std::size_t count_in(const Canvas& canvas, Color color, std::size_t left, std::size_t top,
+                     std::size_t side) {
+  std::size_t count = 0;
+  for (std::size_t y = top; y < top + side; ++y) {
+    for (std::size_t x = left; x < left + side; ++x) count += canvas.pixel(x, y) == color;
+  }
+  return count;
+}
+
+// A run whose Top-K is 1 from some K on.
+TrainingMetrics sure_from(std::size_t k, TrainingMetrics metrics) {
+  for (std::size_t i = 0; i < top_k.size(); ++i) {
+    if (top_k[i] < k) continue;
+    for (double& share : metrics.train_accuracies[i]) share = 1;
+    for (double& share : metrics.val_accuracies[i]) share = 1;
+  }
+  return metrics;
+}
+
+// ---- What a run tells beside its curves ---------------------------------------------------------
+
+void check_heading() {
+  TrainingMetrics metrics = told(sample(9), 6);
+  check_equal(heading(metrics), "data demo, run output/demo, best epoch 6 by top10");
+  metrics.per_epoch = 3, metrics.facts = {};
+  check_equal(heading(metrics), "best epoch 2");  // a file of an older version
+  check_equal(heading(sample(9)), "");
+  metrics.facts.data = std::string(90, 'd'), metrics.facts.run = "a\nb";
+  check_equal(heading(metrics),
+              join("data ", std::string(40, 'd'), "..., run a\\x0ab, best epoch 2"));
+  const auto with_heading = [](const std::string& data) {
+    TrainingMetrics one = sample(9);
+    one.facts.data = data;
+    return one;
+  };
+  for (const auto figure : {loss_figure, accuracy_figure, combined_figure, learning_figure}) {
+    const Canvas plain = figure(sample(9)), headed = figure(with_heading("demo"));
+    check_equal(headed.height(), plain.height() + 56);
+    bool below = true;  // all else as it is without
+    for (std::size_t y = 0; y < plain.height(); ++y) {
+      for (std::size_t x = 0; x < plain.width(); ++x) {
+        below = below && plain.pixel(x, y) == headed.pixel(x, y + 56);
+      }
+    }
+    check(below, "a heading moves the rest down");
+    check(headed.png() != figure(with_heading("other")).png(), "the name shows");
+  }
+  const Canvas wide = loss_figure(with_heading(std::string(40, 'W')));
+  check(count_in(wide, gray, 1750, 0, 50) == 0, "a heading fits");
+}
+
+// In each panel a grey line of two columns, and on curves of validation a dot.
+void check_best() {
+  const auto line = [](const Canvas& canvas) {
+    std::size_t found = 0;
+    for (std::size_t x = 200; x < canvas.width(); ++x) {
+      std::size_t count = 0;
+      for (std::size_t y = 200; y < 1000; ++y) count += canvas.pixel(x, y) == gray;
+      if (count > 600) found = x;
+    }
+    return found;
+  };
+  const std::size_t early = line(loss_figure(told(sample(200), 50)));
+  const std::size_t late = line(loss_figure(told(sample(200), 150)));
+  const Seen curve = seen(loss_figure(sample(200)), train_color, true);
+  const double epochs = static_cast<double>(late - early) / 100 * 199;
+  check(std::abs(epochs - static_cast<double>(curve.right - curve.left)) < 12, "at their epochs");
+  const std::size_t last = line(loss_figure(told(sample(200), 200)));
+  check(last + 6 > curve.right && last < curve.right + 6, "the last at the end of the curve");
+  check_equal(line(loss_figure(sample(200))), std::size_t{0});
+  for (const auto figure : {loss_figure, accuracy_figure, combined_figure, learning_figure}) {
+    check(figure(told(sample(200), 50)).png() != figure(told(sample(200), 51)).png(), "moves");
+  }
+  // The accuracies in validation are level, so that a dot is what goes beyond the line.
+  const Canvas dots = accuracy_figure(told(sample(200), 100));
+  for (const Color& color : top_colors) {
+    Seen dot;
+    for (std::size_t y = 180; y < dots.height() - 100; ++y) {
+      for (std::size_t x = 1480; x < 1640; ++x) {
+        if (dots.pixel(x, y) != color) continue;
+        dot.top = std::min(dot.top, y), dot.bottom = std::max(dot.bottom, y);
+      }
+    }
+    check(dot.bottom - dot.top >= 13, "a dot");
+  }
+}
+
+// How many runs of a colour a row of pixels has.
+std::size_t runs(const Canvas& canvas, Color color, std::size_t y, std::size_t left,
+                 std::size_t right) {
+  std::size_t count = 0;
+  for (std::size_t x = left; x < right; ++x) {
+    count += canvas.pixel(x, y) == color && canvas.pixel(x - 1, y) != color;
+  }
+  return count;
+}
+
+// Rows of the right half of an accuracy figure with dashes of a colour: more than 30 runs.
+std::vector<std::size_t> dashed_rows(const Canvas& canvas, Color color) {
+  std::vector<std::size_t> rows;
+  for (std::size_t y = 180; y < canvas.height(); ++y) {
+    const bool dashed = runs(canvas, color, y, 1001, canvas.width()) > 30;
+    if (dashed && (rows.empty() || y > rows.back() + 5)) rows.push_back(y);
+  }
+  return rows;
+}
+
+void check_levels() {
+  TrainingMetrics metrics = told(sample(200), 100);
+  const auto rows = dashed_rows(accuracy_figure(metrics), top_colors[2]);
+  check_equal(rows.size(), std::size_t{2});  // 33 % above 25 %, below the Top-10 at 40 %
+  const Canvas canvas = accuracy_figure(metrics);
+  const auto level = [&](std::size_t k) {  // of a curve in validation, left of the dots
+    for (std::size_t y = 180; y < canvas.height(); ++y) {
+      if (canvas.pixel(1400, y) == top_colors[k]) return static_cast<double>(y);
+    }
+    return 0.0;
+  };
+  const double point = (level(0) - level(1)) / 10;  // 20 % and 30 %
+  check(std::abs(static_cast<double>(rows[1] - rows[0]) - 8 * point) < 3, "8 % apart");
+  check(std::abs(level(1) - static_cast<double>(rows[0]) - 3 * point) < 3, "33 % above Top-5's 30");
+  metrics.facts.best_by = Metric::top20;
+  const Canvas top20 = accuracy_figure(metrics);
+  check(dashed_rows(top20, top_colors[2]).empty(), "another K");
+  const auto high = dashed_rows(top20, top_colors[3]);
+  check_equal(high.size(), std::size_t{2});
+  check(high[0] > 180 && high[0] < 500, "the axis reaches to 60 %, above all curves");
+  metrics.facts.best_by = Metric::loss;
+  check_equal(dashed_rows(accuracy_figure(metrics), top_colors[2]).size(), std::size_t{2});
+  metrics.facts.baselines.clear();
+  check(dashed_rows(accuracy_figure(metrics), top_colors[2]).empty(), "none");
+  TrainingMetrics labels = told(sure_from(5, sample(200)), 100);
+  check_equal(dashed_rows(accuracy_figure(labels), top_colors[0]).size(), std::size_t{2});
+}
+
+// Across the bars of validation; a value that a line would run through stands above it.
+void check_bar_levels() {
+  const auto ink_in_bars = [](const TrainingMetrics& metrics) {
+    const Canvas canvas = combined_figure(metrics);
+    std::size_t count = 0;
+    for (std::size_t y = canvas.height() - 560; y < canvas.height() - 100; ++y) {
+      for (std::size_t x = 1160; x < 1960; ++x) count += canvas.pixel(x, y) == ink;
+    }
+    return count;
+  };
+  TrainingMetrics metrics = told(sample(3), 1);
+  const std::size_t with = ink_in_bars(metrics);
+  metrics.facts.baselines.clear();
+  check(with > ink_in_bars(metrics) + 500, "dashes in the bars");
+}
+
+// ---- SVG ----------------------------------------------------------------------------------------
+
+// The names of elements and the texts of an XML file, or an error: tags that are not closed, values
+// without quotes, a bare & or <.
+std::pair<std::vector<std::string>, std::vector<std::string>> read_xml(std::string_view xml) {
+  std::vector<std::string> names, texts, open;
+  const auto take = [&](std::string_view end) {
+    const std::size_t at = xml.find(end);
+    require(at != xml.npos, "no ", end);
+    const std::string part(xml.substr(0, at));
+    xml.remove_prefix(at + end.size());
+    return part;
+  };
+  require(xml.starts_with("<?xml "), "no declaration");
+  take("?>");
+  while (!xml.empty()) {
+    std::string text = take("<");
+    if (open.empty() || open.back() != "text") require(text == "\n", "text outside: ", text);
+    if (xml.starts_with("/")) {
+      if (open.back() == "text") texts.push_back(text);
+      require(!open.empty() && "/" + open.back() == take(">"), "not closed: ", open.back());
+      open.pop_back();
+      if (open.empty()) break;
+      continue;
+    }
+    for (std::size_t at = 0; (at = text.find('&', at)) != text.npos; ++at) {
+      const std::string_view rest = std::string_view(text).substr(at);
+      require(rest.starts_with("&amp;") || rest.starts_with("&lt;") || rest.starts_with("&gt;"),
+              "a bare &");
+    }
+    std::string tag = take(">");
+    require(std::count(tag.begin(), tag.end(), '"') % 2 == 0 && tag.find('<') == tag.npos, tag);
+    names.push_back(tag.substr(0, tag.find(' ')));
+    if (tag.back() != '/') open.push_back(names.back());
+  }
+  require(open.empty() && xml == "\n", "more behind the end");
+  return {names, texts};
+}
+
+void check_svg() {
+  TrainingMetrics metrics = told(sample(20), 6);
+  metrics.facts.data = "a <b> & \xE6\x95\xB0", metrics.facts.baselines[1].name = "<M>";
+  for (const auto figure : {loss_figure, accuracy_figure, combined_figure, learning_figure}) {
+    const std::string svg = figure(metrics).svg();
+    check(svg == figure(metrics).svg(), "the same again");
+    const auto [names, texts] = read_xml(svg);
+    check_equal(names.front(), "svg");
+    check(std::count(names.begin(), names.end(), "path") > 5, "curves");
+    check(std::count(names.begin(), names.end(), "rect") > 10, "grids");
+    const auto shows = [&](std::string_view text) {
+      return std::find(texts.begin(), texts.end(), text) != texts.end();
+    };
+    check(shows("data a &lt;b&gt; &amp; \xE6\x95\xB0, run output/demo, best epoch 6 by top10"),
+          "heading");
+    check(shows("Epoch") && shows("best"), "labels");
+    const bool of_accuracy = figure == accuracy_figure || figure == combined_figure;
+    check_equal(shows("&lt;M&gt;, Top-10") && shows("popularity, Top-10"), of_accuracy);
+  }
+  Canvas canvas(300, 200);
+  const std::array<Polyline, 2> lines{{{{1, 2}, {30.25, 4}}, {{7, 8}}}};
+  canvas.stroke(lines, 3, {1, 20, 255}, 0.5);
+  canvas.fill({10, 20, 30, 60}, white);
+  canvas.fill({10, 20, 30, 60}, ink, 0);  // nothing to see
+  canvas.text({5, 6}, "up", {.size = 20, .align = 1, .vertical = true});
+  const std::string svg = canvas.svg();
+  check_equal(svg.substr(svg.find("<path")),
+              "<path d=\"M1.0 2.0L30.2 4.0M7.0 8.0h0\" fill=\"none\" stroke=\"rgb(1,20,255)\" "
+              "stroke-opacity=\"0.500\" stroke-width=\"3.0\" stroke-linecap=\"round\" "
+              "stroke-linejoin=\"round\"/>\n"
+              "<rect x=\"10.0\" y=\"20.0\" width=\"20.0\" height=\"40.0\" "
+              "fill=\"rgb(255,255,255)\"/>\n"
+              "<text x=\"5.0\" y=\"6.0\" font-size=\"20.0\" fill=\"rgb(38,38,38)\" "
+              "text-anchor=\"end\" transform=\"rotate(-90 5.0 6.0)\">up</text>\n</svg>\n");
+}
+
 // ---- Several evaluations an epoch ---------------------------------------------------------------
 
 // Where vertical lines of the grid run through a picture of losses.
@@ -283,16 +519,6 @@ void check_epochs() {
 }
 
 // ---- Classifiers --------------------------------------------------------------------------------
-
-// A run whose Top-K is 1 from some K on.
-TrainingMetrics sure_from(std::size_t k, TrainingMetrics metrics) {
-  for (std::size_t i = 0; i < top_k.size(); ++i) {
-    if (top_k[i] < k) continue;
-    for (double& share : metrics.train_accuracies[i]) share = 1;
-    for (double& share : metrics.val_accuracies[i]) share = 1;
-  }
-  return metrics;
-}
 
 TrainingMetrics classifier(std::size_t labels) {
   TrainingMetrics metrics = sure_from(labels, sample(27));
@@ -358,16 +584,6 @@ void check_classifier() {
   check_throws([&] { accuracy_figure(uneven); }, {"recall has 26 values, expected 27"});
 }
 
-// How many pixels of a colour lie in a square.
-std::size_t count_in(const Canvas& canvas, Color color, std::size_t left, std::size_t top,
-                     std::size_t side) {
-  std::size_t count = 0;
-  for (std::size_t y = top; y < top + side; ++y) {
-    for (std::size_t x = left; x < left + side; ++x) count += canvas.pixel(x, y) == color;
-  }
-  return count;
-}
-
 // Cells of 240 pixels; right of them 230 for the scale.
 void check_confusion() {
   Confusion confusion(2);
@@ -388,14 +604,17 @@ void check_confusion() {
 }
 
 void check_confusion_names() {
-  const auto picture = [](const std::vector<std::string>& labels, std::string_view data = {}) {
-    return confusion_figure(Confusion(labels.size()), labels, data).png();
+  const auto picture = [](const std::vector<std::string>& labels, std::string_view part = {},
+                          std::string_view heading = {}) {
+    return confusion_figure(Confusion(labels.size()), labels, part, heading).png();
   };
   check(picture({"\xE4\xBD\x93", "b"}) == picture({"#1", "b"}), "a number for what has no letters");
   check(picture({"a", "\xC3\xA9t\xC3\xA9"}) == picture({"a", "#2"}), "counted from 1");
   check(picture({"a", ""}) == picture({"a", "#2"}), "for an empty label too");
   check(picture({"a", "b"}) != picture({"a", "c"}), "names are shown");
   check(picture({"a", "b"}) != picture({"a", "b"}, "test"), "so is what was predicted");
+  check(picture({"a", "b"}) != picture({"a", "b"}, "", "data demo"),
+        "and what is known of the run");
   const std::string name = "abcdefghijklmnopqrstuvwxyz";
   check(picture({name, "b"}) == picture({name.substr(0, 21) + "...", "b"}), "long ones are cut");
   check_throws([&] { confusion_figure(Confusion(3), {"a", "b"}); }, {"2 names for 3 labels"});
@@ -430,7 +649,7 @@ void check_letters() {
     if (ink_of({&c, 1}) < 5) check(false, join("a letter for ", c));
   }
   check_equal(ink_of(" "), std::size_t{0});
-  check_equal(ink_of("\xC3\xA9"), ink_of("??"));
+  check_equal(ink_of("\xC3\xA9\xE6\x95\xB0"), ink_of("??"));  // one for a character
   check_equal(text_width("ab", 50), text_width("a", 50) + text_width("b", 50));
   check(text_width("Epoch", 48) == 2 * text_width("Epoch", 24), "width grows with size");
 }
@@ -446,6 +665,9 @@ std::uint32_t big_endian(std::string_view bytes, std::size_t at) {
 
 constexpr std::array names{"accuracy_curve.png", "combined_metrics.png", "learning_curve.png",
                            "loss_curve.png"};
+
+constexpr std::array svg_names{"accuracy_curve.svg", "combined_metrics.svg", "learning_curve.svg",
+                               "loss_curve.svg"};
 
 void check_files() {
   const TemporaryFolder folder;
@@ -464,6 +686,13 @@ void check_files() {
     check(bytes[24] == 8 && bytes[25] == 2, "8 bits, RGB");
     check_equal(bytes.substr(bytes.size() - 8, 4), "IEND");
     check(bytes.size() > 20'000, "content");
+  }
+  check_equal(draw_plots(sample(2), output, Format::both).size(), std::size_t{8});
+  check_equal(draw_plots(sample(3), folder / "svg", Format::svg).size(), std::size_t{4});
+  check(!path_exists(folder / "svg" / names[0]), "SVG alone");
+  for (const char* name : svg_names) {
+    check(read_file(output / name) != read_file(folder / "svg" / name), "as the curves");
+    read_xml(read_file(output / name));
   }
   TrainingMetrics uneven = sample(3);
   uneven.val_accuracies[2].pop_back();
@@ -526,6 +755,17 @@ void check_tool() {
   refused(with("val_accuracies", Json::parse(R"({"1": [1], "5": [1], "10": [1], "20": [1]})")),
           "different lengths");
   refused(with("best_epoch", 4), "best_epoch is 4 of 3");
+  const auto with_fact = [](std::string_view field, std::string_view value) {
+    Json json = sample(3).to_json();
+    json.set(field, Json::parse(value));
+    return json.text(2);
+  };
+  refused(with_fact("data", "3"), "a string");
+  refused(with_fact("best_by", "\"top3\""), "\"top3\"");
+  refused(with_fact("baselines", "{\"popularity\": {\"1\": 0}}"), "missing field \"5\"");
+  refused(with_fact("baselines", "{\"x\": {\"1\": 0, \"5\": 2, \"10\": 0, \"20\": 0}}"),
+          "\"x\" has 2, expected 0 ... 1");
+  check_refused("--format gif", "png|svg|both", 2);
   refused(TrainingMetrics().to_json().text(), "no epochs");
   check_refused("--nonsense", "unknown option --nonsense", 2);
   write_file(file, good);
@@ -538,6 +778,29 @@ void check_tool() {
     check(std::filesystem::exists(folder / name), "beside the metrics");
     check(text.find(name) != text.npos, "named");
   }
+  check_equal(visualize(join(flags, " --format svg --output ", folder / "svg")).first, 0);
+  check(path_exists(folder / "svg" / svg_names[0]) && !path_exists(folder / "svg" / names[0]),
+        "SVG alone");
+}
+
+// What a run writes, all of it read again.
+void check_facts() {
+  const TrainingMetrics metrics = told(sample(3), 2);
+  const TrainingMetrics read = TrainingMetrics::from_json(Json::parse(metrics.to_json().text()));
+  check_equal(read.facts.data + " " + read.facts.run, "demo output/demo");
+  check(read.facts.best_by == Metric::top10, "best_by");
+  check_equal(read.facts.baselines.size(), std::size_t{2});
+  check(read.facts.baselines[1].name == "Markov" &&
+            read.facts.baselines[1].accuracies == metrics.facts.baselines[1].accuracies,
+        "baselines");
+  check_equal(read.to_json().text(), metrics.to_json().text());
+  const std::string curves = metrics.curves_json().text();
+  check(metrics.to_json().text().starts_with(curves.substr(0, curves.size() - 1)),
+        "facts come after all curves");
+  TrainingMetrics older = metrics;
+  older.facts = {};
+  check_equal(older.to_json().text(), curves);
+  check(accuracy_figure(metrics).png() == accuracy_figure(read).png(), "and drawn alike");
 }
 
 }  // namespace
@@ -556,6 +819,12 @@ int main() {
   test("huge and tiny values", check_huge);
   test("bars", check_bars);
   test("the lowest loss is marked", check_mark);
+  test("headings", check_heading);
+  test("the best epoch is marked", check_best);
+  test("baselines beside the curves", check_levels);
+  test("baselines across the bars", check_bar_levels);
+  test("SVG", check_svg);
+  test("facts of a run in its file", check_facts);
   test("epochs of several evaluations", check_epochs);
   test("curves that are 1 throughout", check_left_out);
   test("a classifier's measures", check_classifier);

@@ -315,6 +315,17 @@ expect 0 "48 interactions, with negatives 96 samples an epoch" \
 grep -q "auc 0\..*  scale 1[0-9]\..*  item_cosine" out && ok || bad "measures of matching"
 expect 0 "continuing after epoch 2" "$bin/train_model" --output match --resume --epochs 3
 grep -q '"val_measures"' match/plots/training_metrics.json && ok || bad "measures in the file"
+cp match/plots/training_metrics.json out
+see training_metrics.json
+grep -q '"run": "match"' out && grep -q '"data": "good"' out && grep -q '"Markov"' out && ok ||
+  bad "names and baselines in the file"
+cp match/plots/combined_metrics.png drawn.png
+touch match/plots/loss_curve.svg # as visualize --format svg leaves it
+expect 0 "combined_metrics.png, combined_metrics.svg" \
+  "$bin/visualize" --metrics match/plots/training_metrics.json --output pictures --format both
+cmp -s pictures/combined_metrics.png drawn.png && ok || bad "visualize draws what training drew"
+expect 0 "best epoch" train good match --split=last --task matching --overwrite
+[ ! -e match/plots/loss_curve.svg ] && ok || bad "a picture of the run that was replaced"
 expect 0 "Matching" evaluate --model match/models
 expect 0 "Title" "$bin/recommend" --model match/models --data good --user u3 --count 2
 expect 2 "--allow-collapse" train good o --task matching --neg-ratio 0
@@ -701,6 +712,9 @@ for name in models/labels.json models/vocab.txt models/best_model.safetensors \
   plots/loss_curve.png logs/training.log; do
   [ -s letters/$name ] && ok || bad "letters/$name is missing"
 done
+cp letters/plots/training_metrics.json out
+see training_metrics.json
+grep -q '"majority label"' out && ok || bad "the majority label"
 predict() { "$bin/predict_text" --models letters/models "$@"; }
 expect 0 "  1" predict --text "a c b"
 [ "$(awk "NR == 1 { print \$2 }" out)" = 1 ] && ok || bad "a before b has label 1"
@@ -823,11 +837,12 @@ expect 0 "" test "$(wc -l <sh_commands)" = 6
 expect 0 "" diff sh_commands bat_commands
 
 # ---- the fields of --json are those that tools/README.md has ------------------------------------
-for tool in recommend evaluate_model compare_runs audit_dataset predict_text benchmark; do
+for tool in recommend evaluate_model compare_runs audit_dataset predict_text benchmark \
+  training_metrics.json; do
   sort -u seen_$tool >out
-  sed -n "/^### \`$tool --json\`/,/^##/{s/^| \(\`[^|]*\`\) |.*/\1/p;}" "$here/tools/README.md" |
+  sed -n "/^### \`$tool\( --json\)*\`/,/^##/{s/^| \(\`[^|]*\`\) |.*/\1/p;}" "$here/tools/README.md" |
     tr -d '\` ' | tr , '\n' | sort >documented
-  diff documented out >err && ok || bad "tools/README.md has other fields than $tool --json"
+  diff documented out >err && ok || bad "tools/README.md has other fields than $tool"
 done
 
 echo "$passed passed, $failed failed"

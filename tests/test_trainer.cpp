@@ -443,6 +443,190 @@ void test_validation_limit() {
   check_equal(validation_tally(engine, split, train).count, 40u);
 }
 
+// ---- Baselines ----------------------------------------------------------------------------------
+
+using Accuracies = std::array<double, top_k.size()>;
+
+// The Top-K of `questions`, each the candidates' scores, that of the target first.
+Accuracies accuracies_of(const std::vector<std::vector<double>>& questions) {
+  Accuracies shares{};
+  for (const std::vector<double>& scores : questions) {
+    std::size_t above = 0, ties = 0;
+    for (std::size_t i = 1; i < scores.size(); ++i) {
+      above += scores[i] > scores[0], ties += scores[i] == scores[0];
+    }
+    for (std::size_t k = 0; k < top_k.size(); ++k) {
+      const double hit = 1 + above + ties / 2 <= top_k[k];
+      shares[k] += hit / static_cast<double>(questions.size());
+    }
+  }
+  return shares;
+}
+
+void check_accuracies(const Accuracies& found, const Accuracies& expected) {
+  for (std::size_t k = 0; k < top_k.size(); ++k) {
+    check(std::abs(found[k] - expected[k]) < 1e-12,
+          join("Top-", top_k[k], ": ", found[k], ", expected ", expected[k]));
+  }
+}
+
+// Counts of the training part and of pairs in it, by plain loops.
+struct Counted {
+  explicit Counted(const DataSplit& split) {
+    for (const std::size_t user : split.train_users()) {
+      const ItemSpan items = split.sequence(user).train;
+      for (std::size_t i = 0; i < items.size(); ++i) {
+        ++count[items[i]];
+        if (i > 0) ++pairs[{items[i - 1], items[i]}];
+      }
+    }
+  }
+  // With `last`, how often an item came after it goes before how often it came at all.
+  std::vector<double> question(std::int32_t target, std::size_t items, std::int32_t last = -1,
+                               ItemSpan left_out = {}) {
+    std::vector<double> scores{score(target, last)};
+    for (std::int32_t item = 0; item < static_cast<std::int32_t>(items); ++item) {
+      const bool out = std::find(left_out.begin(), left_out.end(), item) != left_out.end();
+      if (item != target && !out) scores.push_back(score(item, last));
+    }
+    return scores;
+  }
+  double score(std::int32_t item, std::int32_t last) {
+    return 1e6 * pairs[{last, item}] + count[item];
+  }
+
+  std::map<std::int32_t, double> count;
+  std::map<std::pair<std::int32_t, std::int32_t>, double> pairs;
+};
+
+// Walks along the ring that now and then jump, so that items differ in how often they occur.
+Dataset uneven_data() {
+  Dataset data = ring_data(30, 0);
+  for (std::size_t user = 0; user < 50; ++user) {
+    const Key key = fold_in(make_key(5), user);
+    std::vector<std::int32_t> history;
+    for (std::size_t i = 0; i < 3 + user % 17; ++i) {
+      const bool jumps = i == 0 || below(key, 2 * i, 3) == 0;
+      const std::size_t drawn = below(key, 2 * i + 1, 30) * below(key, 2 * i + 1, 30) / 30;
+      history.push_back(jumps ? static_cast<std::int32_t>(drawn) : (history.back() + 1) % 30);
+    }
+    data.histories.add(join("user ", user), history);
+  }
+  return data;
+}
+
+void test_baselines_of_items() {
+  const Dataset data = uneven_data();
+  ModelConfig model = small_model();  // windows of 12
+  for (const Split kind : {Split::last, Split::users}) {
+    for (const Objective objective : {Objective::cloze, Objective::causal}) {
+      for (const std::size_t limit : std::vector<std::size_t>{0, 4}) {
+        TrainConfig train = small_train();
+        train.split = kind, train.validation_limit = limit, train.validation_ratio = 0.4;
+        model.objective = objective, model.num_items = 30;
+        const ItemTask task(data, model, train);
+        Counted counted(task.split());
+        const std::vector<std::size_t>& users = task.split().validation_users();
+        std::vector<std::vector<double>> popularity, markov;
+        const auto ask = [&](ItemSpan history, std::size_t at) {
+          const std::int32_t last = at > 0 ? history[at - 1] : -1;
+          popularity.push_back(counted.question(history[at], 30));
+          markov.push_back(counted.question(history[at], 30, last));
+        };
+        const std::size_t count = limit == 0 ? users.size() : limit;
+        for (std::size_t i = 0; i < count; ++i) {
+          const std::size_t user = users[i * users.size() / count];
+          const ItemSpan history = task.split().history(user);
+          const std::size_t n = history.size();
+          if (kind == Split::last) {
+            ask(history, n - 2);
+          } else if (objective == Objective::causal) {
+            for (std::size_t at = n > 13 ? n - 12 : 1; at < n; ++at) ask(history, at);
+          } else {
+            Batch batch;  // the masks of validation
+            add_cloze_row(batch, history, model, train.mask_probability,
+                          fold_in(stream_key(train.seed, Stream::validation_masks), user));
+            for (const std::size_t place : batch.asked) {
+              ask(history, (n > 12 ? n - 12 : 0) + place);
+            }
+          }
+        }
+        const bool next = kind == Split::last || objective == Objective::causal;
+        const std::vector<Baseline> found = task.baselines();
+        check_equal(found.size(), next ? 2u : 1u);
+        check_equal(found[0].name, "popularity");
+        check_accuracies(found[0].accuracies, accuracies_of(popularity));
+        if (next) check_equal(found[1].name, "Markov");
+        if (next) check_accuracies(found[1].accuracies, accuracies_of(markov));
+        CpuEngine<float> engine(model, train);
+        check_equal(task.validate(engine).tally.count, popularity.size());
+      }
+    }
+  }
+}
+
+// Each item of a history is asked for once, among those that the user does not know.
+void test_baselines_of_matching() {
+  const Dataset data = uneven_data();
+  TrainConfig train = small_train();
+  train.validation_ratio = 0.4;
+  for (const Split kind : {Split::last, Split::users}) {
+    train.split = kind;
+    const MatchingTask task(data, matching_model(Objective::cloze), train);
+    Counted counted(task.split());
+    std::vector<std::vector<double>> questions;
+    for (const std::size_t user : task.split().validation_users()) {
+      const ItemSpan history = task.split().history(user),
+                     known = task.split().sequence(user).train;
+      for (std::size_t at = 0; at < history.size(); ++at) {
+        if (kind == Split::last && at + 2 != history.size()) continue;
+        questions.push_back(
+            counted.question(history[at], 30, -1, kind == Split::last ? known : history));
+      }
+    }
+    const std::vector<Baseline> found = task.baselines();
+    check_equal(found.size(), kind == Split::last ? 2u : 1u);
+    check_accuracies(found[0].accuracies, accuracies_of(questions));
+  }
+}
+
+// Facts stand in the file of a run and not in its checkpoints; a resumed run has them too.
+void test_facts_of_a_run() {
+  Dataset data = uneven_data();
+  data.folder = "some/where/ring/";
+  const TemporaryFolder folder;
+  TrainConfig train = small_train();
+  train.best_by = Metric::top5;
+  Trainer(data, small_model(), train, folder / "my" / "run").run();
+  std::filesystem::rename(folder / "my", folder / "your");
+  train.epochs = 6;
+  Trainer trainer(data, small_model(), train, folder / "your" / "run");
+  const Safetensors checkpoint(trainer.resume());
+  check(checkpoint.metadata("training_metrics").find("popularity") == std::string::npos &&
+            checkpoint.metadata("training_metrics").find("run") == std::string::npos,
+        "curves alone");
+  trainer.run();
+  const RunFacts facts =
+      TrainingMetrics::from_json(read_sealed_json(folder / "your/run" / detail::metrics_file))
+          .facts;
+  check_equal(facts.data, "ring");
+  check_equal(facts.run, "your/run");
+  check(facts.best_by == Metric::top5, "best_by");
+  check(facts.baselines.size() == 1 && facts.baselines[0].accuracies[3] > 0, "popularity");
+}
+
+void test_last_names() {
+  check_equal(last_names("data/demo", 1), "demo");
+  check_equal(last_names("data/demo/", 2), "data/demo");
+  check_equal(last_names("a/b/../c/./d//", 2), "c/d");
+  check_equal(last_names("a", 2), "a");
+  check_equal(last_names("", 2), "");
+  check_equal(last_names(".", 1), path_text(std::filesystem::current_path().filename()));
+  check_equal(last_names("..", 1),
+              path_text(std::filesystem::current_path().parent_path().filename()));
+  check_equal(last_names("x/a\tb", 1), "a\\x09b");
+}
+
 void test_files_of_a_run() {
   const Dataset data = ring_data(15, 30);
   const TemporaryFolder folder;
@@ -721,6 +905,10 @@ int main() {
   test("static masks are learnt by heart", test_static_masks);
   test("early stopping, by the metric that was chosen", test_early_stopping);
   test("validation on a part of the users", test_validation_limit);
+  test("baselines on the questions of validation", test_baselines_of_items);
+  test("baselines of matching", test_baselines_of_matching);
+  test("facts of a run", test_facts_of_a_run);
+  test("the last names of a path", test_last_names);
   test("a run leaves its files", test_files_of_a_run);
   test("what resuming refuses", test_refusals);
   test("a longer run continues a shorter one", test_more_epochs);

@@ -216,6 +216,11 @@ void describe(std::string_view name, const Texts& rows) {
 
 constexpr std::string_view evaluation_name = "evaluation.json";
 
+// What headings call the texts: "demo_text/train.tsv".
+std::string name_of(const Path& texts) {
+  return tables::is_standard_input(texts) ? tables::source_name(texts) : last_names(texts, 2);
+}
+
 // ---- Training -----------------------------------------------------------------------------------
 
 void print_epoch(const EpochReport& report, const TrainingMetrics& metrics) {
@@ -237,9 +242,9 @@ bool is_finished(const Path& output) {
   return path_exists(output / bert4rec::detail::final_model_file);
 }
 
-// Trains in `output`; false if a signal stopped it.
-bool train(std::unique_ptr<Task> task, const TrainConfig& config, const Path& output,
-           const Path& from, const Options& options) {
+// Trains in `output`; nothing if a signal stopped it.
+std::optional<TrainingMetrics> train(std::unique_ptr<Task> task, const TrainConfig& config,
+                                     const Path& output, const Path& from, const Options& options) {
   Trainer trainer(std::move(task), config, output, options.gpu.maker());
   std::cout << cli::grouped(trainer.engine().table().size()) << " parameters\n";
   const bool resume = options.resume && holds_run(output);
@@ -268,13 +273,12 @@ bool train(std::unique_ptr<Task> task, const TrainConfig& config, const Path& ou
   bar.clear();
   const TrainingMetrics& metrics = trainer.metrics();
   if (metrics.evaluations() > 0) plots::draw_plots(metrics, output / "plots");
-  if (finished) {
-    const std::size_t best = metrics.best_epoch - 1;
-    std::cout << "best epoch " << metrics.epoch_text(best + 1) << ", validation loss "
-              << cli::fixed(metrics.val_losses[best], 4) << " accuracy "
-              << cli::percent(metrics.val_accuracies[0][best]) << std::endl;
-  }
-  return finished;
+  if (!finished) return std::nullopt;
+  const std::size_t best = metrics.best_epoch - 1;
+  std::cout << metrics.best_text() << ", validation loss "
+            << cli::fixed(metrics.val_losses[best], 4) << " accuracy "
+            << cli::percent(metrics.val_accuracies[0][best]) << std::endl;
+  return metrics;
 }
 
 // Masked text on all texts that may be seen.
@@ -286,7 +290,7 @@ bool pretrain(const Options& options, const Corpus& corpus, const std::string& v
   config.best_by = Metric::loss, config.patience = 0, config.eval_every = 1;
   config.class_balance = config.augment = 0;
   const WordPiece words(vocabulary);
-  TextData data{vocabulary, {}, {}, {}};
+  TextData data{vocabulary, {}, {}, {}, name_of(options.texts)};
   add_texts(data.train, words, corpus.train, {}, model.max_length);
   if (!options.unlabelled.empty()) {
     const auto more = texts::read(options.unlabelled, options.columns, false);
@@ -296,11 +300,11 @@ bool pretrain(const Options& options, const Corpus& corpus, const std::string& v
   std::cout << "== masked text: " << cli::grouped(data.train.size()) << " texts, "
             << cli::grouped(data.train.tokens()) << " tokens\n";
   auto task = std::make_unique<MaskedTextTask>(data, model, config);
-  return train(std::move(task), config, options.output / "pretrained", {}, options);
+  return train(std::move(task), config, options.output / "pretrained", {}, options).has_value();
 }
 
 // The picture is that of the test texts, if there are any.
-void report(const Options& options, const Corpus& corpus) {
+void report(const Options& options, const Corpus& corpus, const TrainingMetrics& metrics) {
   Classifier classifier(options.output / "models", "best_model", options.train.threads,
                         options.gpu.maker());
   const texts::FirstLabels first = texts::first_labels(corpus.train);
@@ -310,8 +314,10 @@ void report(const Options& options, const Corpus& corpus) {
     const Confusion confusion = texts::evaluate(classifier, all);
     texts::print(std::cout, name, confusion, classifier.labels());
     json.set(name, texts::to_json(confusion, classifier.labels()));
-    write_file(options.output / bert4rec::detail::confusion_file,
-               plots::confusion_figure(confusion, classifier.labels(), name).png());
+    write_file(
+        options.output / bert4rec::detail::confusion_file,
+        plots::confusion_figure(confusion, classifier.labels(), name, plots::heading(metrics))
+            .png());
     const std::vector<LabelledText> unseen = texts::unseen(first, all);
     if (unseen.empty() || unseen.size() == all.size()) return;
     const Confusion honest = texts::evaluate(classifier, unseen);
@@ -354,16 +360,15 @@ int run(int argc, char** argv) {
       return stopped(options, cli::command_text(argc, argv));
     }
   }
-  TextData data{vocabulary, texts::labels_of(corpus.train), {}, {}};
+  TextData data{vocabulary, texts::labels_of(corpus.train), {}, {}, name_of(options.texts)};
   add_texts(data.train, words, corpus.train, data.labels, options.model.max_length);
   add_texts(data.held_out, words, corpus.dev, data.labels, options.model.max_length);
   describe("training", data.train);
   describe("validation", data.held_out);
   auto task = std::make_unique<ClassificationTask>(data, options.model, options.train);
-  if (!train(std::move(task), options.train, options.output, from, options)) {
-    return stopped(options, cli::command_text(argc, argv));
-  }
-  report(options, corpus);
+  const auto metrics = train(std::move(task), options.train, options.output, from, options);
+  if (!metrics) return stopped(options, cli::command_text(argc, argv));
+  report(options, corpus, *metrics);
   return 0;
 }
 

@@ -1,4 +1,4 @@
-// Draws the curves of a training run as four PNG pictures.
+// Draws the curves of a training run as four pictures.
 
 #include "common/cli.hpp"
 #include "plots/plots.hpp"
@@ -9,10 +9,12 @@ using namespace bert4rec;
 
 int visualize(int argc, char** argv) {
   Path file = "output/plots/training_metrics.json", output;
-  cli::CommandLine line("visualize", "draws the curves of a training run as PNG pictures",
+  plots::Format format = plots::Format::png;
+  cli::CommandLine line("visualize", "draws the curves of a training run as pictures",
                         "visualize --metrics output/plots/training_metrics.json");
   line.option("metrics", file, "training_metrics.json that train_model wrote");
   line.option("output", output, "folder for the pictures (that of --metrics)");
+  line.option("format", format, "of the pictures");
   line.parse(argc, argv);
   if (output.empty()) output = file.has_parent_path() ? file.parent_path() : Path(".");
   const Json json = read_sealed_json(file);
@@ -21,10 +23,11 @@ int visualize(int argc, char** argv) {
     plots::check_curves(read);
     return read;
   });
-  plots::draw_plots(metrics, output);
-  std::cout
-      << "drew loss_curve.png, accuracy_curve.png, combined_metrics.png and learning_curve.png"
-      << " in " << path_text(output) << "\n";
+  std::string drawn;
+  for (const std::string& name : plots::draw_plots(metrics, output, format)) {
+    drawn += (drawn.empty() ? "drew " : ", ") + name;
+  }
+  std::cout << drawn << " in " << path_text(output) << "\n";
   return 0;
 }
 

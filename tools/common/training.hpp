@@ -311,8 +311,7 @@ inline void begin(const Options& options, const Dataset& data, Trainer& trainer)
 inline std::string best_text(const TrainingMetrics& metrics, const TrainConfig& config) {
   const double quality = metrics.quality(config.best_by, metrics.best_epoch);
   const bool by_loss = config.best_by == Metric::loss;
-  return join("best epoch ", metrics.epoch_text(metrics.best_epoch), " by ",
-              enum_name(config.best_by), by_loss ? "" : " " + cli::percent(quality));
+  return metrics.best_text() + (by_loss ? "" : " " + cli::percent(quality));
 }
 
 // Trains in options.output; nothing if a signal stopped it.

@@ -83,7 +83,9 @@ constexpr std::array<std::string_view, 95> letters{
 };
 // clang-format on
 
+// Nothing for the further bytes of a character in UTF-8.
 std::string_view letter(char c) {
+  if ((c & 0xC0) == 0x80) return "0";
   return letters[c >= ' ' && c <= '~' ? static_cast<std::size_t>(c - ' ')
                                       : static_cast<std::size_t>('?' - ' ')];
 }
@@ -136,6 +138,61 @@ double text_width(std::string_view text, double size) {
   return units * size / 100;
 }
 
+// ---- SVG ----------------------------------------------------------------------------------------
+
+namespace {
+
+std::string number(double value, int digits = 1) {
+  std::array<char, 400> text;
+  char* const end = text.data() + text.size();
+  return {text.data(),
+          std::to_chars(text.data(), end, value, std::chars_format::fixed, digits).ptr};
+}
+
+// name="value"
+std::string attribute(std::string_view name, std::string_view value) {
+  return std::string(" ").append(name).append("=\"").append(value) + '"';
+}
+
+// `what`: "fill" or "stroke".
+std::string paint_attributes(const std::string& what, Color color, double alpha) {
+  const auto part = [](int value) { return std::to_string(value); };
+  return attribute(what, "rgb(" + part(color.red) + "," + part(color.green) + "," +
+                             part(color.blue) + ")") +
+         (alpha < 1 ? attribute(what + "-opacity", number(alpha, 3)) : "");
+}
+
+std::string escaped(std::string_view text) {
+  std::string out;
+  for (const char c : text) {
+    out += c == '<' ? "&lt;" : c == '>' ? "&gt;" : c == '&' ? "&amp;" : std::string(1, c);
+  }
+  return out;
+}
+
+std::string text_element(Point at, std::string_view text, const TextStyle& style) {
+  const std::string x = number(at.x), y = number(at.y);
+  std::string out = "<text" + attribute("x", x) + attribute("y", y);
+  out += attribute("font-size", number(style.size)) + paint_attributes("fill", style.color, 1);
+  if (style.align > 0) out += attribute("text-anchor", style.align < 1 ? "middle" : "end");
+  if (style.weight > TextStyle().weight) out += attribute("font-weight", "bold");
+  if (style.vertical) out += attribute("transform", "rotate(-90 " + x + " " + y + ")");
+  return out + ">" + escaped(text) + "</text>\n";
+}
+
+}  // namespace
+
+std::string Canvas::svg() const {
+  const std::string width = std::to_string(width_), height = std::to_string(height_);
+  return "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<svg xmlns=\"http://www.w3.org/2000/svg\"" +
+         attribute("width", width) + attribute("height", height) +
+         attribute("viewBox", "0 0 " + width + " " + height) +
+         attribute("font-family", "Helvetica, Arial, sans-serif") +
+         ">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n" + elements_ + "</svg>\n";
+}
+
+// ---- Painting -----------------------------------------------------------------------------------
+
 void Canvas::text(Point at, std::string_view text, const TextStyle& style) {
   const double scale = style.size / 100;
   std::vector<Polyline> lines;
@@ -151,10 +208,9 @@ void Canvas::text(Point at, std::string_view text, const TextStyle& style) {
     }
     pen += scale * advance;
   }
-  stroke(lines, style.weight * style.size, style.color);
+  paint(lines, style.weight * style.size, style.color, 1);
+  if (!text.empty()) elements_ += text_element(at, text, style);
 }
-
-// ---- Painting -----------------------------------------------------------------------------------
 
 void Canvas::blend(std::size_t at, Color color, double share) {
   const auto mix = [share](std::uint8_t& old, std::uint8_t paint) {
@@ -198,6 +254,22 @@ void Canvas::cover_segment(Point a, Point b, double radius) {
 }
 
 void Canvas::stroke(std::span<const Polyline> lines, double line_width, Color color, double alpha) {
+  paint(lines, line_width, color, alpha);
+  std::string path;
+  for (const Polyline& line : lines) {
+    for (std::size_t i = 0; i < line.size(); ++i) {
+      path += (i == 0 ? "M" : "L") + number(line[i].x) + " " + number(line[i].y);
+    }
+    if (line.size() == 1) path += "h0";  // a dot as wide as the line
+  }
+  if (path.empty()) return;
+  elements_ += "<path" + attribute("d", path) + " fill=\"none\"" +
+               paint_attributes("stroke", color, alpha) +
+               attribute("stroke-width", number(line_width)) +
+               " stroke-linecap=\"round\" stroke-linejoin=\"round\"/>\n";
+}
+
+void Canvas::paint(std::span<const Polyline> lines, double line_width, Color color, double alpha) {
   Point least{1e9, 1e9}, most{-1e9, -1e9};
   for (const Polyline& line : lines) {
     for (std::size_t i = 0; i < line.size(); ++i) {
@@ -218,6 +290,11 @@ void Canvas::stroke(std::span<const Polyline> lines, double line_width, Color co
 }
 
 void Canvas::fill(const Box& box, Color color, double alpha) {
+  if (alpha <= 0) return;
+  elements_ += "<rect" + attribute("x", number(box.left)) + attribute("y", number(box.top)) +
+               attribute("width", number(std::max(0.0, box.width()))) +
+               attribute("height", number(std::max(0.0, box.height()))) +
+               paint_attributes("fill", color, alpha) + "/>\n";
   const auto shared = [](std::size_t pixel, double low, double high) {
     const auto p = static_cast<double>(pixel);
     return std::max(0.0, std::min(p + 1, high) - std::max(p, low));

@@ -1,4 +1,5 @@
-// A picture in memory to draw on with smooth lines, rectangles and text; saved as PNG.
+// A picture in memory to draw on with smooth lines, rectangles and text; saved as PNG or SVG, of
+// which the one has pixels and letters of its own, the other a record of the same calls.
 // Coordinates are pixels, x to the right and y down; (0, 0) is the corner of the first pixel.
 
 #ifndef BERT4REC_TOOLS_PLOTS_CANVAS_HPP
@@ -55,18 +56,22 @@ class Canvas {
   // A line of one point is a disc.
   void stroke(std::span<const Polyline> lines, double line_width, Color color, double alpha = 1);
   void fill(const Box& box, Color color, double alpha = 1);
-  // The baseline goes through `at`. Characters outside ASCII are shown as question marks.
+  // The baseline goes through `at`. `text` is UTF-8 without control characters; of what is not
+  // ASCII the pixels show question marks.
   void text(Point at, std::string_view text, const TextStyle& style = {});
 
   std::string png() const;
+  std::string svg() const;
 
  private:
+  void paint(std::span<const Polyline> lines, double line_width, Color color, double alpha);
   void cover_segment(Point a, Point b, double radius);
   void blend(std::size_t at, Color color, double share);
 
   std::size_t width_, height_;
   std::vector<Color> pixels_;
-  std::vector<float> cover_;  // scratch of stroke(): all zero in between
+  std::vector<float> cover_;  // scratch of paint(): all zero in between
+  std::string elements_;      // of the SVG
 };
 
 double text_width(std::string_view text, double size);

@@ -130,6 +130,8 @@ struct Curve {
   std::vector<double> values;
   Color color;
   double width = 3.5, alpha = 1;
+  bool marked = false;  // with a dot at the best epoch
+  double dash = 0;      // length of the dashes of a level line, that of values[0]; 0: a curve
 };
 
 using Ticks = std::vector<std::pair<double, std::string>>;
@@ -138,8 +140,9 @@ struct Panel {
   Box outer;
   std::string title, x_label, y_label;
   std::vector<Curve> curves;
-  std::size_t per_epoch;  // evaluations: the values of curves
+  const TrainingMetrics& metrics;  // where epochs are, and the best one
   double title_size = 30;
+  std::vector<Curve> levels = {};  // lines with their names beside them
 };
 
 constexpr double label_size = 24, tick_size = 22;
@@ -177,12 +180,25 @@ Ticks epoch_ticks(Range evaluations, double pixels, std::size_t per_epoch) {
   return ticks;
 }
 
+// A level line, of dashes with gaps of ten pixels.
+void draw_dashes(Canvas& canvas, Point from, double to_x, const Curve& level) {
+  std::vector<Polyline> dashes;
+  for (double x = from.x; x < to_x; x += level.dash + 10) {
+    dashes.push_back({{x, from.y}, {std::min(x + level.dash, to_x), from.y}});
+  }
+  canvas.stroke(dashes, level.width, level.color, level.alpha);
+}
+
 void draw_legend(Canvas& canvas, Point at, const std::vector<Curve>& curves) {
   for (const Curve& curve : curves) {
     if (curve.name.empty()) continue;
     const double thick = std::max(5.0, curve.width), y = at.y - 0.35 * label_size;
     const Polyline sample{{at.x + thick / 2, y}, {at.x + 38 - thick / 2, y}};
-    canvas.stroke({&sample, 1}, thick, curve.color, curve.alpha);
+    if (curve.dash > 0) {
+      draw_dashes(canvas, {at.x + 2, y}, at.x + 36, curve);
+    } else {
+      canvas.stroke({&sample, 1}, thick, curve.color, curve.alpha);
+    }
     canvas.text({at.x + 50, at.y}, curve.name, {.size = label_size});
     at.x += 50 + text_width(curve.name, label_size) + 36;
   }
@@ -214,14 +230,14 @@ Frame draw_frame(Canvas& canvas, const Panel& panel, Range x, Range y,
   const bool legend = std::any_of(panel.curves.begin(), panel.curves.end(),
                                   [](const Curve& curve) { return !curve.name.empty(); });
   const double top = outer.top + (panel.title.empty() ? 12 : 2.1 * panel.title_size);
-  Box box{0, top + (legend ? 52 : 0), outer.right - 40,
+  Box box{0, top + (legend ? 60 : 0), outer.right - 40,
           outer.bottom - (panel.x_label.empty() ? 50 : 92)};
   const Ticks y_ticks = labelled_ticks(y, box.height(), 50, 0);
   double widest = 48;
   for (const auto& tick : y_ticks) widest = std::max(widest, text_width(tick.second, tick_size));
   box.left = std::round(outer.left + 76 + std::max(84.0, widest));
   const Ticks x_ticks =
-      given_x_ticks ? *given_x_ticks : epoch_ticks(x, box.width(), panel.per_epoch);
+      given_x_ticks ? *given_x_ticks : epoch_ticks(x, box.width(), panel.metrics.per_epoch);
   const Frame frame{box, x, y};
   draw_grid(canvas, frame, x_ticks, y_ticks, !given_x_ticks);
   canvas.text({box.left, outer.top + 1.5 * panel.title_size}, panel.title,
@@ -269,22 +285,16 @@ Range evaluation_range(std::size_t count) {
   return {1 - margin, last + margin};
 }
 
-Frame draw_panel(Canvas& canvas, const Panel& panel, Range y) {
-  const Frame frame = draw_frame(canvas, panel, evaluation_range(panel.curves[0].values.size()), y);
-  for (const Curve& curve : panel.curves) draw_curve(canvas, frame, curve);
-  return frame;
-}
+// ---- Labels -------------------------------------------------------------------------------------
 
-// ---- The lowest value ---------------------------------------------------------------------------
-
-// How many pixels of a box are coloured: text and grid are grey, so these are curves.
-std::size_t curve_pixels(const Canvas& canvas, const Box& box) {
+// How many pixels of a box are darker than the grid: curves, lines and letters.
+std::size_t used_pixels(const Canvas& canvas, const Box& box) {
   std::size_t count = 0;
   for (auto y = static_cast<std::size_t>(box.top); y < static_cast<std::size_t>(box.bottom); ++y) {
     for (auto x = static_cast<std::size_t>(box.left); x < static_cast<std::size_t>(box.right);
          ++x) {
       const auto [red, green, blue] = canvas.pixel(x, y);
-      count += std::max({red, green, blue}) - std::min({red, green, blue}) > 20;
+      count += std::min({red, green, blue}) < 200;
     }
   }
   return count;
@@ -298,11 +308,11 @@ Box free_place(const Canvas& canvas, const Box& area, Point at, double width) {
   for (const double distance : {36.0, 80.0, 130.0, 200.0, 290.0, 400.0}) {
     for (const double y : {at.y - distance, at.y + distance}) {
       for (const double align : {0.5, 0.0, 1.0}) {
-        const double left = at.x - align * width;
+        const double left = at.x - align * width + 12 * (1 - 2 * align);  // off the line at at.x
         const Box box{left - 6, y - height / 2, left + width + 6, y + height / 2};
         if (box.left < area.left || box.right > area.right + 30) continue;
         if (box.top < area.top || box.bottom > area.bottom) continue;
-        const std::size_t covered = curve_pixels(canvas, box);
+        const std::size_t covered = used_pixels(canvas, box);
         if (covered < least) least = covered, best = box;
       }
     }
@@ -335,12 +345,69 @@ void mark_lowest(Canvas& canvas, const Frame& frame, const Curve& curve, std::si
 
 // ---- Panels -------------------------------------------------------------------------------------
 
+// The name of a level line, above or below it, at that end or in the middle where it covers least.
+void label_level(Canvas& canvas, const Frame& frame, const Curve& level) {
+  const double width = text_width(level.name, tick_size), height = 1.2 * tick_size;
+  const double y = frame.at(frame.x.low, level.values[0]).y;
+  Box best{};
+  std::size_t least = std::numeric_limits<std::size_t>::max();
+  for (const double share : {1.0, 0.0, 0.5}) {
+    const double left = frame.box.left + 16 + share * (frame.box.width() - 32 - width);
+    for (const double top : {y - height - 4, y + 4}) {
+      const Box place{left - 6, top, left + width + 6, top + height};
+      if (place.top < frame.box.top || place.bottom > frame.box.bottom) continue;
+      const std::size_t covered = used_pixels(canvas, place);
+      if (covered < least) least = covered, best = place;
+    }
+  }
+  canvas.fill(best, white, 0.75);
+  canvas.text({best.left + 6, best.bottom - 0.3 * tick_size}, level.name,
+              {.size = tick_size, .color = gray});
+}
+
+// A line at the best epoch, named above the data if there is a legend, which leaves room for it.
+void draw_best(Canvas& canvas, const Frame& frame, const Panel& panel) {
+  if (panel.metrics.best_epoch == 0) return;
+  const double x = frame.at(static_cast<double>(panel.metrics.best_epoch), frame.y.low).x;
+  canvas.fill({std::round(x) - 1, frame.box.top, std::round(x) + 1, frame.box.bottom - 1}, gray);
+  if (panel.curves[0].name.empty()) return;
+  canvas.text({x, frame.box.top - 5}, "best", {.size = 18, .align = 0.5, .color = gray});
+}
+
+void mark_best(Canvas& canvas, const Frame& frame, const Curve& curve, std::size_t best) {
+  if (best == 0 || !curve.marked || !drawable(curve.values[best - 1])) return;
+  const Polyline disc{frame.at(static_cast<double>(best), curve.values[best - 1])};
+  canvas.stroke({&disc, 1}, 22, white);
+  canvas.stroke({&disc, 1}, 16, curve.color);
+}
+
+Frame draw_panel(Canvas& canvas, const Panel& panel, Range y) {
+  const Frame frame = draw_frame(canvas, panel, evaluation_range(panel.metrics.evaluations()), y);
+  draw_best(canvas, frame, panel);
+  for (const Curve& level : panel.levels) {
+    draw_dashes(canvas, frame.at(frame.x.low, level.values[0]), frame.box.right, level);
+  }
+  for (const Curve& curve : panel.curves) draw_curve(canvas, frame, curve);
+  for (const Curve& curve : panel.curves) {
+    mark_best(canvas, frame, curve, panel.metrics.best_epoch);
+  }
+  for (const Curve& level : panel.levels) label_level(canvas, frame, level);
+  return frame;
+}
+
+// Curves with level lines: what an axis must span.
+std::vector<Curve> with(std::vector<Curve> curves, const std::vector<Curve>& levels) {
+  curves.insert(curves.end(), levels.begin(), levels.end());
+  return curves;
+}
+
 void draw_losses(Canvas& canvas, const TrainingMetrics& metrics, const Box& outer,
                  double title_size) {
-  const std::vector<Curve> curves{{"train", metrics.train_losses, train_color},
-                                  {"validation", metrics.val_losses, validation_color}};
+  std::vector<Curve> curves{{"train", metrics.train_losses, train_color},
+                            {"validation", metrics.val_losses, validation_color}};
+  curves[1].marked = true;
   const std::string title = "Training and validation loss";
-  const Panel panel{outer, title, "Epoch", "Loss", curves, metrics.per_epoch, title_size};
+  const Panel panel{outer, title, "Epoch", "Loss", curves, metrics, title_size};
   const Frame frame = draw_panel(canvas, panel, range_of(curves));
   mark_lowest(canvas, frame, curves[1], metrics.per_epoch);
 }
@@ -368,15 +435,48 @@ bool tells(const TrainingMetrics& metrics, std::size_t i) {
          std::any_of(validation.begin(), validation.end(), below_1);
 }
 
+// The places in top_k of those that are drawn.
+std::vector<std::size_t> told(const TrainingMetrics& metrics) {
+  std::vector<std::size_t> places;
+  for (std::size_t i = 0; i < top_k.size(); ++i) {
+    if (tells(metrics, i)) places.push_back(i);
+  }
+  return places;
+}
+
 std::vector<Curve> top_curves(const TrainingMetrics& metrics, const TopCurves& accuracies) {
   std::vector<Curve> curves;
-  for (std::size_t i = 0; i < top_k.size(); ++i) {
-    if (!tells(metrics, i)) continue;
+  for (const std::size_t i : told(metrics)) {
     const bool plain = top_k[i] == 1 && classifies(metrics);
     curves.push_back(
         {plain ? "accuracy" : join("Top-", top_k[i]), percent(accuracies[i]), top_colors[i]});
+    curves.back().marked = &accuracies == &metrics.val_accuracies;
   }
   return curves;
+}
+
+// Level lines of the baselines, in the accuracy at place i of top_k.
+std::vector<Curve> baseline_levels(const TrainingMetrics& metrics, std::size_t i, Color color) {
+  std::vector<Curve> levels;
+  for (const bert4rec::Baseline& baseline : metrics.facts.baselines) {
+    Curve& level = levels.emplace_back();
+    level.name = bert4rec::shown(baseline.name, 20);
+    level.values = {100 * baseline.accuracies[i]};
+    level.color = color, level.width = 3;
+    level.dash = levels.size() == 1 ? 12 : 4;
+  }
+  return levels;
+}
+
+// Beside the curves of validation: in one K, so that lines stay few. That by which the best epoch
+// was chosen, or 10, or the largest drawn.
+std::vector<Curve> top_levels(const TrainingMetrics& metrics) {
+  const auto by = static_cast<std::size_t>(metrics.facts.best_by.value_or(bert4rec::Metric::loss));
+  std::size_t i = by > 0 ? by - 1 : 2;  // Metric: loss, then the places of top_k
+  if (!tells(metrics, i)) i = told(metrics).back();
+  std::vector<Curve> levels = baseline_levels(metrics, i, top_colors[i]);
+  for (Curve& level : levels) level.name += join(", Top-", top_k[i]);
+  return levels;
 }
 
 // Measures of a task as curves: those of matching, or those of a classifier in percent.
@@ -391,6 +491,7 @@ std::vector<Curve> measure_curves(const TrainingMetrics& metrics) {
     for (const auto& [measure, values] : metrics.val_measures) {
       if (measure != name) continue;
       curves.push_back({label, of_labels ? percent(values) : values, top_colors.at(curves.size())});
+      curves.back().marked = true;
     }
   }
   return curves;
@@ -408,20 +509,24 @@ Range share_range(const std::vector<Curve>& curves) {
 void draw_accuracies(Canvas& canvas, const TrainingMetrics& metrics, const Box& left,
                      const Box& right, double title_size) {
   const auto draw = [&](const Box& outer, std::string title, std::string y_label,
-                        const std::vector<Curve>& curves, Range y) {
-    draw_panel(canvas, {outer, title, "Epoch", y_label, curves, metrics.per_epoch, title_size}, y);
+                        const std::vector<Curve>& curves, Range y,
+                        const std::vector<Curve>& levels = {}) {
+    draw_panel(canvas, {outer, title, "Epoch", y_label, curves, metrics, title_size, levels}, y);
   };
   const std::vector<Curve> measures = measure_curves(metrics);
   if (classifies(metrics)) {
-    const std::vector<Curve> sides{
-        {"train", percent(metrics.train_accuracies[0]), train_color},
-        {"validation", percent(metrics.val_accuracies[0]), validation_color}};
-    draw(left, "Accuracy in training and validation", "Accuracy (%)", sides, range_of(sides));
+    std::vector<Curve> sides{{"train", percent(metrics.train_accuracies[0]), train_color},
+                             {"validation", percent(metrics.val_accuracies[0]), validation_color}};
+    sides[1].marked = true;
+    const std::vector<Curve> levels = baseline_levels(metrics, 0, gray);
+    draw(left, "Accuracy in training and validation", "Accuracy (%)", sides,
+         range_of(with(sides, levels)), levels);
     draw(right, "Measures in validation", "Value (%)", measures, range_of(measures));
     return;
   }
   const std::vector<Curve> validation = top_curves(metrics, metrics.val_accuracies);
-  Range b = share_range(validation);
+  const std::vector<Curve> levels = top_levels(metrics);
+  Range b = share_range(with(validation, levels));
   if (!measures.empty()) {
     draw(left, "Measures in validation", "Value", measures, share_range(measures));
   } else {
@@ -431,7 +536,7 @@ void draw_accuracies(Canvas& canvas, const TrainingMetrics& metrics, const Box& 
     if (std::min(a.high, b.high) > high / 3) a = b = {0, high};
     draw(left, "Accuracy in training", "Accuracy (%)", train, a);
   }
-  draw(right, "Accuracy in validation", "Accuracy (%)", validation, b);
+  draw(right, "Accuracy in validation", "Accuracy (%)", validation, b, levels);
 }
 
 std::vector<double> last_values(const std::vector<Curve>& curves) {
@@ -440,8 +545,25 @@ std::vector<double> last_values(const std::vector<Curve>& curves) {
   return values;
 }
 
-// The Top-K at the end as bars with their values: pairs, or those of validation alone; and the
-// measures of a classifier.
+// A bar from `left`, in units of the x axis, with level lines across it; its value stands above it,
+// or above a line that would run through it.
+void draw_bar(Canvas& canvas, const Frame& frame, double left, double value, Color color,
+              const std::vector<Curve>& levels) {
+  const Point foot = frame.at(left, 0);
+  const Point head = frame.at(left + 0.37, drawable(value) ? value : 0);
+  canvas.fill({foot.x, head.y, head.x, foot.y - 1}, color);
+  double top = head.y;
+  for (const Curve& level : levels) {
+    const double y = frame.at(0, level.values[0]).y;
+    draw_dashes(canvas, {foot.x - 4, y}, head.x + 4, level);
+    if (y < top && y > top - 34) top = y;
+  }
+  canvas.text({(foot.x + head.x) / 2, top - 10},
+              drawable(value) ? formatted("%.*f", 2, value) : "none", {.size = 21, .align = 0.5});
+}
+
+// The Top-K at the end as bars with their values: pairs, or those of validation alone, which have
+// the baselines across them; and the measures of a classifier.
 void draw_bars(Canvas& canvas, const TrainingMetrics& metrics, const Box& outer,
                double title_size) {
   std::vector<Curve> validation = top_curves(metrics, metrics.val_accuracies);
@@ -458,24 +580,26 @@ void draw_bars(Canvas& canvas, const TrainingMetrics& metrics, const Box& outer,
   for (const Curve& curve : validation) {
     names.emplace_back(static_cast<double>(names.size()), curve.name);
   }
-  const Range y{0, 1.06 * share_range(sides).high};
+  const std::vector<Curve> levels = baseline_levels(metrics, told(metrics).back(), ink);
+  const Range y{0, 1.06 * share_range(with(sides, levels)).high};
   const std::string after =
       join("After epoch ", epoch_text(metrics.evaluations(), metrics.per_epoch));
-  const Panel panel{outer,     of_labels ? "Measures at the end" : "Accuracy at the end",
-                    after,     of_labels ? "Value (%)" : "Accuracy (%)",
-                    sides,     metrics.per_epoch,
+  const Panel panel{outer,
+                    of_labels ? "Measures at the end" : "Accuracy at the end",
+                    after,
+                    of_labels ? "Value (%)" : "Accuracy (%)",
+                    with(sides, levels),
+                    metrics,
                     title_size};
   const Frame frame = draw_frame(canvas, panel, {-0.5, count - 0.5}, y, names);
+  const std::vector<std::size_t> places = told(metrics);
+  const double first = sides.size() == 2 ? -0.38 : -0.185;
   for (std::size_t side = 0; side < sides.size(); ++side) {
     for (std::size_t i = 0; i < names.size(); ++i) {
-      const double value = sides[side].values[i], first = sides.size() == 2 ? -0.38 : -0.185;
-      const double bar_left = names[i].first + first + 0.39 * static_cast<double>(side);
-      const Point foot = frame.at(bar_left, 0);
-      const Point head = frame.at(bar_left + 0.37, drawable(value) ? value : 0);
-      canvas.fill({foot.x, head.y, head.x, foot.y - 1}, sides[side].color);
-      canvas.text({(foot.x + head.x) / 2, head.y - 10},
-                  drawable(value) ? formatted("%.*f", 2, value) : "none",
-                  {.size = 21, .align = 0.5});
+      const bool compared = side + 1 == sides.size() && i < places.size();
+      draw_bar(canvas, frame, names[i].first + first + 0.39 * static_cast<double>(side),
+               sides[side].values[i], sides[side].color,
+               compared ? baseline_levels(metrics, places[i], ink) : std::vector<Curve>());
     }
   }
 }
@@ -592,31 +716,65 @@ void check_curves(const TrainingMetrics& metrics) {
   for (const auto& [name, values] : metrics.val_measures) check(name, values);
 }
 
-Canvas loss_figure(const TrainingMetrics& metrics) {
+std::string heading(const TrainingMetrics& metrics) {
+  std::string text;
+  const auto add = [&](std::string_view part) { text += join(text.empty() ? "" : ", ", part); };
+  const bert4rec::RunFacts& facts = metrics.facts;
+  if (!facts.data.empty()) add(join("data ", bert4rec::shown(facts.data, 40)));
+  if (!facts.run.empty()) add(join("run ", bert4rec::shown(facts.run, 50)));
+  if (metrics.best_epoch > 0) add(metrics.best_text());
+  return text;
+}
+
+namespace {
+
+// What a heading takes of a picture, which one without text does not have.
+std::size_t heading_height(std::string_view heading) { return heading.empty() ? 0 : 56; }
+
+// As large as it fits.
+void draw_heading(Canvas& canvas, std::string_view heading) {
+  const double room = static_cast<double>(canvas.width()) - 120;
+  const double size = std::min(label_size, room / std::max(1e-9, text_width(heading, 1)));
+  canvas.text({60, 42}, heading, {.size = size, .color = gray});
+}
+
+// Of a run: draw(canvas, at) puts a panel at(place), a place of a picture without heading.
+template <class Draw>
+Canvas draw_figure(const TrainingMetrics& metrics, std::size_t width, std::size_t height,
+                   Draw&& draw) {
   check_curves(metrics);
-  Canvas canvas(1800, 1100);
-  draw_losses(canvas, metrics, {0, 0, 1800, 1100}, 34);
+  const std::string text = heading(metrics);
+  Canvas canvas(width, height + heading_height(text));
+  draw_heading(canvas, text);
+  draw(canvas, [top = static_cast<double>(heading_height(text))](const Box& box) {
+    return Box{box.left, top + box.top, box.right, top + box.bottom};
+  });
   return canvas;
+}
+
+}  // namespace
+
+Canvas loss_figure(const TrainingMetrics& metrics) {
+  return draw_figure(metrics, 1800, 1100, [&](Canvas& canvas, const auto& at) {
+    draw_losses(canvas, metrics, at({0, 0, 1800, 1100}), 34);
+  });
 }
 
 Canvas accuracy_figure(const TrainingMetrics& metrics) {
-  check_curves(metrics);
-  Canvas canvas(2000, 1000);
-  draw_accuracies(canvas, metrics, {0, 0, 1000, 1000}, {1000, 0, 2000, 1000}, 34);
-  return canvas;
+  return draw_figure(metrics, 2000, 1000, [&](Canvas& canvas, const auto& at) {
+    draw_accuracies(canvas, metrics, at({0, 0, 1000, 1000}), at({1000, 0, 2000, 1000}), 34);
+  });
 }
 
 Canvas combined_figure(const TrainingMetrics& metrics) {
-  check_curves(metrics);
-  Canvas canvas(2000, 1500);
-  draw_losses(canvas, metrics, {0, 0, 1000, 750}, 30);
-  draw_accuracies(canvas, metrics, {1000, 0, 2000, 750}, {0, 750, 1000, 1500}, 30);
-  draw_bars(canvas, metrics, {1000, 750, 2000, 1500}, 30);
-  return canvas;
+  return draw_figure(metrics, 2000, 1500, [&](Canvas& canvas, const auto& at) {
+    draw_losses(canvas, metrics, at({0, 0, 1000, 750}), 30);
+    draw_accuracies(canvas, metrics, at({1000, 0, 2000, 750}), at({0, 750, 1000, 1500}), 30);
+    draw_bars(canvas, metrics, at({1000, 750, 2000, 1500}), 30);
+  });
 }
 
 Canvas learning_figure(const TrainingMetrics& metrics) {
-  check_curves(metrics);
   const std::size_t reach = std::clamp<std::size_t>(metrics.evaluations() / 40, 1, 500);
   const std::string means =
       join("mean over ", 2 * reach + 1, metrics.per_epoch == 1 ? " epochs" : " evaluations");
@@ -625,31 +783,28 @@ Canvas learning_figure(const TrainingMetrics& metrics) {
   const bool rate_varies = std::any_of(rates.begin(), rates.end(), [&](double rate) {
     return drawable(rate) && rate != rates[*least];
   });
-  Canvas canvas(1800, 1200);
   const double height = rate_varies ? 860 : 1200;
-  const std::vector<Curve> curves{
+  std::vector<Curve> curves{
       {"train", metrics.train_losses, train_color, 2.5, 0.45},
       {"validation", metrics.val_losses, validation_color, 2.5, 0.45},
       {"train, " + means, moving_average(metrics.train_losses, reach), train_color},
       {"validation, " + means, moving_average(metrics.val_losses, reach), validation_color}};
-  const Panel losses{{0, 0, 1800, height},
-                     "Learning curve",
-                     rate_varies ? "" : "Epoch",
-                     "Loss",
-                     curves,
-                     metrics.per_epoch,
-                     34};
-  draw_panel(canvas, losses, range_of(curves));
-  if (rate_varies) {
-    const Panel panel{{0, height, 1800, 1200}, "", "Epoch", "Learning rate", {{"", rates, ink}},
-                      metrics.per_epoch};
-    draw_panel(canvas, panel, range_of(panel.curves));
-  }
-  return canvas;
+  curves[1].marked = true;
+  return draw_figure(metrics, 1800, 1200, [&](Canvas& canvas, const auto& at) {
+    const std::string x_label = rate_varies ? "" : "Epoch";
+    draw_panel(canvas,
+               {at({0, 0, 1800, height}), "Learning curve", x_label, "Loss", curves, metrics, 34},
+               range_of(curves));
+    if (!rate_varies) return;
+    const std::vector<Curve> rate{{"", rates, ink}};
+    draw_panel(canvas, {at({0, height, 1800, 1200}), "", "Epoch", "Learning rate", rate, metrics},
+               range_of(rate));
+  });
 }
 
 Canvas confusion_figure(const bert4rec::Confusion& confusion,
-                        const std::vector<std::string>& labels, std::string_view data) {
+                        const std::vector<std::string>& labels, std::string_view part,
+                        std::string_view heading) {
   const std::size_t classes = confusion.classes();
   require(classes > 0 && labels.size() == classes, "confusion matrix: ", labels.size(),
           " names for ", classes, " labels");
@@ -659,7 +814,8 @@ Canvas confusion_figure(const bert4rec::Confusion& confusion,
     names.push_back(written_name(labels[c], c));
     numbers = numbers || names[c] == number_name(c);
   }
-  Matrix matrix{0, 100, std::min(1200.0, 240.0 * static_cast<double>(classes)), classes};
+  const auto top = static_cast<double>(heading_height(heading));
+  Matrix matrix{0, top + 100, std::min(1200.0, 240.0 * static_cast<double>(classes)), classes};
   const double size = std::clamp(0.8 * matrix.cell(), 11.0, label_size);
   double widest = 0;
   for (const std::string& name : names) widest = std::max(widest, text_width(name, size));
@@ -667,15 +823,17 @@ Canvas confusion_figure(const bert4rec::Confusion& confusion,
   matrix.left = std::round(110 + widest);
   const double below = matrix.top + matrix.side + (upwards ? 14 + widest : 40);
   const std::string title =
-      join("Confusion matrix", data.empty() ? "" : join(" (", data, ")"), ", accuracy ",
+      join("Confusion matrix", part.empty() ? "" : join(" (", part, ")"), ", accuracy ",
            formatted("%.*f", 2, 100 * confusion.accuracy()), "%");
   const std::string note =
       numbers ? "#1, #2 ...: labels that cannot be written here, in the order of labels.json" : "";
-  const double width = std::max({matrix.left + matrix.side + 230, 120 + text_width(title, 34),
-                                 120 + text_width(note, tick_size)});
+  const double width =
+      std::max({matrix.left + matrix.side + 230, 120 + text_width(title, 34),
+                120 + text_width(note, tick_size), 120 + text_width(heading, label_size)});
   Canvas canvas(static_cast<std::size_t>(width),
                 static_cast<std::size_t>(below + (numbers ? 120 : 76)));
-  canvas.text({60, 56}, title, {.size = 34, .weight = 0.11});
+  draw_heading(canvas, heading);
+  canvas.text({60, top + 56}, title, {.size = 34, .weight = 0.11});
   draw_cells(canvas, matrix, confusion);
   draw_lines(canvas, matrix);
   draw_names(canvas, matrix, names, size, upwards);
@@ -688,15 +846,25 @@ Canvas confusion_figure(const bert4rec::Confusion& confusion,
   return canvas;
 }
 
-void draw_plots(const TrainingMetrics& metrics, const bert4rec::Path& folder) {
+std::vector<std::string> draw_plots(const TrainingMetrics& metrics, const bert4rec::Path& folder,
+                                    Format format) {
   check_curves(metrics);
   bert4rec::make_folder(folder);
   Canvas (*const figures[])(const TrainingMetrics&) = {loss_figure, accuracy_figure,
                                                        combined_figure, learning_figure};
+  std::vector<std::string> names;
+  const auto write = [&](std::string name, const std::string& bytes) {
+    bert4rec::write_file(folder / name, bytes);
+    names.push_back(std::move(name));
+  };
   for (std::size_t i = 0; i < std::size(figures); ++i) {
-    const bert4rec::Path name = bert4rec::detail::picture_files.at(i);
-    bert4rec::write_file(folder / name.filename(), figures[i](metrics).png());
+    const Canvas canvas = figures[i](metrics);
+    const bert4rec::Path path = bert4rec::detail::picture_files.at(i);
+    const std::string name = path.filename().string();
+    if (format != Format::svg) write(name + ".png", canvas.png());
+    if (format != Format::png) write(name + ".svg", canvas.svg());
   }
+  return names;
 }
 
 }  // namespace plots

@@ -1,13 +1,17 @@
-// The pictures of a training run, from its curves (plots/training_metrics.json):
-//   loss_curve.png        train and validation loss, the lowest validation loss marked
-//   accuracy_curve.png    Top-1, 5, 10, 20; train left, validation right
-//   combined_metrics.png  loss, both accuracies, and bars of the Top-K at the end
-//   learning_curve.png    losses and their moving averages; the learning rate if it varies
+// The pictures of a training run, from its curves (plots/training_metrics.json), as .png or .svg:
+//   loss_curve        train and validation loss, the lowest validation loss marked
+//   accuracy_curve    Top-1, 5, 10, 20; train left, validation right
+//   combined_metrics  loss, both accuracies, and bars of the Top-K at the end
+//   learning_curve    losses and their moving averages; the learning rate if it varies
+// Each is headed by the names of data and run and the best epoch, at which a line stands in all
+// panels of curves and a dot on those of validation. Where the run left them (RunFacts), dashed
+// lines tell how often its baselines would be right in validation: beside Top-K curves for one K,
+// which chose the best epoch, or 10; across the bars for all.
 // Of a classifier, accuracy_curve.png has the accuracy left, and accuracy, precision, recall and F1
 // in validation right. A Top-K with K > 1 that is 1 throughout is left out of all of them. Values
 // stand at their epochs, of which those of several evaluations an epoch are fractions. And from the
 // counts of a classifier:
-//   confusion_matrix.png  true labels as rows, predicted as columns, shaded by the share of the row
+//   confusion_matrix  true labels as rows, predicted as columns, shaded by the share of the row
 // Colours are those of Okabe and Ito, which colour-blind readers can tell apart. Values that are
 // not finite leave gaps.
 
@@ -26,11 +30,18 @@ inline constexpr std::array<Color, bert4rec::top_k.size()> top_colors{
     // green, orange, purple, sky
     {{0, 158, 115}, {230, 159, 0}, {204, 121, 167}, {86, 180, 233}}};
 
-// Draws all four into `folder`, which is made if missing. Each file is replaced atomically.
-void draw_plots(const bert4rec::TrainingMetrics& metrics, const bert4rec::Path& folder);
+enum class Format { png, svg, both };
+
+// Draws all four into `folder`, which is made if missing; returns the names of the files, each of
+// which is replaced atomically.
+std::vector<std::string> draw_plots(const bert4rec::TrainingMetrics& metrics,
+                                    const bert4rec::Path& folder, Format format = Format::png);
 
 // Throws Error for curves without epochs or of different lengths, as do all that draw them.
 void check_curves(const bert4rec::TrainingMetrics& metrics);
+
+// "data demo, run output/demo, best epoch 42 by top10", as far as it is known.
+std::string heading(const bert4rec::TrainingMetrics& metrics);
 
 Canvas loss_figure(const bert4rec::TrainingMetrics& metrics);
 Canvas accuracy_figure(const bert4rec::TrainingMetrics& metrics);
@@ -38,10 +49,11 @@ Canvas combined_figure(const bert4rec::TrainingMetrics& metrics);
 Canvas learning_figure(const bert4rec::TrainingMetrics& metrics);
 
 // With counts in the cells for up to 20 labels. Labels with characters outside ASCII, which Canvas
-// does not have, are shown as their numbers, from 1. `data`, for the title: what was predicted.
-// Throws Error unless each label has a name.
+// does not have, are shown as their numbers, from 1. `part`, for the title: what was predicted;
+// `heading`: a line above it. Throws Error unless each label has a name.
 Canvas confusion_figure(const bert4rec::Confusion& confusion,
-                        const std::vector<std::string>& labels, std::string_view data = {});
+                        const std::vector<std::string>& labels, std::string_view part = {},
+                        std::string_view heading = {});
 
 // ---- Parts, shown for the tests -----------------------------------------------------------------
 
@@ -60,5 +72,10 @@ std::vector<double> moving_average(std::span<const double> values, std::size_t r
 std::optional<std::size_t> lowest(std::span<const double> values);
 
 }  // namespace plots
+
+template <>
+struct bert4rec::detail::EnumNames<plots::Format> {
+  static constexpr std::array<std::string_view, 3> names{"png", "svg", "both"};
+};
 
 #endif  // BERT4REC_TOOLS_PLOTS_PLOTS_HPP
