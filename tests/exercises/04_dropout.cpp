@@ -10,7 +10,7 @@ using namespace bert4rec;
 #else
 namespace mine {
 
-// y_i = 0 with probability p = threshold / 65536, else so that the mean of y_i is x_i; x[n] and y[n]
+// y_i = 0 with probability p = threshold / 65536, else so that the mean of y_i is x_i; x[n], y[n]
 // are row `row` of the batch. The same key gives the same zeros. When the model is used, dropout is
 // not called at all.
 void dropout(const float* x, float* y, std::size_t n, Key key, std::uint32_t row,
