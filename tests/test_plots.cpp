@@ -443,8 +443,8 @@ void check_svg() {
     check_equal(names.front(), "svg");
     check(std::count(names.begin(), names.end(), "path") > 5, "curves");
     check(std::count(names.begin(), names.end(), "rect") > 10, "grids");
-    const auto shows = [&](std::string_view text) {
-      return std::find(texts.begin(), texts.end(), text) != texts.end();
+    const auto shows = [&all = texts](std::string_view text) {
+      return std::find(all.begin(), all.end(), text) != all.end();
     };
     check(shows("data a &lt;b&gt; &amp; \xE6\x95\xB0, run output/demo, best epoch 6 by top10"),
           "heading");
