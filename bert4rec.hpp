@@ -7203,8 +7203,8 @@ inline std::vector<std::size_t> validation_sample(const DataSplit& split,
   return users;
 }
 
-// What a validation user is asked: for the validation item (Split::last), or (Split::users) for what
-// follows each item or is hidden, by masks that depend on the seed alone.
+// What a validation user is asked: for the validation item (Split::last), or (Split::users) for
+// what follows each item or is hidden, by masks that depend on the seed alone.
 inline void add_validation_row(Batch& batch, const DataSplit& split, std::size_t user,
                                const ModelConfig& model, const TrainConfig& config) {
   const Sequence s = split.sequence(user);
