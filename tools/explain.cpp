@@ -13,7 +13,7 @@ using explain::Recording;
 
 struct Options {
   Path model = "output/models", data = "data/demo", output = "output/explain.html";
-  Path header = BERT4REC_HEADER;
+  Path header = explain::header;
   std::string name = "best_model", user;
   std::size_t items = 24, place = 0, edits = 100, threads = 0;
   std::string command;
@@ -373,16 +373,15 @@ Json items_json(const Catalogue& catalogue) {
 
 // The page with its data in place. In JSON "<" stands only in texts, and could end the script.
 std::string page_of(const Json& data) {
-  const std::string_view page = explain::page, place = "{{data}}";
-  const std::size_t at = page.find(place);
-  std::string text(page.substr(0, at));
-  for (const char c : data.text()) {
-    if (c == '<')
-      text += "\\u003c";
-    else
-      text += c;
+  std::string text;
+  for (const std::string_view part : explain::page) {
+    if (part != "{{data}}") {
+      text += part;
+      continue;
+    }
+    for (const char c : data.text()) text += c == '<' ? "\\u003c" : std::string(1, c);
   }
-  return text.append(page.substr(at + place.size()));
+  return text;
 }
 
 int run(int argc, char** argv) {
