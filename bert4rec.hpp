@@ -5162,8 +5162,9 @@ class DataSplit {
     }
     const double share = detail::rounded(config.validation_ratio * static_cast<double>(users));
     const auto count = static_cast<std::size_t>(share + 0.5);
-    require(count > 0, "validation_ratio ", config.validation_ratio, " of ", users,
-            " users leaves no validation user");
+    require(
+        count > 0, "validation_ratio ", config.validation_ratio, " of ", users,
+        " users leaves no validation user: it must be larger, or the split that of the last items");
     require(count < users, "validation_ratio ", config.validation_ratio, " of ", users,
             " users leaves no training user");
     return {0, count};

@@ -60,7 +60,7 @@ class Browser {
     });
     this.send = (method, params = {}, sessionId = this.session) => new Promise((resolve, reject) => {
       this.waiting.set(++count, {resolve, reject});
-      this.process.stdio[3].write(JSON.stringify({id: count, method, params, sessionId}) + "\0");
+      this.process.stdio[3].write(JSON.stringify({id: count, method, params, sessionId: sessionId || undefined}) + "\0");
     });
   }
   async open() {
@@ -194,9 +194,10 @@ async function main() {
   try {
     await inBrowser(browser);
   } finally {
-    browser.process.kill();
-    await new Promise(resolve => browser.process.on("exit", resolve));
-    fs.rmSync(profile, {recursive: true, force: true, maxRetries: 5});
+    const gone = new Promise(resolve => browser.process.on("exit", resolve));
+    await browser.send("Browser.close", {}, "").catch(() => browser.process.kill());
+    await gone;
+    fs.rmSync(profile, {recursive: true, force: true, maxRetries: 20, retryDelay: 200});
   }
 }
 

@@ -130,7 +130,8 @@ void hold_out(Corpus& corpus, const std::vector<std::string>& labels, const Opti
     (held[i] ? corpus.dev : kept).push_back(std::move(corpus.train[i]));
   }
   corpus.train = std::move(kept);
-  require(!corpus.dev.empty(), "--dev-share ", options.dev_share, " holds out no text");
+  require(!corpus.dev.empty(), "--dev-share ", options.dev_share,
+          " holds out no text: it must be larger, or --dev a file");
 }
 
 void name_examples(const texts::Overlap& found) {
