@@ -706,7 +706,10 @@ std::pair<int, std::string> visualize(const std::string& flags) {
   const Path program = Path(BERT4REC_BINARY_FOLDER) / "visualize";
   const std::string command = join(Path(program).make_preferred(), " ", flags, " 2>&1");
 #ifdef _WIN32
-  std::FILE* pipe = ::_popen(command.c_str(), "r");
+  std::FILE* pipe = nullptr;
+  for (int attempt = 0; attempt < 5 && pipe == nullptr; ++attempt) {  // Wine fails now and then
+    pipe = ::_popen(command.c_str(), "r");
+  }
 #else
   std::FILE* pipe = ::popen(command.c_str(), "r");
 #endif
