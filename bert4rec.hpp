@@ -7179,7 +7179,7 @@ class Task {
   virtual std::vector<std::string> measures() const { return {}; }
 
   // What baselines, which learn from the same training data, are worth on the very questions of
-  // validate(). Costs no more than that.
+  // validate().
   virtual std::vector<Baseline> baselines() const { return {}; }
 
   // What the data are called, for headings; empty where nobody said.

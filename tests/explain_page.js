@@ -28,10 +28,14 @@ check(data.edits.length >= 100, `${data.edits.length} edits to compare, expected
 for (const [what, {worst}] of Object.entries(data.checks)) {
   check(worst < 1e-6, `${what}: ${worst} from central differences`);
 }
-// A number that is wrong is seen: one weight, one gradient, one answer.
-const broken = structuredClone(data);
+// What is wrong is seen: an answer, the gradient of a tensor, a matrix and its gradient.
+const broken = structuredClone(data), {embedded, x0} = broken.record;
 broken.edits[0].answer.top[0][1] += 0.01;
-check(network.compare(broken).answers > bound, "a wrong answer is not seen");
+broken.checks.tensors.rows[0][4] *= 1.01;
+[embedded.value, x0.gradient] = [x0.value, embedded.gradient];
+for (const [what, difference] of Object.entries(network.compare(broken))) {
+  check(difference > bound, `${what}: what is wrong is not seen`);
+}
 console.log("arithmetic: " + JSON.stringify(differences));
 
 // ---- A browser, spoken to over a pipe ----------------------------------------------------------

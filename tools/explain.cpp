@@ -9,7 +9,6 @@
 namespace {
 
 using namespace bert4rec;
-using explain::Recording;
 
 struct Options {
   Path model = "output/models", data = "data/demo", output = "output/explain.html";
@@ -62,23 +61,20 @@ Batch batch_of(const Question& question, ItemSpan history, const ModelConfig& co
   const bool causal = config.objective == Objective::causal;
   Batch batch;
   shown.clear();
-  for (std::size_t i = 0; i < history.size(); ++i) {
+  for (std::size_t i = 0; i < (causal ? question.place : history.size()); ++i) {
     const auto& dropped = question.dropped;
     if (std::find(dropped.begin(), dropped.end(), i) != dropped.end()) continue;
-    if (causal && i >= question.place) break;
-    if (i == question.place) {
+    if (i != question.place) shown.push_back(history[i]);
+    if (causal) continue;
+    if (i == question.place)
       batch.ask(history[i]);
-    } else {
+    else
       batch.tokens.push_back(token_of(history[i]));
-      shown.push_back(history[i]);
-    }
   }
-  if (!causal) {
+  if (causal)
+    add_next_item_row(batch, shown, config, history[question.place]);
+  else
     batch.end_row();
-    return batch;
-  }
-  batch.clear();
-  add_next_item_row(batch, shown, config, history[question.place]);
   return batch;
 }
 
@@ -135,33 +131,29 @@ Json json_of(const Question& question) {
 }
 
 // A head that is off gives zeros: those columns of out_proj that read it become zeros.
-void turn_off(Engine& engine, const Question& question) {
+void turn_off(Engine& engine, const Question& question, std::vector<float> parameters) {
   const ModelConfig& config = engine.config();
   const std::size_t H = config.hidden_size, D = H / config.num_heads;
-  std::vector<float> values(engine.table().size());
-  engine.read(State::parameters, values);
   for (const auto& [layer, head] : question.off) {
     const TensorSpec& weight =
         engine.table().at(join(layer_prefix(layer), "self_attn.out_proj.weight"));
     for (std::size_t row = 0; row < H; ++row) {
-      std::fill_n(values.data() + weight.offset + row * H + head * D, D, 0.0f);
+      std::fill_n(parameters.data() + weight.offset + row * H + head * D, D, 0.0f);
     }
   }
-  engine.write(State::parameters, values);
+  engine.write(State::parameters, parameters);
 }
 
 // The length of each tensor's gradient for a question without heads off, at temperature 1.
-Json gradient_lengths(Engine& engine, const Question& question, ItemSpan history) {
+Json gradient_lengths(const Engine& engine, const std::vector<float>& parameters,
+                      const Question& question, ItemSpan history) {
   std::vector<std::int32_t> shown;
-  std::vector<float> parameters(engine.table().size());
-  engine.read(State::parameters, parameters);
   const explain::Step step(engine.config(), engine.table(), parameters,
                            batch_of(question, history, engine.config(), shown));
   Json lengths;
   for (const TensorSpec& spec : engine.table()) {
-    const auto gradient = std::span(step.gradients()).subspan(spec.offset, spec.size);
-    lengths.set(spec.name, std::sqrt(std::inner_product(gradient.begin(), gradient.end(),
-                                                        gradient.begin(), 0.0)));
+    lengths.set(spec.name,
+                explain::length(std::span(step.gradients()).subspan(spec.offset, spec.size)));
   }
   return lengths;
 }
@@ -187,9 +179,10 @@ Json random_edits(Engine& engine, const Options& options, ItemSpan history) {
     }
     const double temperature = 0.5 + 0.25 * static_cast<double>(dice.below(7));
     if (i >= with_gradients) question.temperature = temperature;
-    turn_off(engine, question);
+    turn_off(engine, question, parameters);
     Json edit = json_of(question);
-    if (i < with_gradients) edit.set("lengths", gradient_lengths(engine, question, history));
+    if (i < with_gradients)
+      edit.set("lengths", gradient_lengths(engine, parameters, question, history));
     edit.set("answer", json_of(answer_of(engine, question, history)));
     engine.write(State::parameters, parameters);
     edits.push_back(std::move(edit));
@@ -212,11 +205,10 @@ Json stages(Engine& engine, const Options& options, const Question& question, It
   std::vector<float> trained(engine.table().size());
   engine.read(State::parameters, trained);
   std::vector<std::pair<std::uint64_t, Path>> checkpoints;
-  std::error_code none;
-  for (const auto& entry : std::filesystem::directory_iterator(run / "checkpoints", none)) {
-    const std::string stem = entry.path().stem().string(), prefix = "checkpoint_epoch_";
-    if (!stem.starts_with(prefix) || entry.path().extension() != ".safetensors") continue;
-    checkpoints.emplace_back(std::stoull(stem.substr(prefix.size())), entry.path());
+  for (const std::string& name : detail::checkpoint_files(run)) {
+    unsigned long long epoch = 0;
+    if (std::sscanf(name.c_str(), "checkpoints/checkpoint_epoch_%llu", &epoch) != 1) continue;
+    checkpoints.emplace_back(epoch, run / path_from(name));
   }
   std::sort(checkpoints.begin(), checkpoints.end());
   std::uint64_t seed = TrainConfig().seed;
@@ -307,27 +299,11 @@ Json quoted_code(const Path& path, std::string_view header, std::string_view fun
 Json code_json(const Path& path) {
   const std::string header = read_file(path);
   Json code;
-  for (const std::string_view function : {"embedding_forward",
-                                          "embedding_backward",
-                                          "norm_forward",
-                                          "norm_backward",
-                                          "normalize",
-                                          "normalize_backward",
-                                          "linear_forward",
-                                          "linear_backward",
-                                          "attention_forward",
-                                          "attention_backward",
-                                          "softmax",
-                                          "softmax_backward",
-                                          "residual_norm_forward",
-                                          "residual_norm_backward",
-                                          "activation_forward",
-                                          "activation_backward",
-                                          "gelu",
-                                          "gelu_backward",
-                                          "softmax_loss",
-                                          "gather_rows",
-                                          "scatter_rows"}) {
+  for (const std::string_view function :
+       {"embedding_forward", "norm_forward", "norm_backward", "normalize", "normalize_backward",
+        "linear_forward", "linear_backward", "attention_forward", "attention_backward",
+        "softmax_backward", "residual_norm_forward", "residual_norm_backward", "activation_forward",
+        "activation_backward", "gelu_backward", "softmax_loss"}) {
     code.set(function, quoted_code(path, header, function));
   }
   return code;

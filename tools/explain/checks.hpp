@@ -126,6 +126,11 @@ inline Json check_json(double worst, const std::vector<std::string>& columns, Js
   return json;
 }
 
+// The root of the sum of squares.
+inline double length(std::span<const double> x) {
+  return std::sqrt(std::inner_product(x.begin(), x.end(), x.begin(), 0.0));
+}
+
 // What is shown of a row of numbers.
 inline constexpr std::size_t numbers_shown = 6;
 
@@ -219,11 +224,11 @@ inline Json check_norm(Step& step) {
                     std::move(rows));
 }
 
-// Of the first token in the first layer: h = gelu(u), loss = dh h
+// Of the last token in the first layer: h = gelu(u), loss = dh h
 inline Json check_gelu(Step& step) {
   auto& matrices = step.recording().matrices;
   const Matrix &of_u = matrices.at("layers.0.u"), &of_h = matrices.at("layers.0.h");
-  const std::size_t width = of_u.cols, first = (of_u.rows - 1) * width;  // its last token
+  const std::size_t width = of_u.cols, first = (of_u.rows - 1) * width;
   const auto row = [&](const Numbers& all) {
     return Numbers(all.begin() + static_cast<std::ptrdiff_t>(first), all.end());
   };
@@ -297,11 +302,9 @@ inline Json check_tensors(Step& step) {
         gradient.begin());
     const double numeric = central_difference(step.parameters()[spec.offset + largest],
                                               [&] { return step.loss_now(); });
-    const double squares =
-        std::inner_product(gradient.begin(), gradient.end(), gradient.begin(), 0.0);
     const double size = std::abs(gradient[largest]);
     if (size > 0) worst = std::max(worst, std::abs(numeric - gradient[largest]) / size);
-    rows.push_back(Json::Array{Json(spec.name), Json(spec.shape), Json(std::sqrt(squares)),
+    rows.push_back(Json::Array{Json(spec.name), Json(spec.shape), Json(length(gradient)),
                                Json(largest), Json(gradient[largest]), Json(numeric)});
   }
   return check_json(

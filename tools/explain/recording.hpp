@@ -1,6 +1,6 @@
-// Runs the encoder of bert4rec.hpp and keeps what it makes: Encoder is a template over what computes
-// (chapter 11), so a Compute whose layers copy their results shows every number of a step without
-// a line of the encoder being changed or written twice.
+// Runs the encoder of bert4rec.hpp and keeps what it makes: Encoder is a template over what
+// computes (chapter 11), so a Compute whose layers copy their results shows every number of a step
+// without a line of the encoder being changed or written twice.
 
 #ifndef BERT4REC_TOOLS_RECORDING_HPP
 #define BERT4REC_TOOLS_RECORDING_HPP

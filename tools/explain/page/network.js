@@ -397,7 +397,7 @@ const network = (() => {
     return differences;
   }
 
-  return {forward, backward, answer, compare, recorded, tensors, softmax, gelu, settings, rowOf};
+  return {forward, backward, answer, compare, recorded, tensors, softmax, settings, rowOf};
 })();
 
 if (typeof module !== "undefined") module.exports = network;

@@ -8,7 +8,7 @@ const {H, layers, heads, inner, causal, paper} = network.settings(model);
 const D = H / heads;
 const weights = data.weights && network.tensors(data.weights);
 const record = network.recorded(data.record);
-const first = {...data.question, dropped: [...data.question.dropped], off: [...data.question.off]};
+const first = data.question;
 
 const $ = id => document.getElementById(id);
 const format = (x, digits = 4) => {
@@ -222,9 +222,8 @@ function rungs() {
 function buildLadder() {
   const ladder = $("ladder"), rowsOf = {};
   let line = 1;
-  const place = (made, style = "") => {
+  const place = made => {
     made.style.gridRow = line;
-    if (style) made.style.cssText += style;
     ladder.append(made);
   };
   place(element("div", {class: "operation", id: "map-top"}));
@@ -453,7 +452,7 @@ function showHead() {
 }
 
 function buildHead() {
-  const options = (n, word) => Array.from({length: n}, (_, i) => element("option", {value: i}, String(i + 1)));
+  const options = n => Array.from({length: n}, (_, i) => element("option", {value: i}, String(i + 1)));
   $("head-layer").append(...options(layers));
   $("head-head").append(...options(heads));
   for (const id of ["head-layer", "head-head", "head-query"]) $(id).addEventListener("change", showHead);
@@ -485,14 +484,13 @@ const cards = [
 ];
 
 const worstOf = check => `largest difference from central differences (step 1e-5): ${check.worst.toExponential(1)}`;
-const cellsOf = cells => cells.map(cell => typeof cell === "number" || typeof cell === "string" ? cell : String(cell));
 
 function buildCards() {
   $("cards").append(...cards.map(({check: id, name, of, code, formula}) => {
     const check = data.checks[id];
     const table = element("table", {}, element("thead", {}, row("th", ...check.columns)),
       element("tbody", {}, ...check.rows.map(cells => {
-        const shown = cellsOf(cells);
+        const shown = [...cells];
         if (id === "softmax_loss") shown[0] = items[shown[0]] + (shown[3] < 0 ? " (target)" : "");
         return row("td", ...shown);
       })));
@@ -573,7 +571,6 @@ function showTraps() {
     `Against ${drawn} titles drawn evenly it would be among the first ten with a chance of ` +
     `${percent(atMost(9, answer.rank - 1, drawn, n - 1))}. Rank 50 of ${n} would be so in ` +
     `${percent(atMost(9, Math.min(49, n - 1 - drawn), drawn, n - 1))} of the draws. Figures of the two kinds must never stand in one column.`;
-  $("copying").textContent = "The check is simple: does validation ask only at places whose item the model cannot see?";
 }
 
 // ---- Exercises ---------------------------------------------------------------------------------
@@ -641,7 +638,7 @@ function buildAbout() {
   const facts = [
     ["Made by", `bert4rec.hpp ${model.version}: ${model.command}`],
     ["Model", `${model.name}, checksum ${model.checksum}; ${layers} layers of ${heads} heads, H = ${H}, ` +
- `objective ${model.config.objective}, architecture ${model.config.architecture}`],
+      `objective ${model.config.objective}, architecture ${model.config.architecture}`],
     ["Data", `${model.data}, user ${data.user}`],
     ["Loss", "softmax over all items, dropout off; whatever the model was trained with"],
     ["Line numbers", `those of bert4rec.hpp ${model.version}`],
