@@ -1,4 +1,4 @@
-// bert4rec.hpp: BERT4Rec in one C++20 header. Version 0.10.0.
+// bert4rec.hpp: BERT4Rec in one C++20 header. Version 0.11.0.
 // Copyright (c) 2026 The bert4rec.hpp authors. SPDX-License-Identifier: MIT (text at the end).
 //
 // BERT4Rec (Sun et al., "BERT4Rec: Sequential Recommendation with Bidirectional Encoder
@@ -91,10 +91,10 @@
 // ================================================================================================
 
 #define BERT4REC_VERSION_MAJOR 0
-#define BERT4REC_VERSION_MINOR 10
+#define BERT4REC_VERSION_MINOR 11
 #define BERT4REC_VERSION_PATCH 0
-#define BERT4REC_VERSION 1000  // MAJOR * 10000 + MINOR * 100 + PATCH
-#define BERT4REC_VERSION_STRING "0.10.0"
+#define BERT4REC_VERSION 1100  // MAJOR * 10000 + MINOR * 100 + PATCH
+#define BERT4REC_VERSION_STRING "0.11.0"
 
 #if defined(min) || defined(max)
 #error "bert4rec.hpp needs std::min and std::max: define NOMINMAX before windows.h is included"
@@ -1769,7 +1769,8 @@ class ThreadPool {
 // Which network stands around the same encoder layers.
 enum class Architecture {
   torch,  // nn.TransformerEncoder(dropout also inside the feed-forward), an untied linear output
-  paper   // BERT4Rec: dense, GELU, LayerNorm, then the item table itself as output, plus a bias
+  paper,  // BERT4Rec: dense, GELU, LayerNorm, then the item table itself as output, plus a bias
+  tied    // as SASRec: the item table and a bias alone
 };
 
 // What the model is asked, and what it may look at to answer.
@@ -1821,7 +1822,7 @@ template <class Enum>
 struct EnumNames;
 template <>
 struct EnumNames<Architecture> {
-  static constexpr std::array<std::string_view, 2> names{"torch", "paper"};
+  static constexpr std::array<std::string_view, 3> names{"torch", "paper", "tied"};
 };
 template <>
 struct EnumNames<Objective> {
@@ -1936,7 +1937,8 @@ struct ModelConfig {
     visit("max_length", self.max_length, 2, 65536, "longest window L; the newest items are kept");
     visit("dropout", self.dropout, 0.0, 0.99, "dropout of embeddings and layer outputs");
     visit("attention_dropout", self.attention_dropout, 0.0, 0.99, "dropout of attention weights");
-    visit("architecture", self.architecture, 0, 1, "output: untied linear, or that of the paper");
+    visit("architecture", self.architecture, 0, 2,
+          "output: a linear layer, that of the paper, or the item table alone");
     visit("objective", self.objective, 0, 1, "name hidden items, or the next one at every item");
     visit("task", self.task, 0, 3,
           "score all items, match a user's vector with items' vectors, or classify texts");
@@ -1959,6 +1961,8 @@ struct ModelConfig {
   // Vocabulary row of item 0. A text's vocabulary has its special tokens among its own.
   std::size_t first_row() const { return reads_text() ? 0 : special_rows; }
   std::size_t vocabulary() const { return first_row() + num_items; }
+  // Whether items are compared with rows of the table they were read from, not with others.
+  bool ties_items() const { return architecture != Architecture::torch; }
   // How many answers there are at an asked place.
   std::size_t targets() const { return task == TaskKind::classification ? classes : num_items; }
   EncoderConfig encoder() const {
@@ -3667,9 +3671,9 @@ struct ItemTensors {
   template <class Visit>
   void for_each(const ModelConfig& config, Visit&& visit) {
     const std::size_t H = config.hidden_size, V = config.vocabulary();
-    if (config.architecture == Architecture::torch) {
+    if (!config.ties_items()) {
       visit(weight, "output.weight", Shape{V, H}, Init::normal, Rows::tokens);
-    } else {
+    } else if (config.architecture == Architecture::paper) {
       visit(dense_weight, "head.dense.weight", Shape{H, H}, Init::normal);
       visit(dense_bias, "head.dense.bias", Shape{H}, Init::zeros);
       visit(gain, "head.norm.weight", Shape{H}, Init::ones);
@@ -3764,16 +3768,17 @@ inline Tally tally_of(std::size_t M, const Buffer<double>& losses,
 // ItemHead scores all items. Only items compete: PAD, MASK and UNK are never predicted.
 //   torch:  s = W x + b                                        W: output.weight [V,H]
 //   paper:  s = E LayerNorm(gelu(W_d x + b_d)) + b  (eq. 7)    E: item_embedding.weight [V,H]
+//   tied:   s = E x + b
 // (Equation 7 has no LayerNorm; the authors' code does.)
 
-// What the items are compared with: the encoder's x itself (torch), or LayerNorm(gelu(W_d x + b_d))
-// (paper), at no more than `capacity` asked places.
+// What the items are compared with: the encoder's x itself, or (paper) LayerNorm(gelu(W_d x + b_d)),
+// at no more than `capacity` asked places.
 template <class Real, class Machine = Compute<Real>>
 class ItemTransform {
  public:
   ItemTransform(const ModelConfig& config, const ItemTensors<Real>& parameters,
                 const ItemTensors<Real>& gradients, std::size_t capacity)
-      : is_identity_(config.architecture == Architecture::torch),
+      : is_identity_(config.architecture != Architecture::paper),
         H_(config.hidden_size),
         norm_epsilon_(config.norm_epsilon),
         w_(parameters),
@@ -3830,7 +3835,7 @@ class ItemHead {
         capacity_(encoder.capacity()),
         w_(tensors_at<ItemTensors<Real>>(config, table, parameters)),
         g_(tensors_at<ItemTensors<Real>>(config, table, gradients)) {
-    if (config.architecture == Architecture::paper) {
+    if (config.ties_items()) {
       w_.weight = encoder.item_weight(), g_.weight = encoder.item_gradient();
     }
     // From here on the rows of items alone: [I,H] and [I].

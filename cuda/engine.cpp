@@ -650,7 +650,7 @@ class CudaItemHead {
         w_(tensors_at<ItemTensors<float>>(in.config, in.table, in.parameters)),
         g_(tensors_at<ItemTensors<float>>(in.config, in.table, in.gradients)),
         transform_(config_, w_, g_, in.encoder.capacity()) {
-    if (config_.architecture == Architecture::paper) {
+    if (config_.ties_items()) {
       w_.weight = in.encoder.item_weight(), g_.weight = in.encoder.item_gradient();
     }
     for (ItemTensors<float>* tensors : {&w_, &g_}) {

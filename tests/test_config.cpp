@@ -345,12 +345,14 @@ void check_names() {
               join(encoder_tensors,
                    "head.dense.weight[4, 4]n decays\nhead.dense.bias[4]0\n"
                    "head.norm.weight[4]1\nhead.norm.bias[4]0\noutput.bias[8]0\n"));
+  check_equal(described(bert4rec_tensors(tiny_model(Architecture::tied))),
+              join(encoder_tensors, "output.bias[8]0\n"));
 }
 
 void check_places() {
   ModelConfig model = default_model();
   model.num_layers = 12;
-  for (const Architecture architecture : {Architecture::torch, Architecture::paper}) {
+  for (const auto architecture : {Architecture::torch, Architecture::paper, Architecture::tied}) {
     model.architecture = architecture;
     const TensorTable table = bert4rec_tensors(model);
     std::size_t next = 0;

@@ -33,7 +33,7 @@ page causal --objective causal
 pictures= # one set is enough
 page cloze
 page paper --architecture paper --num-layers 3 --norm-epsilon 0.01
-page one --architecture paper --objective causal --num-layers 1 --loss gbce --inner-size 48
+page one --architecture tied --objective causal --num-layers 1 --loss gbce --inner-size 48
 [ -n "$node" ] || echo "no Node.js: the page's arithmetic was not compared, and it was not opened"
 grep -q "no Chromium" out && cat out
 

@@ -85,7 +85,8 @@ struct Steps {
 constexpr Steps all_steps[] = {
     {Architecture::torch, 36, 0x0636e43df6b36ca7}, {Architecture::torch, 50, 0x17f6a6260cb63f5c},
     {Architecture::torch, 64, 0xf1d649350241f202}, {Architecture::paper, 36, 0xeb9a038621f0b057},
-    {Architecture::paper, 50, 0x4316a1edeb6cb9f0}, {Architecture::paper, 64, 0x1b59eed1a92e04da}};
+    {Architecture::paper, 50, 0x4316a1edeb6cb9f0}, {Architecture::paper, 64, 0x1b59eed1a92e04da},
+    {Architecture::tied, 36, 0xffe55b4d5a1ed456}};
 
 void check_steps(const Kernels<float>& kernels, std::size_t threads) {
   for (const Steps& steps : all_steps) {

@@ -361,6 +361,11 @@ int main() {
       }
     }
   }
+  for (const Loss loss : {Loss::softmax, Loss::sampled_softmax}) {
+    test(join("gradients: tied, causal, ", enum_name(loss)), [&] {
+      worst_error(small_model(Architecture::tied, Objective::causal), loss, plain, 1e-6);
+    });
+  }
   test("gradients: causal, a row of three blocks", [&] {
     ModelConfig model = small_model(Architecture::torch, Objective::causal);
     model.max_length = 70, model.hidden_size = 4, model.num_heads = 2;

@@ -28,7 +28,8 @@ agrees() {
 check_torch() {
   ids=$(sed -n 's/.*for id in (\(.*\))\]$/\1/p' "$1")
   for options in "" "--architecture paper --max-seq-len 2" "--objective causal --max-seq-len 2" \
-    "--architecture paper --objective causal --inner-size 24 --norm-epsilon 0.01"; do
+    "--architecture paper --objective causal --inner-size 24 --norm-epsilon 0.01" \
+    "--architecture tied --objective causal"; do
     train $options
     expect 0 "" "$bin/recommend" --model output/models --items "$ids" --json
     cp out expected.json

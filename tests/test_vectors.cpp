@@ -57,7 +57,7 @@ std::vector<double> products(std::span<const float> users, std::span<const float
 // Of each architecture and objective, and of the matching head: its scale learned, and fixed.
 std::vector<ModelConfig> all_models() {
   std::vector<ModelConfig> models;
-  for (const Architecture architecture : {Architecture::torch, Architecture::paper}) {
+  for (const auto architecture : {Architecture::torch, Architecture::paper, Architecture::tied}) {
     for (const Objective objective : {Objective::cloze, Objective::causal}) {
       models.push_back(model_of(architecture, objective));
     }

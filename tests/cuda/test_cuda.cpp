@@ -87,6 +87,7 @@ std::vector<Case> cases() {
   };
   add("items, paper", [](Case&) {});
   add("items, torch", [](Case& c) { c.model.architecture = Architecture::torch; });
+  add("items, tied", [](Case& c) { c.model.architecture = Architecture::tied, c.steps = 2; });
   add("no dropout, three heads of 5, one layer", [](Case& c) {
     c.model.hidden_size = 15, c.model.num_heads = 3, c.model.num_layers = 1;
     c.model.dropout = c.model.attention_dropout = 0;

@@ -186,7 +186,8 @@ const network = (() => {
     const c = model.config;
     return {H: c.hidden_size, layers: c.num_layers, heads: c.num_heads,
             inner: c.inner_size || 4 * c.hidden_size, epsilon: c.norm_epsilon ?? 1e-5,
-            causal: c.objective === "causal", paper: c.architecture === "paper"};
+            causal: c.objective === "causal", paper: c.architecture === "paper",
+            tied: c.architecture !== "torch"};
   };
   const prefixOf = layer => `encoder.layers.${layer}.`;
   const rowsAt = (x, places) => {
@@ -199,7 +200,7 @@ const network = (() => {
 
   // All matrices on the way from tokens to scores, by the names of the header. `w`: tensors by name.
   function forward(model, w, history, question) {
-    const {H, layers, heads, inner, epsilon, causal, paper} = settings(model);
+    const {H, layers, heads, inner, epsilon, causal, paper, tied} = settings(model);
     const row = rowOf(model, history, question), N = row.tokens.length, all = {};
     all.embedded = matrix(N, H);
     row.tokens.forEach((token, t) => {
@@ -236,7 +237,7 @@ const network = (() => {
       x = norm(all["head.active"], w["head.norm.weight"], w["head.norm.bias"], epsilon);
     }
     all["head.vectors"] = x;
-    const table = w[paper ? "item_embedding.weight" : "output.weight"];
+    const table = w[tied ? "item_embedding.weight" : "output.weight"];
     all.scores = linear(x, table, w["output.bias"], model.first_row, model.config.num_items);
     return {row, all};
   }
@@ -245,7 +246,7 @@ const network = (() => {
   // tensor of the loss of softmax at the target, scores being divided by the temperature T:
   // ds = (softmax(s / T) - [target]) / T.
   function backward(model, w, question, run, target) {
-    const {H, layers, heads, epsilon, paper} = settings(model), {row, all} = run;
+    const {H, layers, heads, epsilon, paper, tied} = settings(model), {row, all} = run;
     const g = Object.fromEntries(Object.entries(w).map(([k, v]) => [k, new Float64Array(v.length)]));
     const gradients = {};
     const T = question.temperature, {p} = softmax(all.scores.data.map(s => s / T));
@@ -253,7 +254,7 @@ const network = (() => {
     dScores.data[target] -= 1;
     dScores.data.forEach((d, i) => { dScores.data[i] = d / T; });
     gradients.scores = dScores;
-    const tableName = paper ? "item_embedding.weight" : "output.weight";
+    const tableName = tied ? "item_embedding.weight" : "output.weight";
     let d = linearBackward(all["head.vectors"], w[tableName], dScores, g[tableName],
                            g["output.bias"], model.first_row);
     if (paper) {

@@ -4,7 +4,7 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const {model, history, items} = data;
-const {H, layers, heads, inner, causal, paper} = network.settings(model);
+const {H, layers, heads, inner, causal, paper, tied} = network.settings(model);
 const D = H / heads;
 const weights = data.weights && network.tensors(data.weights);
 const record = network.recorded(data.record);
@@ -212,7 +212,7 @@ function rungs() {
   }
   list.push(
     {layer: paper ? "Head: dense, GELU, LayerNorm, then the item table" : "Head"},
-    {operation: `compared with the ${paper ? "item" : "output"} table`},
+    {operation: `compared with the ${tied ? "item" : "output"} table`},
     matrix("scores", "linear_forward", "s = x Wᵀ + b, one score an item", "softmax_loss",
            "ds = softmax(s) - 1 at the hidden item: it is pulled up, all others are pushed down"),
     {operation: "softmax and cross-entropy"});
@@ -607,7 +607,7 @@ function buildExercises() {
     ["Add up d sum2 of the last layer. Why is it (nearly) 0, and what other direction has it nothing of?",
      `LayerNorm takes off the mean, so a shift of all numbers changes nothing; the sum is ${format(along)} where the length is ${format(size)}. The other is the direction of z: stretching x about its mean changes nothing either (but for epsilon).`],
     [`The gradient by embedded has ${N} rows, the item table ${items.length + 3}. Which rows of which tables get a gradient in this step?`,
-     `From the embedding, the rows of the ${N} tokens that were shown, and the first ${N} of ${model.config.max_length} positions. ` + (paper
+     `From the embedding, the rows of the ${N} tokens that were shown, and the first ${N} of ${model.config.max_length} positions. ` + (tied
        ? `But the item table is the output too (tied): there each of its ${items.length} items gets one.`
        : `The output table, another tensor here, gets one in each row of its ${items.length} items.`) +
      " PAD and UNK get none" + (causal ? ", nor does [MASK]." : ".")],
@@ -627,7 +627,7 @@ function buildExercises() {
   tasks.push([`The model has ${parameters.toLocaleString("en")} parameters. Count them (the shapes stand under “The whole network”).`,
     `Item table ${items.length + 3} × ${H}, positions ${model.config.max_length} × ${H}, one LayerNorm 2 × ${H}; each of ${layers} layers 4 × ${H}² + 2 × ${inner} × ${H} for matrices, ` +
     `and ${9 * H + inner} for biases and norms; ` + (paper ? `the head ${H}² + 3 × ${H}, and one bias for each of ${items.length + 3} rows.`
-      : `the output table ${items.length + 3} × ${H} and its bias.`)]);
+      : tied ? `one bias for each of ${items.length + 3} rows.` : `the output table ${items.length + 3} × ${H} and its bias.`)]);
   $("tasks").append(...tasks.map(([task, solution]) => element("li", {}, task,
     element("details", {}, element("summary", {}, "Answer"), element("p", {}, solution)))));
 }
