@@ -68,7 +68,6 @@ g++ -O3
 g++ -O3 -march=native
 g++ -O2 -march=native -ffp-contract=off
 clang++ -O3 -march=native -ffp-contract=fast
-clang++ -O2 -stdlib=libc++
 clang++ -O1 -DBERT4REC_PORTABLE
 EOF
   sh tests/cuda/planted.sh
@@ -158,13 +157,14 @@ fi
 suite g++ g++ "" "" ""
 some="--target import_interactions audit_dataset all_tests"
 export CXXFLAGS=-stdlib=libc++
-suite clang++ clang++ "" "-E anilist|consumer|exercises|explain|tools|faults" \
+suite clang++ clang++ "" "-E anilist|consumer|cuda|exercises|explain|tools|faults" \
   "$some" -DCMAKE_EXPORT_COMPILE_COMMANDS=ON
 unset CXXFLAGS
 warnings build/clang++
-suite address clang++ address,undefined "-E anilist|consumer|exercises|explain|tools|guards" "$some"
-suite thread g++ thread "-R test_(threads|gradients)" \
-  "--target test_threads test_trainer test_gradients test_vectors" -DBERT4REC_JOIN_TESTS=OFF
+suite address clang++ address,undefined \
+  "-E anilist|consumer|exercises|explain|gradients|tools|guards" "$some test_cuda"
+suite thread g++ thread "-R test_threads" "--target test_threads test_trainer test_vectors" \
+  -DBERT4REC_JOIN_TESTS=OFF
 CHECK_ONLY="on 1, 2, 3 threads" build/thread/test_trainer # all of it takes seven minutes there
 CHECK_ONLY="many threads at once" build/thread/test_vectors # who all ask one Recommender
 fuzz 10

@@ -13,7 +13,8 @@ $compile -UBERT4REC_EXTERN -c tools/common/engine.cpp -o "$folder/cpu.o"
 $compile -c cuda/engine.cpp -o "$folder/gpu.o"
 $compile -c tests/cuda/test_cuda.cpp -o "$folder/test.o"
 
-# try_fault NAME SED...: the kernels with a fault fail the test; without one they pass.
+# try_fault NAME SED...: the kernels with a fault fail the test; without one they pass the case that
+# finds most faults (and all others in the suites of tests/run.sh).
 try_fault() {
   name=$1 here=$folder/$number
   shift
@@ -24,7 +25,9 @@ try_fault() {
     return 1
   fi
   $compile "$here/kernels.cpp" "$folder"/*.o -o "$here/test_cuda" || return 1
-  if CHECK_FIRST=1 "$here/test_cuda" >"$here/log" 2>&1; then found=nothing; else found=a-fault; fi
+  only=
+  [ "$name" != nothing ] || only="items, paper"
+  if CHECK_ONLY=$only CHECK_FIRST=1 "$here/test_cuda" >"$here/log" 2>&1; then found=nothing; else found=a-fault; fi
   case $name.$found in
     nothing.nothing) echo "planted nothing: passes" ;;
     nothing.* | *.nothing)
