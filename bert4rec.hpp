@@ -8363,7 +8363,10 @@ Config stored_config(const Safetensors& file, std::string_view name) {
 // The file of a model in the models folder of a run.
 inline Safetensors open_model(const Path& models, std::string_view name = "best_model") {
   settle(detail::folder_of(models.has_filename() ? models : models.parent_path()));
-  return Safetensors(models / path_from(join(name, ".safetensors")));
+  const Path file = path_from(join(name, ".safetensors"));
+  require(path_exists(models / file) || !path_exists(models / "models" / file), models,
+          ": holds a run, expected its models folder, ", models / "models");
+  return Safetensors(models / file);
 }
 
 // A trained model from its file, ready to score.

@@ -35,6 +35,7 @@ expect 0 "2 users, 2 items (0 with a title), 3 interactions" import pairs.txt
 holds histories '{"user": "1", "entries": [{"id": 5, "at": null}, {"id": 6, "at": null}]}'
 printf '1::10::5::300\n1::11::3::100\n2::10::4::50\n' >ratings.dat
 printf '10::L\303\251on (1994)::Crime|Drama\n11::Heat::Crime\n' >movies.dat
+expect 0 "written to data, in place of what stood there" import ratings.dat --items movies.dat
 expect 0 "2 users, 2 items (2 with a title)" import ratings.dat --items movies.dat
 grep -q 'columns: user 1, item 2, time 4' out && ok || bad "the columns are named"
 holds histories '{"id": 11, "at": 100}, {"id": 10, "at": 300}'

@@ -246,6 +246,11 @@ expect 0 "      13  Title 3  (Drama)" pick --search "3 TITLE"
 expect 0 '"title": {' pick --search title --count 2 --json
 [ "$(grep -c '"id"' out)" = 2 ] && ok || bad "two of the titles found"
 expect 1 'no title has "Totle"; the nearest: Title 0' pick --search Totle
+expect 1 "run: holds a run, expected its models folder, run/models" \
+  "$bin/recommend" --model run --data good --user u3
+mkdir others
+sed 's/"id": /"id": 9/g' good/histories.jsonl >others/histories.jsonl
+expect 1 "has no known item; are these the data of run/models?" pick --data others --user u3
 expect 0 "" pick --items 10 --genre "cafe, Drama" --exclude "Title 8,12"
 [ "$(grep -c '%.*Title [356]  (' out)" = 3 ] && [ "$(grep -c % out)" = 3 ] && ok ||
   bad "of two genres, without two titles and the one seen"
@@ -729,6 +734,11 @@ expect 0 '"f1": 1' predict --evaluate letters.tsv --json
 see predict_text
 expect 0 "validation: accuracy" classify quiet_letters --epochs 1 --eval-every 0.5 --quiet
 grep -q "^best epoch" out && ! grep -q "^epoch" out && ok || bad "--quiet prints no evaluations"
+expect 0 "all of them warm-up (--warmup-steps 5000)" \
+  classify quiet_letters --epochs 1 --warmup-steps 5000 --overwrite
+printf '%s\n' '[PAD]' '[UNK]' '[CLS]' '[SEP]' '[MASK]' a >one_letter.txt
+expect 0 "of the training tokens are [UNK]" \
+  classify quiet_letters --epochs 1 --vocab one_letter.txt --overwrite
 # Interrupted in the middle, and from masked text first: the same bits.
 classify part $learn --pretrain 2 >out 2>err
 expect 1 "holds a run already" classify part $learn
@@ -823,6 +833,8 @@ rm theirs/model.safetensors && : >theirs/pytorch_model.bin
 expect 1 "holds pytorch_model.bin, but no model.safetensors" convert theirs o
 
 # ---- both quickstarts run the same commands ---------------------------------------------------
+expect 0 "sh tools/quickstart.sh [text] [OUTPUT]" sh "$here/tools/quickstart.sh" --help
+expect 2 "unknown option --output" sh "$here/tools/quickstart.sh" --output
 programs='train_model\|evaluate_model\|recommend\|explain\|train_classifier\|predict_text'
 # commands FILE: its calls of the programs, one a line, without what the shells write
 # differently: ends of lines, quotes, the folder of the programs, the names of variables.

@@ -152,6 +152,7 @@ std::string describe(const Columns& columns, const Table& table, bool by_rating)
       join("user ", table.column_name(columns.user), ", item ", table.column_name(columns.item));
   if (by_rating) text += join(", rating ", table.column_name(columns.rating));
   if (columns.time != absent) text += join(", time ", table.column_name(columns.time));
+  if (!by_rating && columns.rating != absent) text += "; ratings are not read (--min-rating)";
   return text;
 }
 
@@ -470,6 +471,7 @@ int import(int argc, char** argv) {
   const std::vector<std::uint32_t> items = ordered_items(table, integers);
   const auto titled = std::count_if(items.begin(), items.end(),
                                     [&](std::uint32_t item) { return !facts[item].title.empty(); });
+  const bool replaces = path_exists(options.output / "items.jsonl");
   const std::size_t users = write(table, items, integers, facts, options);
   std::cout << "columns: " << table.columns << "\n"
             << cli::grouped(lines) << " lines: " << cli::grouped(users) << " users, "
@@ -479,7 +481,8 @@ int import(int argc, char** argv) {
   if (table.below_rating > 0) {
     std::cout << cli::grouped(table.below_rating) << " lines left out: rating too low\n";
   }
-  std::cout << describe_times(table) << "\nwritten to " << path_text(options.output) << "\n";
+  std::cout << describe_times(table) << "\nwritten to " << path_text(options.output)
+            << (replaces ? ", in place of what stood there" : "") << "\n";
   return 0;
 }
 

@@ -7,6 +7,10 @@
 #                                             is there is replaced)
 set -eu
 cd "$(dirname "$0")/.."
+case ${1:-} in
+  -h | --help) sed -n '2,7s/^# \{0,1\}//p' tools/quickstart.sh && exit ;;
+  -*) echo "quickstart: unknown option $1; see sh tools/quickstart.sh --help" >&2 && exit 2 ;;
+esac
 what=items
 [ "${1:-}" != text ] || { what=text && shift; }
 step() { printf '\n== %s\n' "$1"; }

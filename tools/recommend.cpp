@@ -82,7 +82,7 @@ void check(const Options& options) {
 Options parse(int argc, char** argv) {
   Options options;
   cli::CommandLine line("recommend", "the items a trained model expects next, without those seen",
-                        "recommend --user demo_0001 --count 5\n"
+                        "recommend --model output/demo/models --user demo_0001 --count 5\n"
                         "  recommend --title \"The Thunder Dragon\" --genre Drama --explain\n"
                         "  recommend --items 101,205,33 --json\n"
                         "  recommend --anilist NAME --titles romaji\n"
@@ -175,7 +175,11 @@ std::vector<std::int32_t> items_of(const Options& options, titles::Finder& finde
 }
 
 Histories load_histories(const Options& options, const Catalogue& catalogue) {
-  return Histories::load(options.data / "histories.jsonl", catalogue);
+  try {
+    return Histories::load(options.data / "histories.jsonl", catalogue);
+  } catch (const Error& error) {
+    fail(error.what(), "; are these the data of ", options.model, "? (--data, --model)");
+  }
 }
 
 std::vector<std::int32_t> items_of_user(const Options& options, const Catalogue& catalogue) {
@@ -380,8 +384,8 @@ void print_text(const Options& options, const Catalogue& catalogue, const Answer
 
 int search(const Options& options, const Catalogue& catalogue, titles::Finder& finder) {
   std::vector<std::int32_t> found = finder.find(options.search);
-  require(!found.empty(), "--search: no title has \"", shown(options.search),
-          "\"; the nearest: ", finder.list(finder.nearest(options.search, 3)));
+  require(!found.empty(), "--search: no title has \"", shown(options.search), "\"",
+          finder.nearest_text(options.search));
   if (options.counted) found.resize(std::min(found.size(), options.count));
   Json::Array list;
   for (const std::int32_t item : found) {

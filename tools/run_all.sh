@@ -3,7 +3,11 @@
 #
 #   sh tools/run_all.sh --users datas_user.txt --name NAME [--count N] [--min-anime N] [--epochs N]
 #                       [--data FOLDER] [--output FOLDER] [--endpoint URL] [--requests-per-minute N]
+#                       [and of train_model: --split, --val-ratio, --hidden-size, --num-layers,
+#                       --num-heads, --max-seq-len, --batch-size, --lr, --dropout, --mask-prob,
+#                       --seed, --threads]
 #
+# Of fewer than 20 users none can be spared: then the last titles of each are held out (--split last).
 # Steps that are done are skipped (the tools keep what was fetched), and an interrupted training is
 # resumed. Mind AniList's terms of use: see `build/prepare_dataset --help`.
 set -eu
@@ -12,7 +16,7 @@ bin=${BERT4REC_BIN:-$here/build}
 users= name= count=3000 min_anime=20 epochs=200 data=data/anilist output=output/anilist
 endpoint=https://graphql.anilist.co pace=25 train_flags=
 usage() {
-  sed -n '2,8s/^# \{0,1\}//p' "$0"
+  sed -n '2,13s/^# \{0,1\}//p' "$0"
   exit "$1"
 }
 while [ $# -gt 0 ]; do
@@ -39,6 +43,10 @@ while [ $# -gt 0 ]; do
   esac
 done
 [ -n "$users" ] || { echo "run_all: --users FILE is needed: one AniList name a line" >&2; exit 2; }
+case $train_flags in
+  *--split=*) ;;
+  *) [ "$(grep -c '[^[:space:]]' "$users")" -ge 20 ] || train_flags="$train_flags --split=last" ;;
+esac
 step() { printf '\n== %s\n' "$1"; }
 fetch="--endpoint $endpoint --requests-per-minute $pace"
 

@@ -215,6 +215,27 @@ void describe(std::string_view name, const Texts& rows) {
   if (rows.empty > 0) std::cout << cli::grouped(rows.empty) << " " << name << " texts are empty\n";
 }
 
+// A vocabulary of another language knows little of the texts.
+void warn_of_unknown(const Texts& rows, std::int32_t unknown) {
+  std::size_t count = 0;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const auto tokens = rows.row(i);
+    count += static_cast<std::size_t>(std::count(tokens.begin(), tokens.end(), unknown));
+  }
+  const double share = static_cast<double>(count) / static_cast<double>(rows.tokens());
+  if (share < 0.05) return;
+  std::cout << "warning: " << cli::percent(share) << " of the training tokens are [UNK]: the "
+            << "vocabulary does not know these words (--vocab of another language?)\n";
+}
+
+// One step of a run follows another until there are `epochs` of them over so many texts.
+void warn_of_warmup(std::size_t texts, const TrainConfig& config) {
+  const std::size_t steps = config.epochs * ((texts + config.batch_size - 1) / config.batch_size);
+  if (config.warmup_steps < steps) return;
+  std::cout << "warning: the run has " << steps << " steps, all of them warm-up (--warmup-steps "
+            << config.warmup_steps << "): more --epochs, or a shorter warm-up\n";
+}
+
 constexpr std::string_view evaluation_name = "evaluation.json";
 
 // What headings call the texts: "demo_text/train.tsv".
@@ -246,6 +267,7 @@ bool is_finished(const Path& output) {
 // Trains in `output`; nothing if a signal stopped it.
 std::optional<TrainingMetrics> train(std::unique_ptr<Task> task, const TrainConfig& config,
                                      const Path& output, const Path& from, const Options& options) {
+  warn_of_warmup(task->examples(), config);
   Trainer trainer(std::move(task), config, output, options.gpu.maker());
   std::cout << cli::grouped(trainer.engine().table().size()) << " parameters\n";
   const bool resume = options.resume && holds_run(output);
@@ -366,6 +388,7 @@ int run(int argc, char** argv) {
   add_texts(data.held_out, words, corpus.dev, data.labels, options.model.max_length);
   describe("training", data.train);
   describe("validation", data.held_out);
+  warn_of_unknown(data.train, words.unknown());
   auto task = std::make_unique<ClassificationTask>(data, options.model, options.train);
   const auto metrics = train(std::move(task), options.train, options.output, from, options);
   if (!metrics) return stopped(options, cli::command_text(argc, argv));

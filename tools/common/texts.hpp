@@ -219,8 +219,8 @@ inline void print(std::ostream& out, std::string_view what, const bert4rec::Conf
   out << what << ": accuracy " << cli::percent(confusion.accuracy())
       << "\n  precision, recall, F1:\n";
   for (std::size_t c = 0; c < labels.size(); ++c) {
-    line(labels[c], confusion.precision(c), confusion.recall(c), confusion.f1(c),
-         bert4rec::join(" (", cli::grouped(confusion.actual(c)), " texts)"));
+    line(bert4rec::join("#", c + 1, " ", labels[c]), confusion.precision(c), confusion.recall(c),
+         confusion.f1(c), bert4rec::join(" (", cli::grouped(confusion.actual(c)), " texts)"));
   }
   const auto [precision, recall, f1] = confusion.macro();
   line("mean of the labels", precision, recall, f1, "");

@@ -79,6 +79,13 @@ class Finder {
     return items;
   }
 
+  // The end of a message that no title is this text.
+  std::string nearest_text(std::string_view text) {
+    const std::vector<std::int32_t> items = nearest(text, 3);
+    return items.empty() ? "; no item has a title at all (import_interactions --items FILE)"
+                         : "; the nearest: " + list(items);
+  }
+
   // Whether neither an id nor a title is anything like it.
   bool is_unknown(const std::string& text) {
     return catalogue_.find_typed(text) < 0 && find(text, is_number(text)).empty();
@@ -90,7 +97,7 @@ class Finder {
     if (item >= 0) return item;
     const std::vector<std::int32_t> found = find(text, is_number(text));
     require(!found.empty(), what, ": no item has the id or title \"", bert4rec::shown(text), "\"",
-            is_number(text) ? "" : "; the nearest: " + list(nearest(text, 3)));
+            is_number(text) ? "" : nearest_text(text));
     require(found.size() == 1, what, ": \"", bert4rec::shown(text), "\" may be ", found.size(),
             " items: ", list(found), "; give the id in brackets");
     return found[0];

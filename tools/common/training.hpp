@@ -337,6 +337,9 @@ inline std::optional<TrainingMetrics> train(const Options& options, const Datase
   if (options.model.task == TaskKind::matching && options.train.neg_ratio == 0) {
     std::cout << "warning: without negatives nothing keeps vectors apart: they will collapse\n";
   }
+  if (draws_negatives(options.train.loss) && options.model.task == TaskKind::items) {
+    std::cout << "loss and Top-K in training are among drawn items, in validation among all\n";
+  }
   cli::ProgressBar bar(options.quiet);
   bool told = false;
   TrainerCallbacks callbacks;
