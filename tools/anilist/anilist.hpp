@@ -506,13 +506,17 @@ class Client {
   void wait() {
     require(closed_until_.empty(), endpoint(), ": asks for no request before ", closed_until_,
             ", more than --patience ", options_.patience, " seconds away");
-    const bool worth_telling = show_ && next_start_ - Clock::now() > std::chrono::seconds(3);
+    const auto whole = std::chrono::duration<double>(next_start_ - Clock::now()).count();
+    const bool worth_telling = whole > 3;
+    if (worth_telling && !cli::on_terminal()) {
+      std::cerr << join("waiting ", std::ceil(whole), " s: ", why_, "\n") << std::flush;
+    }
     for (;;) {
       if (cli::received_signal != 0) throw Interrupted();
       const auto left = next_start_ - Clock::now();
       if (left <= Clock::duration::zero()) return;
       const double count = std::ceil(std::chrono::duration<double>(left).count());
-      if (worth_telling) show_(join("waiting ", count, " s: ", why_));
+      if (worth_telling && show_) show_(join("waiting ", count, " s: ", why_));
       std::this_thread::sleep_for(std::min<Clock::duration>(left, std::chrono::milliseconds(100)));
     }
   }
