@@ -2,12 +2,12 @@
 # All tests, from a fresh checkout: with g++; with clang++ and its library; under AddressSanitizer
 # and UndefinedBehaviorSanitizer; the threaded ones under ThreadSanitizer; and the fuzz targets.
 #
-#   sh tests/run.sh              all that needs nothing unusual (40 minutes on two cores)
+#   sh tests/run.sh              all that needs nothing unusual (30 minutes on two cores)
 #   sh tests/run.sh quick        only the plain build with the default compiler
 #   sh tests/run.sh fuzz [SECONDS]  the fuzz targets of tests/fuzz with clang++, each for so long (10)
 #   sh tests/run.sh everywhere   the same bits with other compilers and options, on AArch64 (qemu) and
 #                                on Windows (Wine), and faults planted in the kernels of the GPU:
-#                                installs what that takes (25 minutes)
+#                                installs what that takes (20 minutes)
 set -eu
 cd "$(dirname "$0")/.."
 jobs=$(getconf _NPROCESSORS_ONLN)
