@@ -178,6 +178,7 @@ Histories load_histories(const Options& options, const Catalogue& catalogue) {
   try {
     return Histories::load(options.data / "histories.jsonl", catalogue);
   } catch (const Error& error) {
+    if (!std::string_view(error.what()).ends_with("has no known item")) throw;
     fail(error.what(), "; are these the data of ", options.model, "? (--data, --model)");
   }
 }

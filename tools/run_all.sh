@@ -44,8 +44,11 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$users" ] || { echo "run_all: --users FILE is needed: one AniList name a line" >&2; exit 2; }
 case $train_flags in
-  *--split=*) ;;
-  *) [ "$(grep -c '[^[:space:]]' "$users")" -ge 20 ] || train_flags="$train_flags --split=last" ;;
+  *--split=* | *--val-ratio=*) ;;
+  *)
+    listed=$(grep -c '[^[:space:]]' "$users" 2>/dev/null || true)
+    [ "${listed:-0}" -ge 20 ] || train_flags="$train_flags --split=last"
+    ;;
 esac
 step() { printf '\n== %s\n' "$1"; }
 fetch="--endpoint $endpoint --requests-per-minute $pace"
