@@ -3771,8 +3771,8 @@ inline Tally tally_of(std::size_t M, const Buffer<double>& losses,
 //   tied:   s = E x + b
 // (Equation 7 has no LayerNorm; the authors' code does.)
 
-// What the items are compared with: the encoder's x itself, or (paper) LayerNorm(gelu(W_d x + b_d)),
-// at no more than `capacity` asked places.
+// What the items are compared with, at no more than `capacity` asked places: the encoder's x itself
+// or, in the paper, LayerNorm(gelu(W_d x + b_d)).
 template <class Real, class Machine = Compute<Real>>
 class ItemTransform {
  public:
@@ -4764,7 +4764,7 @@ inline Histories Histories::load(const Path& path, const Catalogue& catalogue) {
     histories.unknown_entries += line.unknown;
     if (entries.empty() && line.planned > 0) return;  // somebody who only plans to watch
     require(!entries.empty(), file, ":", number, ": user \"", shown(*line.user),
-            "\" has no known item");
+            "\" has no known item: do the histories belong to these items?");
     histories.untimed_users += !line.timed;
     histories.same_time_users +=
         line.timed && entries.size() > 1 && entries.front().at == entries.back().at;

@@ -153,7 +153,8 @@ if [ "${1:-}" = quick ]; then
   suite quick "${CXX:-c++}" "" "" ""
   exit
 fi
-# The slow ones, which are scripts, with g++ alone; clang++ only looks for warnings in the tools.
+# The slow ones, which are scripts, with g++ alone; clang++ only looks for warnings in the tools. The
+# emulated GPU not with clang++ too, gradients (in double, on one thread) under no sanitizer.
 suite g++ g++ "" "" ""
 some="--target import_interactions audit_dataset all_tests"
 export CXXFLAGS=-stdlib=libc++

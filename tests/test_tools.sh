@@ -250,7 +250,8 @@ expect 1 "run: holds a run, expected its models folder, run/models" \
   "$bin/recommend" --model run --data good --user u3
 mkdir others
 sed 's/"id": /"id": 9/g' good/histories.jsonl >others/histories.jsonl
-expect 1 "has no known item; are these the data of run/models?" pick --data others --user u3
+expect 1 "has no known item: do the histories belong to these items?" \
+  pick --data others --user u3
 expect 0 "" pick --items 10 --genre "cafe, Drama" --exclude "Title 8,12"
 [ "$(grep -c '%.*Title [356]  (' out)" = 3 ] && [ "$(grep -c % out)" = 3 ] && ok ||
   bad "of two genres, without two titles and the one seen"

@@ -175,12 +175,7 @@ std::vector<std::int32_t> items_of(const Options& options, titles::Finder& finde
 }
 
 Histories load_histories(const Options& options, const Catalogue& catalogue) {
-  try {
-    return Histories::load(options.data / "histories.jsonl", catalogue);
-  } catch (const Error& error) {
-    if (!std::string_view(error.what()).ends_with("has no known item")) throw;
-    fail(error.what(), "; are these the data of ", options.model, "? (--data, --model)");
-  }
+  return Histories::load(options.data / "histories.jsonl", catalogue);
 }
 
 std::vector<std::int32_t> items_of_user(const Options& options, const Catalogue& catalogue) {

@@ -228,7 +228,7 @@ void warn_of_unknown(const Texts& rows, std::int32_t unknown) {
             << "vocabulary does not know these words (--vocab of another language?)\n";
 }
 
-// One step of a run follows another until there are `epochs` of them over so many texts.
+// The rate of a run that ends in its warm-up only rises.
 void warn_of_warmup(std::size_t texts, const TrainConfig& config) {
   const std::size_t steps = config.epochs * ((texts + config.batch_size - 1) / config.batch_size);
   if (config.warmup_steps < steps) return;
@@ -375,6 +375,12 @@ int run(int argc, char** argv) {
   if (!options.from.empty()) take_sizes(options);
   cli::catch_stop_signals();
   if (options.overwrite) std::filesystem::remove(options.output / evaluation_name);
+  TextData data{vocabulary, texts::labels_of(corpus.train), {}, {}, name_of(options.texts)};
+  add_texts(data.train, words, corpus.train, data.labels, options.model.max_length);
+  add_texts(data.held_out, words, corpus.dev, data.labels, options.model.max_length);
+  describe("training", data.train);
+  describe("validation", data.held_out);
+  warn_of_unknown(data.train, words.unknown());
   Path from = options.from;
   if (options.pretrain > 0) {
     from = options.output / "pretrained" / "models";
@@ -383,12 +389,6 @@ int run(int argc, char** argv) {
       return stopped(options, cli::command_text(argc, argv));
     }
   }
-  TextData data{vocabulary, texts::labels_of(corpus.train), {}, {}, name_of(options.texts)};
-  add_texts(data.train, words, corpus.train, data.labels, options.model.max_length);
-  add_texts(data.held_out, words, corpus.dev, data.labels, options.model.max_length);
-  describe("training", data.train);
-  describe("validation", data.held_out);
-  warn_of_unknown(data.train, words.unknown());
   auto task = std::make_unique<ClassificationTask>(data, options.model, options.train);
   const auto metrics = train(std::move(task), options.train, options.output, from, options);
   if (!metrics) return stopped(options, cli::command_text(argc, argv));

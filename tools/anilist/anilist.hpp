@@ -506,18 +506,16 @@ class Client {
   void wait() {
     require(closed_until_.empty(), endpoint(), ": asks for no request before ", closed_until_,
             ", more than --patience ", options_.patience, " seconds away");
-    const auto whole = std::chrono::duration<double>(next_start_ - Clock::now()).count();
-    const bool worth_telling = whole > 3;
-    if (worth_telling && !cli::on_terminal()) {
-      std::cerr << join("waiting ", std::ceil(whole), " s: ", why_, "\n") << std::flush;
-    }
+    using Seconds = std::chrono::duration<double>;
+    const auto left = [&] { return Seconds(next_start_ - Clock::now()).count(); };
+    const auto text = [&] { return join("waiting ", std::ceil(left()), " s: ", why_); };
+    const bool worth_telling = left() > 3;
+    if (worth_telling && !cli::on_terminal()) std::cerr << text() << std::endl;
     for (;;) {
       if (cli::received_signal != 0) throw Interrupted();
-      const auto left = next_start_ - Clock::now();
-      if (left <= Clock::duration::zero()) return;
-      const double count = std::ceil(std::chrono::duration<double>(left).count());
-      if (worth_telling && show_) show_(join("waiting ", count, " s: ", why_));
-      std::this_thread::sleep_for(std::min<Clock::duration>(left, std::chrono::milliseconds(100)));
+      if (left() <= 0) return;
+      if (worth_telling && show_) show_(text());
+      std::this_thread::sleep_for(Seconds(std::clamp(left(), 0.0, 0.1)));
     }
   }
 
