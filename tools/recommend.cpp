@@ -1,5 +1,5 @@
-// Recommends unseen items for a user of the data, for titles, or for somebody's list on AniList; for
-// many histories, a line each; or finds the items that are most like one, or of a title.
+// Recommends unseen items for a user of the data, for titles, or for somebody's list on AniList;
+// for many histories, a line each; or finds the items that are most like one, or of a title.
 
 #include "common/gpu.hpp"
 #include "common/titles.hpp"
