@@ -5681,20 +5681,26 @@ std::array<detail::AdamConstants<Real>, 2> adam_constants(const TrainConfig& con
   return {kept, decayed};
 }
 
-// What steps update: numbers that all of them see and, if the loss is one over drawn items
-// (`draws`), of the tensors with a row for each token those rows that the batch touches.
+// What steps update: numbers that all of them see and, of the tensors whose rows a batch touches but
+// a few of, those rows: with a row for each token, if the loss is one over drawn items (`draws`).
 struct StepParts {
   struct Tensor {
     std::size_t offset, width;  // of its first row, and of each
     bool decay;
+  };
+  struct Table {  // tensors with a row for each of the same things
+    Rows of;
+    std::size_t rows;
+    std::vector<Tensor> tensors;
+    std::vector<std::size_t> touched;  // rows of the batch at hand
   };
 
   StepParts(const TensorTable& table, bool draws) {
     for (const TensorSpec& spec : table) {
       const std::size_t end = spec.offset + spec.size;
       if (draws && spec.rows == Rows::tokens) {
-        tokens = spec.shape[0];
-        by_token.push_back({spec.offset, spec.size / tokens, spec.decay});
+        const std::size_t rows = spec.shape[0];
+        table_of(spec.rows, rows).tensors.push_back({spec.offset, spec.size / rows, spec.decay});
       } else if (!whole.empty() && whole.back().second == spec.offset) {
         whole.back().second = end;
       } else {
@@ -5703,30 +5709,43 @@ struct StepParts {
     }
   }
 
-  // A gradient in one piece, with `touched` rows of those tensors: its size, and what lies where.
-  // of_whole(first, n, at): numbers first ... first + n - 1 of the table, from `at` on;
-  // of_rows(tensor, at): the rows of a tensor, from `at` on.
-  std::size_t packed_size(std::size_t touched) const {
-    return for_packed(
-        touched, [](std::size_t, std::size_t, std::size_t) {}, [](const Tensor&, std::size_t) {});
+  void find_touched(const Batch& batch) {
+    for (Table& table : tables) bert4rec::find_touched(batch, table.touched);
+  }
+
+  // A gradient in one piece, with the touched rows: its size, and what lies where.
+  // of_whole(first, n, at): numbers first ... first + n - 1 of all, from `at` on;
+  // of_rows(i, tensor, at): those of a tensor of table i, from `at` on.
+  std::size_t packed_size() const {
+    return for_packed([](std::size_t, std::size_t, std::size_t) {},
+                      [](std::size_t, const Tensor&, std::size_t) {});
   }
   template <class OfWhole, class OfRows>
-  std::size_t for_packed(std::size_t touched, OfWhole&& of_whole, OfRows&& of_rows) const {
+  std::size_t for_packed(OfWhole&& of_whole, OfRows&& of_rows) const {
     std::size_t at = 0;
     for (const auto& [first, end] : whole) {
       of_whole(first, end - first, at);
       at += end - first;
     }
-    for (const Tensor& tensor : by_token) {
-      of_rows(tensor, at);
-      at += touched * tensor.width;
+    for (std::size_t i = 0; i < tables.size(); ++i) {
+      for (const Tensor& tensor : tables[i].tensors) {
+        of_rows(i, tensor, at);
+        at += tables[i].touched.size() * tensor.width;
+      }
     }
     return at;
   }
 
   std::vector<std::pair<std::size_t, std::size_t>> whole;  // begin and end of what all steps see
-  std::vector<Tensor> by_token;                            // of the rest, by rows
-  std::size_t tokens = 0;                                  // rows of each
+  std::vector<Table> tables;                               // of the rest, by rows
+
+ private:
+  Table& table_of(Rows of, std::size_t rows) {
+    for (Table& table : tables) {
+      if (table.of == of) return table;
+    }
+    return tables.emplace_back(Table{of, rows, {}, {}});
+  }
 };
 
 // The optimizer of a model, with its moments. A step: begin(), gradients, gradient_norm(), step().
@@ -5742,10 +5761,9 @@ class AdamW {
         parts_(table, draws),
         parameters_(parameters),
         gradients_(gradients) {
-    if (draws) {
-      taken_ = Buffer<std::uint32_t>(parts_.tokens);
-      for (auto& steps : late_) steps.reserve(most_late);
-    }
+    for (const Table& of : parts_.tables) taken_.emplace_back(of.rows);
+    if (parts_.tables.empty()) return;
+    for (auto& steps : late_) steps.reserve(most_late);
   }
 
   Buffer<Real>& first_moment() { return first_; }
@@ -5754,57 +5772,62 @@ class AdamW {
   // Before a step on a batch: brings its rows up to date, and sets all gradients to 0.
   void begin(const Batch& batch) {
     for (const auto& [first, last] : parts_.whole) fill_zeros(first, last);
-    for_touched([&](const Tensor& tensor, std::size_t row, std::size_t) {
-      std::fill_n(gradients_ + row, tensor.width, Real(0));
-    });
-    if (parts_.by_token.empty()) return;
-    find_touched(batch, touched_);
-    squares_.reserve(touched_.capacity());  // or some later step would allocate
-    squares_.resize(touched_.size());
-    take_late(touched_.size(), [&](std::size_t i) { return touched_[i]; });
+    for (const Table& table : parts_.tables) {
+      for_touched(table, [&](const Tensor& tensor, std::size_t row, std::size_t) {
+        std::fill_n(gradients_ + row, tensor.width, Real(0));
+      });
+    }
+    parts_.find_touched(batch);
+    for (std::size_t i = 0; i < parts_.tables.size(); ++i) {
+      const std::vector<std::size_t>& touched = parts_.tables[i].touched;
+      squares_.reserve(touched.capacity());  // or some later step would allocate
+      take_late(i, touched.size(), [&](std::size_t at) { return touched[at]; });
+    }
   }
 
   // The gradient of this step in one piece: its size, and copy(gradient, packed, n) for each run of
   // n numbers of it and their place in packed[size].
-  std::size_t packed_size() const { return parts_.packed_size(touched_.size()); }
+  std::size_t packed_size() const { return parts_.packed_size(); }
   template <class Copy>
   void for_packed(float* packed, Copy&& copy) {
-    parts_.for_packed(
-        touched_.size(),
-        [&](std::size_t first, std::size_t n, std::size_t at) {
-          copy(gradients_ + first, packed + at, n);
-        },
-        [&](const Tensor& tensor, std::size_t at) {
-          for (const std::size_t token : touched_) {
-            copy(gradients_ + tensor.offset + token * tensor.width, packed + at, tensor.width);
-            at += tensor.width;
-          }
-        });
+    parts_.for_packed([&](std::size_t first, std::size_t n,
+                          std::size_t at) { copy(gradients_ + first, packed + at, n); },
+                      [&](std::size_t table, const Tensor& tensor, std::size_t at) {
+                        for (const std::size_t row : parts_.tables[table].touched) {
+                          copy(gradients_ + tensor.offset + row * tensor.width, packed + at,
+                               tensor.width);
+                          at += tensor.width;
+                        }
+                      });
   }
 
   // |g|, in parts of a fixed size so that the sum has one order.
   double gradient_norm() {
     double sum = 0;
     for (const auto& [first, last] : parts_.whole) sum += sum_of_squares(first, last);
-    std::fill(squares_.begin(), squares_.end(), 0.0);
-    for_touched([&](const Tensor& tensor, std::size_t row, std::size_t i) {
-      const Real square = compute_.kernels.sum_of_squares(gradients_ + row, tensor.width);
-      squares_[i] += static_cast<double>(square);
-    });
-    return std::sqrt(std::accumulate(squares_.begin(), squares_.end(), sum));
+    for (const Table& table : parts_.tables) {
+      squares_.assign(table.touched.size(), 0.0);
+      for_touched(table, [&](const Tensor& tensor, std::size_t row, std::size_t i) {
+        const Real square = compute_.kernels.sum_of_squares(gradients_ + row, tensor.width);
+        squares_[i] += static_cast<double>(square);
+      });
+      sum = std::accumulate(squares_.begin(), squares_.end(), sum);
+    }
+    return std::sqrt(sum);
   }
 
   // One update. `t` counts from 1; gradient_scale is that of clipping.
   void step(std::uint64_t t, double learning_rate, double gradient_scale) {
     const auto constants = adam_constants<Real>(config_, t, learning_rate, gradient_scale);
     for (const auto& [first, last] : parts_.whole) update(first, last, constants);
-    for_touched([&](const Tensor& tensor, std::size_t row, std::size_t) {
-      update_row(row, tensor.width, constants[tensor.decay]);
-    });
-    if (parts_.by_token.empty()) return;
+    if (parts_.tables.empty()) return;
     for (const std::size_t decay : {0u, 1u}) late_[decay].push_back(constants[decay]);
-    for (const std::size_t token : touched_) {
-      taken_[token] = static_cast<std::uint32_t>(late_[0].size());
+    for (std::size_t i = 0; i < parts_.tables.size(); ++i) {
+      const Table& table = parts_.tables[i];
+      for_touched(table, [&](const Tensor& tensor, std::size_t row, std::size_t) {
+        update_row(row, tensor.width, constants[tensor.decay]);
+      });
+      for (const std::size_t row : table.touched) taken_[i][row] = steps_put_off();
     }
     if (late_[0].size() == most_late) catch_up();
   }
@@ -5812,42 +5835,47 @@ class AdamW {
   // Brings all rows up to date.
   void catch_up() {
     if (late_[0].empty()) return;
-    take_late(parts_.tokens, [](std::size_t token) { return token; });
+    for (std::size_t i = 0; i < parts_.tables.size(); ++i) {
+      const std::size_t rows = parts_.tables[i].rows;
+      take_late(i, rows, [](std::size_t row) { return row; });
+      std::fill_n(taken_[i].data(), rows, 0u);
+    }
     for (auto& steps : late_) steps.clear();
-    std::fill_n(taken_.data(), parts_.tokens, 0u);
   }
 
  private:
   using Constants = detail::AdamConstants<Real>;
+  using Table = StepParts::Table;
   using Tensor = StepParts::Tensor;
   static constexpr std::size_t most_late = 1024;  // steps put off: they stay near the processor
 
+  std::uint32_t steps_put_off() const { return static_cast<std::uint32_t>(late_[0].size()); }
+
   // body(tensor, row, i): row i of those touched begins at `row` of the flat arrays.
   template <class Body>
-  void for_touched(Body&& body) {
-    compute_.for_rows(touched_.size(), [&](std::size_t i) {
-      for (const Tensor& tensor : parts_.by_token) {
-        body(tensor, tensor.offset + touched_[i] * tensor.width, i);
+  void for_touched(const Table& table, Body&& body) {
+    compute_.for_rows(table.touched.size(), [&](std::size_t i) {
+      for (const Tensor& tensor : table.tensors) {
+        body(tensor, tensor.offset + table.touched[i] * tensor.width, i);
       }
     });
   }
 
-  // The rows of `count` tokens take the steps that they missed. In small parts, since some have
-  // missed many steps and others none.
-  template <class Token>
-  void take_late(std::size_t count, Token&& token_at) {
+  // Of a table the rows row_at(0) ... row_at(count - 1) take the steps that they missed. In small
+  // parts, since some have missed many steps and others none.
+  template <class RowAt>
+  void take_late(std::size_t table, std::size_t count, RowAt&& row_at) {
     constexpr std::size_t part = 64;
     compute_.pool.parallel_for((count + part - 1) / part, [&](std::size_t index, std::size_t) {
       for (std::size_t i = index * part; i < std::min(count, (index + 1) * part); ++i) {
-        const std::size_t token = token_at(i);
-        for (const Tensor& tensor : parts_.by_token) {
-          const std::size_t row = tensor.offset + token * tensor.width;
+        std::uint32_t& taken = taken_[table][row_at(i)];
+        for (const Tensor& tensor : parts_.tables[table].tensors) {
+          const std::size_t at = tensor.offset + row_at(i) * tensor.width;
           const std::span<const Constants> steps = late_[tensor.decay];
-          compute_.kernels.adamw_replay(parameters_ + row, first_.data() + row,
-                                        second_.data() + row, steps.subspan(taken_[token]),
-                                        tensor.width);
+          compute_.kernels.adamw_replay(parameters_ + at, first_.data() + at, second_.data() + at,
+                                        steps.subspan(taken), tensor.width);
         }
-        taken_[token] = static_cast<std::uint32_t>(late_[0].size());
+        taken = steps_put_off();
       }
     });
   }
@@ -5893,10 +5921,9 @@ class AdamW {
   StepParts parts_;
   Real *parameters_, *gradients_;                              // in the order of table_
   Buffer<Real> first_{table_.size()}, second_{table_.size()};  // m and v
-  std::vector<std::size_t> touched_;                           // rows of this step
-  std::vector<double> squares_;                                // of their gradients
+  std::vector<double> squares_;                                // of gradients of touched rows
   std::array<std::vector<Constants>, 2> late_;                 // steps since all rows had all
-  Buffer<std::uint32_t> taken_;                                // [V] of which a row has so many
+  std::vector<Buffer<std::uint32_t>> taken_;  // of each table [rows]: of which a row has so many
 };
 
 // ================================================================================================

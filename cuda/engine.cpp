@@ -1018,9 +1018,11 @@ class CudaAdamW {
     }
     cuda::copy_in(device_, decays_.data(), decays.data(), decays.size());
     squares_ = DeviceArray<float>(parts_.whole.size() * cuda::norm_parts);
-    if (!draws) return;
-    taken_ = DeviceArray<std::uint32_t>(parts_.tokens);
-    cuda::fill_zeros(device_, taken_.data(), parts_.tokens * sizeof(std::uint32_t));
+    for (const StepParts::Table& of : parts_.tables) {
+      taken_.emplace_back(of.rows, "AdamW");
+      cuda::fill_zeros(device_, taken_.back().data(), of.rows * sizeof(std::uint32_t));
+    }
+    if (parts_.tables.empty()) return;
     for (DeviceArray<cuda::AdamConstants>& late : late_) {
       late = DeviceArray<cuda::AdamConstants>(most_late);
     }
@@ -1034,39 +1036,41 @@ class CudaAdamW {
     for (const auto& [first, end] : parts_.whole) {
       cuda::fill_zeros(device_, gradients_ + first, (end - first) * sizeof(float));
     }
-    if (parts_.by_token.empty()) return;
-    find_touched(batch, touched_);
+    if (parts_.tables.empty()) return;
+    parts_.find_touched(batch);
     parcel_.clear();
-    const Parcel::Place place = parcel_.add(touched_);
+    places_.clear();
+    for (const auto& table : parts_.tables) places_.push_back(parcel_.add(table.touched));
     parcel_.send(device_);
-    rows_ = {parcel_.at(place), touched_.size(), 0};
-    for (const Tensor& tensor : parts_.by_token) {
-      cuda::zero_rows(device_, rows_of(tensor), gradients_ + tensor.offset);
+    for (std::size_t i = 0; i < taken_.size(); ++i) {
+      for (const Tensor& tensor : parts_.tables[i].tensors) {
+        cuda::zero_rows(device_, touched(i, tensor.width), gradients_ + tensor.offset);
+      }
+      take_late(i, touched(i));
     }
-    take_late(rows_);
   }
 
   // The gradient of this step in one piece: packed[packed_size()] on the device, and back.
-  std::size_t packed_size() const { return parts_.packed_size(rows_.count); }
+  std::size_t packed_size() const { return parts_.packed_size(); }
   void pack(float* packed) const {
     parts_.for_packed(
-        rows_.count,
         [&](std::size_t first, std::size_t n, std::size_t at) {
           cuda::copy(device_, packed + at, gradients_ + first, n * sizeof(float));
         },
-        [&](const Tensor& tensor, std::size_t at) {
-          cuda::gather(device_, rows_.count, tensor.width, rows_.tokens, gradients_ + tensor.offset,
+        [&](std::size_t table, const Tensor& tensor, std::size_t at) {
+          const cuda::TableRows rows = touched(table, tensor.width);
+          cuda::gather(device_, rows.count, tensor.width, rows.tokens, gradients_ + tensor.offset,
                        packed + at);
         });
   }
   void unpack(const float* packed) {
     parts_.for_packed(
-        rows_.count,
         [&](std::size_t first, std::size_t n, std::size_t at) {
           cuda::copy(device_, gradients_ + first, packed + at, n * sizeof(float));
         },
-        [&](const Tensor& tensor, std::size_t at) {
-          cuda::scatter(device_, rows_.count, tensor.width, rows_.tokens, packed + at,
+        [&](std::size_t table, const Tensor& tensor, std::size_t at) {
+          const cuda::TableRows rows = touched(table, tensor.width);
+          cuda::scatter(device_, rows.count, tensor.width, rows.tokens, packed + at,
                         gradients_ + tensor.offset);
         });
   }
@@ -1080,12 +1084,15 @@ class CudaAdamW {
       cuda::sum_of_squares(device_, end - first, gradients_ + first,
                            squares_.data() + i * cuda::norm_parts);
     }
-    row_squares_.grow(rows_.count, "AdamW");
-    cuda::fill_zeros(device_, row_squares_.data(), rows_.count * sizeof(double));
-    for (const Tensor& tensor : parts_.by_token) {
-      cuda::square_rows(device_, rows_of(tensor), gradients_ + tensor.offset, row_squares_.data());
-    }
-    cuda::decide(device_, parts_.whole.size(), squares_.data(), rows_.count, row_squares_.data(),
+    std::size_t rows = 0;  // of all tables
+    for (const auto& table : parts_.tables) rows += table.touched.size();
+    row_squares_.grow(rows, "AdamW");
+    cuda::fill_zeros(device_, row_squares_.data(), rows * sizeof(double));
+    double* row_squares = row_squares_.data();
+    for_touched([&](const Tensor& tensor, const cuda::TableRows& of, std::size_t first) {
+      cuda::square_rows(device_, of, gradients_ + tensor.offset, row_squares + first);
+    });
+    cuda::decide(device_, parts_.whole.size(), squares_.data(), rows, row_squares,
                  config_.clip_norm, loss_of_ranks, decision);
     std::array<cuda::AdamConstants, 2> constants;
     const auto of_header = adam_constants<float>(config_, t, learning_rate, 1.0);
@@ -1096,32 +1103,35 @@ class CudaAdamW {
                   first_.data() + first, second_.data() + first, decays_.data() + first,
                   constants[1], decision);
     }
-    if (parts_.by_token.empty()) return;
-    for (const Tensor& tensor : parts_.by_token) {
-      cuda::adamw_rows(device_, rows_of(tensor), parameters_ + tensor.offset,
-                       gradients_ + tensor.offset, first_.data() + tensor.offset,
-                       second_.data() + tensor.offset, constants[tensor.decay], decision);
-    }
+    if (parts_.tables.empty()) return;
+    for_touched([&](const Tensor& tensor, const cuda::TableRows& of, std::size_t) {
+      cuda::adamw_rows(device_, of, parameters_ + tensor.offset, gradients_ + tensor.offset,
+                       first_.data() + tensor.offset, second_.data() + tensor.offset,
+                       constants[tensor.decay], decision);
+    });
     for (const std::size_t decay : {0u, 1u}) {
       cuda::copy_in(device_, late_[decay].data() + late_steps_, &constants[decay],
                     sizeof(constants[decay]));
     }
     ++late_steps_;
-    cuda::set_taken(device_, rows_, late_steps_, taken_.data());
+    set_taken();
   }
 
   // After a step: whether it was one. Then what was put off may be due.
   void end_step(bool updated) {
-    if (parts_.by_token.empty()) return;
-    if (!updated) cuda::set_taken(device_, rows_, --late_steps_, taken_.data());
+    if (parts_.tables.empty()) return;
+    if (!updated) --late_steps_, set_taken();
     if (late_steps_ == most_late) catch_up();
   }
 
   // Brings all rows up to date.
   void catch_up() {
     if (late_steps_ == 0) return;
-    take_late({nullptr, parts_.tokens, 0});
-    cuda::fill_zeros(device_, taken_.data(), parts_.tokens * sizeof(std::uint32_t));
+    for (std::size_t i = 0; i < taken_.size(); ++i) {
+      const std::size_t rows = parts_.tables[i].rows;
+      take_late(i, {nullptr, rows, 0});
+      cuda::fill_zeros(device_, taken_[i].data(), rows * sizeof(std::uint32_t));
+    }
     late_steps_ = 0;
   }
 
@@ -1129,18 +1139,37 @@ class CudaAdamW {
   using Tensor = StepParts::Tensor;
   static constexpr std::uint32_t most_late = 1024;  // steps put off, as in the header
 
-  cuda::TableRows rows_of(const Tensor& tensor) const {
-    return {rows_.tokens, rows_.count, tensor.width};
+  // The touched rows of a table, of a tensor with `width` numbers a row.
+  cuda::TableRows touched(std::size_t table, std::size_t width = 0) const {
+    return {parcel_.at(places_[table]), parts_.tables[table].touched.size(), width};
   }
 
-  void take_late(const cuda::TableRows& rows) {
-    for (const Tensor& tensor : parts_.by_token) {
+  // body(tensor, rows, first): rows of a tensor, the first of them being number `first` of all.
+  template <class Body>
+  void for_touched(Body&& body) const {
+    std::size_t first = 0;
+    for (std::size_t i = 0; i < taken_.size(); ++i) {
+      for (const Tensor& tensor : parts_.tables[i].tensors) {
+        body(tensor, touched(i, tensor.width), first);
+      }
+      first += parts_.tables[i].touched.size();
+    }
+  }
+
+  void set_taken() {
+    for (std::size_t i = 0; i < taken_.size(); ++i) {
+      cuda::set_taken(device_, touched(i), late_steps_, taken_[i].data());
+    }
+  }
+
+  void take_late(std::size_t table, const cuda::TableRows& rows) {
+    for (const Tensor& tensor : parts_.tables[table].tensors) {
       cuda::replay_rows(device_, {rows.tokens, rows.count, tensor.width},
                         parameters_ + tensor.offset, first_.data() + tensor.offset,
-                        second_.data() + tensor.offset, late_[tensor.decay].data(), taken_.data(),
-                        late_steps_);
+                        second_.data() + tensor.offset, late_[tensor.decay].data(),
+                        taken_[table].data(), late_steps_);
     }
-    cuda::set_taken(device_, rows, late_steps_, taken_.data());
+    cuda::set_taken(device_, rows, late_steps_, taken_[table].data());
   }
 
   cuda::Device& device_;
@@ -1149,14 +1178,13 @@ class CudaAdamW {
   float *parameters_, *gradients_;     // in the order of the table
   DeviceArray<float> first_, second_;  // m and v
   DeviceArray<std::uint8_t> decays_;   // whether a number decays
-  std::vector<std::size_t> touched_;   // rows of this step
-  Parcel parcel_;
-  cuda::TableRows rows_{nullptr, 0, 0};                   // the same, on the device
+  Parcel parcel_;                      // of each table, at places_, the rows of this step
+  std::vector<Parcel::Place> places_;
   DeviceArray<float> squares_;                            // [ranges,norm_parts]
   DeviceArray<double> row_squares_;                       // of the rows
   std::array<DeviceArray<cuda::AdamConstants>, 2> late_;  // steps since all rows had all
   std::uint32_t late_steps_ = 0;
-  DeviceArray<std::uint32_t> taken_;  // [V] of which a row has so many
+  std::vector<DeviceArray<std::uint32_t>> taken_;  // of each table [rows]: a row has so many
 };
 
 // ---- Engine (chapter 16) -----------------------------------------------------------------------
