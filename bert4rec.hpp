@@ -594,7 +594,8 @@ enum class Stream : std::uint64_t {
   audit,
   sampled_items,
   own_negatives,
-  augment
+  augment,
+  bigrams
 };
 
 constexpr Key stream_key(std::uint64_t seed, Stream stream) {
@@ -1895,6 +1896,7 @@ constexpr std::int32_t token_of(std::int32_t item) {
 // The encoder of chapter 11 by itself: what it shares with every model that stands on it.
 struct EncoderConfig {
   std::size_t vocabulary, hidden_size, inner_size, num_layers, num_heads, max_length, segments;
+  std::size_t bigrams;
   double dropout;            // of embeddings and layer outputs
   double attention_dropout;  // of attention weights
   double inner_dropout;      // inside the feed-forward
@@ -1922,6 +1924,7 @@ struct ModelConfig {
   std::size_t segments = 0;
   std::size_t classes = 0;
   double initializer_range = 0.02;
+  std::size_t bigrams = 0;
 
   // visit(name, value, minimum, maximum, meaning) for each field. Model files name those of the
   // first version always, later ones where they are not at their default: so the bytes of a model
@@ -1953,6 +1956,8 @@ struct ModelConfig {
     visit("classes", self.classes, 0, 1'000'000, "labels of a classifier");
     visit("initializer_range", self.initializer_range, 0.0, 1.0,
           "deviation of initial weights; narrow models may want more than BERT's 0.02");
+    visit("bigrams", self.bigrams, 0, 16'777'216,
+          "texts: rows of a table of pairs of neighbouring tokens; 0: none");
   }
 
   bool reads_text() const {
@@ -1973,6 +1978,7 @@ struct ModelConfig {
             num_heads,
             max_length,
             segments,
+            bigrams,
             dropout,
             attention_dropout,
             architecture == Architecture::torch ? dropout : 0.0,
@@ -2019,6 +2025,7 @@ struct TrainConfig {
   double augment = 0.0;
   double class_balance = 0.0;
   Masking masking = Masking::tokens;
+  double bigram_dropout = 0.5;
 
   static constexpr std::size_t first_fields = 28;
   template <class Self, class Visit>
@@ -2071,6 +2078,7 @@ struct TrainConfig {
     visit("class_balance", self.class_balance, 0.0, 1.0,
           "classification: losses weigh (texts of the label)^-this; 1: all labels alike");
     visit("masking", self.masking, 0, 1, "masked text: what is hidden as one");
+    visit("bigram_dropout", self.bigram_dropout, 0.0, 1.0, "share of bigrams left out in training");
   }
 };
 
@@ -2095,6 +2103,8 @@ inline void validate(const ModelConfig& config) {
           ", expected ", classifies ? "at least 2" : "0 but for a classifier");
   require(!config.reads_text() || config.objective == Objective::cloze, "objective is ",
           enum_name(config.objective), ", but texts are read from both sides: cloze");
+  require(config.bigrams == 0 || (config.bigrams >= 2 && config.reads_text()), "bigrams is ",
+          config.bigrams, ", expected 0 or, for texts, at least 2");
 }
 
 inline void validate(const TrainConfig& config) {
@@ -2183,7 +2193,8 @@ inline constexpr double first_log_scale = 2.659260036932778;  // log(1 / 0.07): 
 // What the rows of a tensor stand for.
 enum class Rows {
   other,
-  tokens  // row t is that of token t: of many items, a step may concern only some (chapter 15)
+  tokens,  // row t is that of token t: of many items, a step may concern only some (chapter 15)
+  bigrams  // of them it always concerns only some
 };
 
 using Shape = std::vector<std::size_t>;
@@ -2224,7 +2235,7 @@ class TensorTable {
 
 // A part of a model lists its tensors once, in a struct of pointers with a function
 //   for_each(config, visit), which calls visit(pointer, name, shape, init) for each, with
-//   Rows::tokens behind that where it is so;
+//   Rows::tokens or Rows::bigrams behind that where it is so;
 // both the table and the pointers into a flat array of parameters or gradients come from that list.
 template <class Tensors, class Config>
 void add_tensors(TensorTable& table, const Config& config) {
@@ -2255,6 +2266,7 @@ struct EncoderTensors {
   };
   Real *item, *position;    // [V,H] [L,H]
   Real* segment = nullptr;  // [segments,H]; none if there are no segments
+  Real* bigram = nullptr;   // [bigrams,H]; none if there are no bigrams
   Real *gain, *bias;        // [H]
   std::vector<Layer> layers;
 
@@ -2265,6 +2277,10 @@ struct EncoderTensors {
     visit(position, "position_embedding.weight", Shape{config.max_length, H}, Init::normal);
     if (config.segments > 0) {
       visit(segment, "segment_embedding.weight", Shape{config.segments, H}, Init::normal);
+    }
+    if (config.bigrams > 0) {
+      visit(bigram, "bigram_embedding.weight", Shape{config.bigrams, H}, Init::zeros,
+            Rows::bigrams);
     }
     visit(gain, "embedding_norm.weight", Shape{H}, Init::ones);
     visit(bias, "embedding_norm.bias", Shape{H}, Init::zeros);
@@ -3138,6 +3154,7 @@ struct RowOffsets {
 struct RowGroup {
   std::span<const std::int32_t> tokens, positions;  // [N]
   std::span<const std::int32_t> segments;           // [N] or, if all are 0, empty
+  std::span<const std::int32_t> bigrams;            // [N] or, if the model has none, empty
   std::span<const std::size_t> asked;               // [M] places in the group, ascending
   std::span<const std::int32_t> targets;            // [M] what belongs there
   std::span<const float> weights;                   // [M] of their losses or, if all are 1, empty
@@ -3147,9 +3164,7 @@ struct RowGroup {
   RowOffsets all, asked_rows;                       // the rows in tokens, and in asked
   std::span<const std::size_t> pairs;               // [rows + 1] sum of n^2 over the rows before
 
-  std::size_t segment(std::size_t t) const {
-    return segments.empty() ? 0 : static_cast<std::size_t>(segments[t]);
-  }
+  std::int32_t segment(std::size_t t) const { return segments.empty() ? 0 : segments[t]; }
 };
 
 // ---- Attention: A heads of D = H / A, inside each row (eq. 1 and 2) ----------------------------
@@ -3298,16 +3313,20 @@ inline std::size_t attention_scratch(const EncoderConfig& config) {
 }
 
 // ---- Embedding: e_t = item[tokens_t] + position[positions_t] (section 3.4) ---------------------
-// and, as in BERT, + segment[segments_t], if the model has segments.
+// and, as in BERT, + segment[segments_t], if the model has segments, and + bigram[bigrams_t], if it
+// has bigrams (chapter 14).
 
 template <class Real>
 void embedding_forward(Compute<Real>& compute, std::size_t H, const RowGroup& group,
-                       const Real* item, const Real* position, const Real* segment, Real* e) {
+                       const EncoderTensors<Real>& w, Real* e) {
   compute.for_rows(group.tokens.size(), [&](std::size_t t) {
-    const Real* row = item + static_cast<std::size_t>(group.tokens[t]) * H;
-    std::copy(row, row + H, e + t * H);
-    compute.kernels.add(position + static_cast<std::size_t>(group.positions[t]) * H, e + t * H, H);
-    if (segment != nullptr) compute.kernels.add(segment + group.segment(t) * H, e + t * H, H);
+    const auto add = [&](const Real* table, std::int32_t row) {
+      compute.kernels.add(table + static_cast<std::size_t>(row) * H, e + t * H, H);
+    };
+    std::copy_n(w.item + static_cast<std::size_t>(group.tokens[t]) * H, H, e + t * H);
+    add(w.position, group.positions[t]);
+    if (w.segment != nullptr) add(w.segment, group.segment(t));
+    if (w.bigram != nullptr) add(w.bigram, group.bigrams[t]);
   });
 }
 
@@ -3315,16 +3334,17 @@ void embedding_forward(Compute<Real>& compute, std::size_t H, const RowGroup& gr
 // A token may occur often: threads own columns, so each sum keeps the order of t.
 template <class Real>
 void embedding_backward(Compute<Real>& compute, std::size_t H, const RowGroup& group,
-                        const Real* de, Real* d_item, Real* d_position, Real* d_segment) {
+                        const Real* de, const EncoderTensors<Real>& g) {
   compute.pool.parallel_ranges(H, 16, [&](std::size_t begin, std::size_t end, std::size_t) {
     for (std::size_t t = 0; t < group.tokens.size(); ++t) {
-      const Real* from = de + t * H + begin;
-      const auto token = static_cast<std::size_t>(group.tokens[t]);
-      const auto position = static_cast<std::size_t>(group.positions[t]);
-      compute.kernels.add(from, d_item + token * H + begin, end - begin);
-      compute.kernels.add(from, d_position + position * H + begin, end - begin);
-      if (d_segment == nullptr) continue;
-      compute.kernels.add(from, d_segment + group.segment(t) * H + begin, end - begin);
+      const auto add = [&](Real* d_table, std::int32_t row) {
+        Real* to = d_table + static_cast<std::size_t>(row) * H + begin;
+        compute.kernels.add(de + t * H + begin, to, end - begin);
+      };
+      add(g.item, group.tokens[t]);
+      add(g.position, group.positions[t]);
+      if (g.segment != nullptr) add(g.segment, group.segment(t));
+      if (g.bigram != nullptr) add(g.bigram, group.bigrams[t]);
     }
   });
 }
@@ -3434,7 +3454,7 @@ class Encoder {
   // the last layer, so there only they are queries, and only they go on.
   const Real* forward(Machine& compute, const RowGroup& group, const DropoutPlan& dropout) {
     const std::size_t N = group.all.size(), H = config_.hidden_size, inner = config_.inner_size;
-    embedding_forward(compute, H, group, w_.item, w_.position, w_.segment, embedded_.data());
+    embedding_forward(compute, H, group, w_, embedded_.data());
     norm_forward(compute, N, H, embedded_.data(), w_.gain, w_.bias, config_.norm_epsilon,
                  x0_.data(), statistics_.data());
     dropout_rows(compute, N, H, group.all.first(), dropout.embedding(), x0_.data());
@@ -3502,7 +3522,7 @@ class Encoder {
     dropout_rows(compute, N, H, group.all.first(), dropout.embedding(), d);
     norm_backward(compute, N, H, embedded_.data(), statistics_.data(), w_.gain, d, g_.gain,
                   g_.bias);
-    embedding_backward(compute, H, group, d, g_.item, g_.position, g_.segment);
+    embedding_backward(compute, H, group, d, g_);
   }
 
  private:
@@ -4824,6 +4844,7 @@ constexpr Range part_of(std::size_t count, std::size_t i, std::size_t n) {
 struct Batch {
   std::vector<std::int32_t> tokens, positions;  // [N]
   std::vector<std::int32_t> segments;           // [N], or empty: all 0
+  std::vector<std::int32_t> bigrams;            // [N], if the model has them: see add_bigrams()
   std::vector<std::size_t> offsets{0};          // [B + 1]
   std::vector<std::size_t> asked;               // [M] places in tokens, ascending
   std::vector<std::int32_t> targets;            // [M] items, or labels of a classifier
@@ -4834,7 +4855,7 @@ struct Batch {
 
   std::size_t rows() const { return offsets.size() - 1; }
   void clear() {
-    tokens.clear(), positions.clear(), segments.clear();
+    tokens.clear(), positions.clear(), segments.clear(), bigrams.clear();
     asked.clear(), targets.clear(), weights.clear();
     negatives.clear(), log_expected.clear(), own_negatives.clear();
     offsets.assign(1, 0);
@@ -4902,6 +4923,12 @@ inline void check_batch(const Batch& batch, const ModelConfig& config) {
     require(below(segment, config.segments), "segment ", segment, " of a batch, of ",
             config.segments, " there are");
   }
+  require(batch.bigrams.size() == (config.bigrams > 0 ? N : 0), "a batch with ", N, " tokens and ",
+          batch.bigrams.size(), " bigrams for a model with a table of ", config.bigrams);
+  for (const std::int32_t bigram : batch.bigrams) {
+    require(below(bigram, config.bigrams), "bigram ", bigram, " of a batch, of ", config.bigrams,
+            " there are");
+  }
   require(batch.weights.empty() || (batch.weights.size() == batch.asked.size() &&
                                     config.task == TaskKind::classification),
           "a batch with ", batch.asked.size(), " asked places and ", batch.weights.size(),
@@ -4917,12 +4944,14 @@ inline void check_batch(const Batch& batch, const ModelConfig& config) {
   }
 }
 
-// Tokens whose rows of the tensors (Rows::tokens) a loss over drawn items reads and has gradients
-// for, ascending.
-inline void find_touched(const Batch& batch, std::vector<std::size_t>& touched) {
-  touched.assign(batch.tokens.begin(), batch.tokens.end());
+// Rows of tensors that a step on a batch reads and has gradients for, ascending: of bigrams, or of
+// tokens, where the loss is one over drawn items.
+inline void find_touched(const Batch& batch, Rows of, std::vector<std::size_t>& touched) {
+  const std::vector<std::int32_t>& read = of == Rows::bigrams ? batch.bigrams : batch.tokens;
+  touched.assign(read.begin(), read.end());
   for (const std::vector<std::int32_t>* items :
        {&batch.targets, &batch.negatives, &batch.own_negatives}) {
+    if (of == Rows::bigrams) break;
     for (const std::int32_t item : *items) {
       touched.push_back(static_cast<std::size_t>(token_of(item)));
     }
@@ -4972,6 +5001,7 @@ class Groups {
       const RowGroup group{std::span(batch.tokens).subspan(begin, N),
                            std::span(batch.positions).subspan(begin, N),
                            some_of(batch.segments, begin, N),
+                           some_of(batch.bigrams, begin, N),
                            {asked_.data(), M},
                            std::span(batch.targets).subspan(first_asked, M),
                            some_of(batch.weights, first_asked, M),
@@ -4990,6 +5020,28 @@ class Groups {
  private:
   std::vector<std::size_t> asked_, rows_, pairs_;  // of the group at hand
 };
+
+// A bigram is a token with the one before it, and what a linear classifier of texts lives by. A
+// model that has a table of bigrams adds a vector of it to that of each token, as Pagnoni et al.
+// ("Byte Latent Transformer", arXiv 2412.09871) do with bytes. There are more bigrams than rows: a
+// hash tells the row, and some share one (Joulin et al., EACL 2017). Row 0 is that of no bigram.
+constexpr std::int32_t bigram_row(std::int32_t before, std::int32_t token, std::size_t rows) {
+  const Key key = make_key(static_cast<std::uint64_t>(before));
+  return static_cast<std::int32_t>(1 + below(key, static_cast<std::uint64_t>(token), rows - 1));
+}
+
+// Fills batch.bigrams, if the model has them, for the rows that were added since. What begins a row
+// has none. A share `dropout` of the others is left out, lest training learn its texts by heart: a
+// rare bigram gives a text away.
+inline void add_bigrams(Batch& batch, const ModelConfig& config, double dropout = 0, Key key = {}) {
+  if (config.bigrams == 0) return;
+  const std::size_t first = batch.bigrams.size();
+  for (std::size_t t = first; t < batch.tokens.size(); ++t) {
+    const bool none = batch.positions[t] == 0 || uniform(key, t - first) < dropout;
+    batch.bigrams.push_back(
+        none ? 0 : bigram_row(batch.tokens[t - 1], batch.tokens[t], config.bigrams));
+  }
+}
 
 // The newest `most` items.
 inline ItemSpan newest(ItemSpan items, std::size_t most) {
@@ -5629,12 +5681,12 @@ class Texts {
 // (tests/exercises/derivations.md, sections 20 to 22, has the reasons for these and what follows.)
 //
 // A loss over drawn items has gradients for a few rows of the item table (and of what else has a
-// row for each token). AdamW moves the others, too, by m and decay, and with a million items would
-// spend most of a step on that. Those steps are put off: when a row is next needed it takes all
-// that it missed, at once, in registers, with the very operations that they would have been
-// (adamw_replay). Each depends on the numbers of the row alone, so it does not matter when that is,
-// and no file, measure or interruption can tell. Clearing, norm and update walk the other tensors
-// and the rows touched. The result has the bits of doing every step on every row, with one
+// row for each token), and any loss for a few rows of a table of bigrams. AdamW moves the others,
+// too, by m and decay, and with a million items would spend most of a step on that. Those steps are
+// put off: when a row is next needed it takes all that it missed, at once, in registers, with the
+// very operations that they would have been (adamw_replay). Each depends on the numbers of the row
+// alone, so it does not matter when that is, and no file, measure or interruption can tell.
+// Clearing, norm and update walk the other tensors and the rows touched. The result has the bits of doing every step on every row, with one
 // exception, which lets a row forget: in a step without gradient m becomes 0 where it would move w
 // no further than 2^-17 lr in all the steps to come. Each such step multiplies m by b1 and sqrt(v)
 // by sqrt(b2), so they sum up (but for the corrections of bias, near 1 after the first steps) to
@@ -5681,8 +5733,8 @@ std::array<detail::AdamConstants<Real>, 2> adam_constants(const TrainConfig& con
   return {kept, decayed};
 }
 
-// What steps update: numbers that all of them see and, of the tensors whose rows a batch touches but
-// a few of, those rows: with a row for each token, if the loss is one over drawn items (`draws`).
+// What steps update: numbers that all of them see; and of tensors with a row for each bigram and, if
+// the loss is one over drawn items (`draws`), for each token, those rows that the batch touches.
 struct StepParts {
   struct Tensor {
     std::size_t offset, width;  // of its first row, and of each
@@ -5698,7 +5750,7 @@ struct StepParts {
   StepParts(const TensorTable& table, bool draws) {
     for (const TensorSpec& spec : table) {
       const std::size_t end = spec.offset + spec.size;
-      if (draws && spec.rows == Rows::tokens) {
+      if (spec.rows == Rows::bigrams || (draws && spec.rows == Rows::tokens)) {
         const std::size_t rows = spec.shape[0];
         table_of(spec.rows, rows).tensors.push_back({spec.offset, spec.size / rows, spec.decay});
       } else if (!whole.empty() && whole.back().second == spec.offset) {
@@ -5710,7 +5762,7 @@ struct StepParts {
   }
 
   void find_touched(const Batch& batch) {
-    for (Table& table : tables) bert4rec::find_touched(batch, table.touched);
+    for (Table& table : tables) bert4rec::find_touched(batch, table.of, table.touched);
   }
 
   // A gradient in one piece, with the touched rows: its size, and what lies where.
@@ -7852,8 +7904,15 @@ class TextTask : public Task {
     set.write(detail::vocabulary_file, data_.vocabulary);
   }
 
+  void add_example(Batch& batch, std::size_t example, std::size_t epoch) const override {
+    add_row(batch, example, epoch);
+    const Key key = fold_in(stream_key(train_.seed, Stream::bigrams), epoch);
+    add_bigrams(batch, model_, train_.bigram_dropout, fold_in(key, example));
+  }
+
  protected:
-  // Adds what a held-out text is asked.
+  // Adds a row to train on, or what a held-out text is asked.
+  virtual void add_row(Batch& batch, std::size_t example, std::size_t epoch) const = 0;
   virtual void add_held_out(Batch& batch, std::size_t text) const = 0;
 
   // body(batch) for what held-out texts are asked, some of them at a time.
@@ -7868,6 +7927,7 @@ class TextTask : public Task {
       for (std::size_t i = begin; i < std::min(begin + evaluated_at_once, count); ++i) {
         add_held_out(batch, i * texts.size() / count);
       }
+      add_bigrams(batch, model_);
       body(batch);
     }
   }
@@ -7924,27 +7984,6 @@ class ClassificationTask : public TextTask {
 
   ClassificationTask(const TextData&&, ModelConfig, TrainConfig) = delete;  // data would be gone
 
-  // With `augment` a, each token but the first and the last is left out with probability a, and
-  // else with probability a changes places with the one behind it.
-  void add_example(Batch& batch, std::size_t example, std::size_t epoch) const override {
-    const auto tokens = data_.train.row(example);
-    const std::int32_t label = data_.train.label(example);
-    if (train_.class_balance > 0) {
-      batch.weights.push_back(static_cast<float>(weights_[at(label)]));
-    }
-    if (train_.augment == 0) return add_text_row(batch, tokens, label);
-    const Key key = fold_in(fold_in(stream_key(train_.seed, Stream::augment), epoch), example);
-    std::vector<std::int32_t> kept{tokens.front()};
-    for (std::size_t i = 1; i + 1 < tokens.size(); ++i) {
-      if (uniform(key, 2 * i) >= train_.augment) kept.push_back(tokens[i]);
-    }
-    for (std::size_t i = 1; i + 1 < kept.size(); ++i) {
-      if (uniform(key, 2 * i + 1) < train_.augment) std::swap(kept[i], kept[i + 1]);
-    }
-    kept.push_back(tokens.back());
-    add_text_row(batch, kept, label);
-  }
-
   std::vector<std::string> measures() const override { return {"precision", "recall", "f1"}; }
 
   Validation validate(Engine& engine) const override {
@@ -7991,6 +8030,27 @@ class ClassificationTask : public TextTask {
   }
 
  private:
+  // With `augment` a, each token but the first and the last is left out with probability a, and
+  // else with probability a changes places with the one behind it.
+  void add_row(Batch& batch, std::size_t example, std::size_t epoch) const override {
+    const auto tokens = data_.train.row(example);
+    const std::int32_t label = data_.train.label(example);
+    if (train_.class_balance > 0) {
+      batch.weights.push_back(static_cast<float>(weights_[at(label)]));
+    }
+    if (train_.augment == 0) return add_text_row(batch, tokens, label);
+    const Key key = fold_in(fold_in(stream_key(train_.seed, Stream::augment), epoch), example);
+    std::vector<std::int32_t> kept{tokens.front()};
+    for (std::size_t i = 1; i + 1 < tokens.size(); ++i) {
+      if (uniform(key, 2 * i) >= train_.augment) kept.push_back(tokens[i]);
+    }
+    for (std::size_t i = 1; i + 1 < kept.size(); ++i) {
+      if (uniform(key, 2 * i + 1) < train_.augment) std::swap(kept[i], kept[i + 1]);
+    }
+    kept.push_back(tokens.back());
+    add_text_row(batch, kept, label);
+  }
+
   void add_held_out(Batch& batch, std::size_t text) const override {
     add_text_row(batch, data_.held_out.row(text), data_.held_out.label(text));
   }
@@ -8017,11 +8077,6 @@ class MaskedTextTask : public TextTask {
 
   MaskedTextTask(const TextData&&, ModelConfig, TrainConfig) = delete;  // data would be gone
 
-  void add_example(Batch& batch, std::size_t example, std::size_t epoch) const override {
-    const Key key = fold_in(stream_key(train_.seed, Stream::masks), epoch);
-    add_masked(batch, data_.train.row(example), fold_in(key, example));
-  }
-
   Validation validate(Engine& engine) const override {
     Tally tally;
     for_held_out([&](const Batch& batch) { tally += engine.evaluate(batch); });
@@ -8041,6 +8096,11 @@ class MaskedTextTask : public TextTask {
   }
 
  private:
+  void add_row(Batch& batch, std::size_t example, std::size_t epoch) const override {
+    const Key key = fold_in(stream_key(train_.seed, Stream::masks), epoch);
+    add_masked(batch, data_.train.row(example), fold_in(key, example));
+  }
+
   void add_held_out(Batch& batch, std::size_t text) const override {
     const Key key = stream_key(train_.seed, Stream::validation_masks);
     add_masked(batch, data_.held_out.row(text), fold_in(key, text));
@@ -8468,6 +8528,7 @@ inline void take_sizes(ModelConfig& model, const ModelConfig& other) {
   model.num_layers = other.num_layers, model.num_heads = other.num_heads;
   model.max_length = other.max_length, model.segments = other.segments;
   model.norm_epsilon = other.norm_epsilon;
+  if (other.bigrams > 0) model.bigrams = other.bigrams;  // or they begin here
 }
 
 // Begins an engine on the parameters of another model, as far as both have tensors of one name,
@@ -9368,6 +9429,7 @@ class Classifier {
       rows.add(words_, texts[i], 0, engine_->config().max_length);
       add_text_row(batch, rows.row(i));
     }
+    add_bigrams(batch, engine_->config());
     std::vector<float> scores(texts.size() * C);
     engine_->lend([&](Engine& engine) { engine.score(batch, scores); });
     std::vector<std::vector<float>> all;
@@ -10624,6 +10686,7 @@ inline std::vector<std::string> HuggingFaceFolder::load(Engine& engine) const {
     return rows[tensor.ours] == tensor.ours->shape[0];
   });
   std::vector<std::string> lacking = names_of_heads(absent, engine.config());
+  if (engine.config().bigrams > 0) lacking.push_back("bigram_embedding.weight");
   engine.write(State::parameters, values);
   return lacking;
 }
@@ -10654,6 +10717,7 @@ inline void save_hugging_face(const Path& folder, Engine& engine,
                               const std::vector<std::string>& labels, const Path& vocabulary) {
   const ModelConfig& config = engine.config();
   detail::require_bert(config);
+  require(config.bigrams == 0, "bigrams of the model is ", config.bigrams, ", and BERT has none");
   require(labels.empty() || labels.size() == config.classes, labels.size(),
           " labels, the model has ", config.classes);
   std::vector<float> values(engine.table().size());

@@ -131,6 +131,7 @@ class Runs {
     group.tokens = part_of(batch.tokens, token, N);
     group.positions = part_of(batch.positions, token, N);
     group.segments = part_of(batch.segments, token, N);
+    group.bigrams = part_of(batch.bigrams, token, N);
     group.asked = asked_;
     group.targets = part_of(batch.targets, place, M);
     group.weights = part_of(batch.weights, place, M);
@@ -259,7 +260,7 @@ class CudaCompute {
     const RowGroup& group = run.group;
     parcel_.clear();
     tokens_ = parcel_.add(group.tokens), positions_ = parcel_.add(group.positions);
-    segments_ = parcel_.add(group.segments);
+    segments_ = parcel_.add(group.segments), bigrams_ = parcel_.add(group.bigrams);
     asked_ = parcel_.add(group.asked), targets_ = parcel_.add(group.targets);
     weights_ = parcel_.add(group.weights);
     negatives_ = parcel_.add(group.negatives), log_expected_ = parcel_.add(group.log_expected);
@@ -267,6 +268,7 @@ class CudaCompute {
     if (matching_) add_candidates(group);
     by_position_.add_to(parcel_, group.positions, 0);
     by_segment_.add_to(parcel_, group.segments, 0);
+    by_bigram_.add_to(parcel_, group.bigrams, 0);
     of_parts_.resize(std::max(of_parts_.size(), run.parts.size()));
     for (std::size_t i = 0; i < run.parts.size(); ++i) add_part(group, run.parts[i], of_parts_[i]);
     longest_ = 1;
@@ -286,6 +288,7 @@ class CudaCompute {
   const std::uint32_t* segments() const {
     return run_->group.segments.empty() ? nullptr : parcel_.at(segments_);
   }
+  const std::uint32_t* bigrams() const { return parcel_.at(bigrams_); }
   const std::uint32_t* asked() const { return parcel_.at(asked_); }
   const std::uint32_t* targets() const { return parcel_.at(targets_); }
   const float* weights() const {
@@ -293,6 +296,7 @@ class CudaCompute {
   }
   cuda::Sorted by_position() const { return by_position_.in(parcel_); }
   cuda::Sorted by_segment() const { return by_segment_.in(parcel_); }
+  cuda::Sorted by_bigram() const { return by_bigram_.in(parcel_); }
   const std::uint32_t* negatives() const { return parcel_.at(negatives_); }
   const float* log_expected() const { return parcel_.floats_at(log_expected_); }
   cuda::Sorted by_negative() const { return by_negative_.in(parcel_); }
@@ -421,10 +425,10 @@ class CudaCompute {
   bool matching_;
   const Run* run_ = nullptr;
   Parcel parcel_;
-  Parcel::Place tokens_, positions_, segments_, asked_, targets_, weights_, key_tiles_;
+  Parcel::Place tokens_, positions_, segments_, bigrams_, asked_, targets_, weights_, key_tiles_;
   Parcel::Place negatives_, log_expected_, candidates_at_;
   std::size_t num_key_tiles_ = 0, longest_ = 1;
-  SortedPlaces by_position_, by_segment_, by_negative_;
+  SortedPlaces by_position_, by_segment_, by_bigram_, by_negative_;
   std::vector<SortedPart> of_parts_;
   std::vector<std::int32_t> candidates_;
   Rows all_, places_;
@@ -522,21 +526,26 @@ void attention_backward(CudaCompute& compute, const EncoderConfig&, const RowGro
 }
 
 void embedding_forward(CudaCompute& compute, std::size_t H, const RowGroup& group,
-                       const float* item, const float* position, const float* segment, float* e) {
-  cuda::embed(compute.device(), group.tokens.size(), H, compute.tokens(), compute.positions(),
-              compute.segments(), item, position, segment, e);
+                       const EncoderTensors<float>& w, float* e) {
+  cuda::embed(compute.device(), group.tokens.size(), H,
+              {{w.item, compute.tokens()},
+               {w.position, compute.positions()},
+               {w.segment, compute.segments()},
+               {w.bigram, compute.bigrams()}},
+              e);
 }
 
 void embedding_backward(CudaCompute& compute, std::size_t H, const RowGroup& group, const float* de,
-                        float* d_item, float* d_position, float* d_segment) {
+                        const EncoderTensors<float>& g) {
   cuda::Device& device = compute.device();
-  cuda::add_rows(device, compute.by_position(), H, de, d_position);
-  if (d_segment != nullptr && !group.segments.empty()) {
-    cuda::add_rows(device, compute.by_segment(), H, de, d_segment);
+  cuda::add_rows(device, compute.by_position(), H, de, g.position);
+  if (g.segment != nullptr && !group.segments.empty()) {
+    cuda::add_rows(device, compute.by_segment(), H, de, g.segment);
   }
+  if (g.bigram != nullptr) cuda::add_rows(device, compute.by_bigram(), H, de, g.bigram);
   for (std::size_t part = 0; part < compute.run().parts.size(); ++part) {
     if (compute.item_gradients) compute.item_gradients(part);
-    cuda::add_rows(device, compute.by_token(part), H, de, d_item);
+    cuda::add_rows(device, compute.by_token(part), H, de, g.item);
   }
 }
 

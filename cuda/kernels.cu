@@ -692,18 +692,22 @@ __global__ void tanh_backward_kernel(std::size_t n, const float* y, float* dy) {
 
 // ---- Rows of tables ----------------------------------------------------------------------------
 
-__global__ void embed_kernel(std::size_t N, unsigned H, const std::uint32_t* tokens,
-                             const std::uint32_t* positions, const std::uint32_t* segments,
-                             const float* item, const float* position, const float* segment,
-                             float* e) {
+// Row t of a table, or nullptr.
+__device__ const float* row_of(const Lookup& lookup, std::size_t t, unsigned H) {
+  if (lookup.table == nullptr) return nullptr;
+  const std::uint32_t row = lookup.rows == nullptr ? 0 : lookup.rows[t];
+  return lookup.table + std::size_t{row} * H;
+}
+
+__global__ void embed_kernel(std::size_t N, unsigned H, Embedding of, float* e) {
   const std::size_t t = row_at_hand();
   if (t >= N) return;
-  const float *of_item = item + std::size_t{tokens[t]} * H,
-              *of_position = position + std::size_t{positions[t]} * H;
-  const std::uint32_t kind = segments == nullptr ? 0 : segments[t];
+  const float *item = row_of(of.item, t, H), *position = row_of(of.position, t, H);
+  const float *segment = row_of(of.segment, t, H), *bigram = row_of(of.bigram, t, H);
   for (unsigned i = lane_at_hand(); i < H; i += lanes) {
-    float sum = of_item[i] + of_position[i];
-    if (segment != nullptr) sum += segment[std::size_t{kind} * H + i];
+    float sum = item[i] + position[i];
+    if (segment != nullptr) sum += segment[i];
+    if (bigram != nullptr) sum += bigram[i];
     e[t * H + i] = sum;
   }
 }
@@ -1672,11 +1676,9 @@ void tanh_backward(Device& device, std::size_t n, const float* y, float* dy) {
          flat_threads, 0, n, y, dy);
 }
 
-void embed(Device& device, std::size_t N, std::size_t H, const std::uint32_t* tokens,
-           const std::uint32_t* positions, const std::uint32_t* segments, const float* item,
-           const float* position, const float* segment, float* e) {
+void embed(Device& device, std::size_t N, std::size_t H, const Embedding& of, float* e) {
   launch(device, "embed", embed_kernel, dim3(blocks_for(N, rows_a_block)), row_threads, 0, N,
-         static_cast<unsigned>(H), tokens, positions, segments, item, position, segment, e);
+         static_cast<unsigned>(H), of, e);
 }
 
 void add_rows(Device& device, const Sorted& sorted, std::size_t H, const float* from, float* out) {

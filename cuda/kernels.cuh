@@ -133,9 +133,15 @@ void gelu_backward(Device&, std::size_t N, std::size_t width, std::size_t first_
 void tanh(Device&, std::size_t n, const float* u, float* y);
 void tanh_backward(Device&, std::size_t n, const float* y, float* dy);
 
-void embed(Device&, std::size_t N, std::size_t H, const std::uint32_t* tokens,
-           const std::uint32_t* positions, const std::uint32_t* segments, const float* item,
-           const float* position, const float* segment, float* e);
+// Of each of N tokens a row of a table; rows == nullptr: the first, table == nullptr: none.
+struct Lookup {
+  const float* table;
+  const std::uint32_t* rows;  // [N]
+};
+struct Embedding {
+  Lookup item, position, segment, bigram;
+};
+void embed(Device&, std::size_t N, std::size_t H, const Embedding&, float* e);
 // out[id] += sum of from[place] over its places, in their order.
 void add_rows(Device&, const Sorted&, std::size_t H, const float* from, float* out);
 void gather(Device&, std::size_t rows, std::size_t H, const std::uint32_t* places,

@@ -146,6 +146,45 @@ void test_augment() {
   check(empty.tokens == std::vector<std::int32_t>{cls, sep}, "nothing to leave out");
 }
 
+// Of each token the bigram with the one before it, and some of them left out, anew every epoch.
+void test_bigrams() {
+  const WordPiece words(vocabulary);
+  TextData data{vocabulary, {"x", "y"}, {}, {}};
+  std::string text;
+  for (std::size_t i = 0; i < 250; ++i) text += "a b c d ";
+  data.train.add(words, text, 0, 1002), data.train.add(words, "a b", 1, 1002);
+  data.held_out.add(words, "a", 0, 1002);
+  ModelConfig model = small_model();
+  model.max_length = 1002, model.bigrams = 50;
+  TrainConfig train = small_train();
+  const auto added = [&](double dropout, std::size_t epoch) {
+    train.bigram_dropout = dropout;
+    const ClassificationTask task(data, model, train);
+    Batch batch;
+    task.add_example(batch, 0, epoch), task.add_example(batch, 1, epoch);
+    return batch;
+  };
+  const Batch all = added(0, 0), some = added(0.3, 0), again = added(0.3, 0), later = added(0.3, 1);
+  check_equal(all.bigrams.size(), std::size_t{1006});
+  for (std::size_t t = 0; t < 1006; ++t) {
+    const bool begins = t == 0 || t == 1002;
+    check_equal(all.bigrams[t], begins ? 0 : bigram_row(all.tokens[t - 1], all.tokens[t], 50));
+    check(some.bigrams[t] == 0 || some.bigrams[t] == all.bigrams[t], "left out or as it is");
+  }
+  check_equal(all.bigrams[2], all.bigrams[1004]);  // "a b"
+  check(all.bigrams[2] != bigram_row(all.tokens[2], all.tokens[1], 50), "not that of \"b a\"");
+  const auto left_out = std::count(some.bigrams.begin(), some.bigrams.end(), 0);
+  check(left_out > 250 && left_out < 350, join(left_out, " of 1,004 left out"));
+  check(some.bigrams == again.bigrams && some.bigrams != later.bigrams, "anew every epoch");
+  std::set<std::int32_t> rows;
+  for (std::int32_t i = 0; i < 1000; ++i) rows.insert(bigram_row(7, i, 50));
+  check(rows.size() == 49 && *rows.begin() == 1 && *rows.rbegin() == 49, "all but row 0");
+  model.bigrams = 1;
+  check_throws([&] { ClassificationTask(data, model, train); }, {"bigrams is 1", "at least 2"});
+  model = {}, model.num_items = 5, model.bigrams = 9;
+  check_throws([&] { validate(model); }, {"bigrams is 9", "for texts"});
+}
+
 // Words are hidden whole; [CLS] and [SEP] never; shares of what is shown instead.
 void test_masks() {
   const WordPiece words(vocabulary);
@@ -235,12 +274,14 @@ void test_same_bits() {
   train.augment = 0.1, train.class_balance = 0.5, train.eval_every = 0.3, train.clip_norm = 1;
   for (const TaskKind task : {TaskKind::classification, TaskKind::masked_text}) {
     const TemporaryFolder folder;
+    ModelConfig model = small_model(task);
+    model.bigrams = 20;
     train.threads = 1;
-    const std::string once = trained(data, small_model(task), train, folder / "once", 1000);
+    const std::string once = trained(data, model, train, folder / "once", 1000);
     train.threads = 3;
     for (const std::size_t steps : std::vector<std::size_t>{1, 2, 5}) {
       const Path output = folder / join(steps);
-      check(trained(data, small_model(task), train, output, steps) == once,
+      check(trained(data, model, train, output, steps) == once,
             join("interrupted every ", steps, " steps"));
     }
   }
@@ -332,7 +373,12 @@ void test_begins() {
   file.copy(spec.name, spec.shape, theirs.data());
   check(std::equal(theirs.begin(), theirs.end(), engine.parameters().data() + spec.offset),
         "the encoder is theirs");
-  model.num_items = 11;
+  model.bigrams = 30;  // which the other lacks
+  CpuEngine<float, ClassificationHead> with_bigrams(model, train);
+  check_equal(begin_with(file, with_bigrams).front(), "bigram_embedding.weight");
+  take_sizes(model, stored_config<ModelConfig>(file, "model_config"));
+  check_equal(model.bigrams, std::size_t{30});
+  model.num_items = 11, model.bigrams = 0;
   CpuEngine<float, ClassificationHead> larger(model, train);
   check_throws([&] { begin_with(file, larger); }, {"item_embedding.weight", "11"});
 }
@@ -392,6 +438,7 @@ int main() {
   test("confusion", test_confusion);
   test("balance", test_balance);
   test("augment", test_augment);
+  test("bigrams", test_bigrams);
   test("masks", test_masks);
   test("same bits", test_same_bits);
   test("evaluations", test_evaluations);

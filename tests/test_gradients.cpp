@@ -55,6 +55,7 @@ Batch text_batch(const ModelConfig& model) {
     }
     batch.end_row();
   }
+  add_bigrams(batch, model, 0.2, key);
   if (classifies) batch.weights = {0.5f, 1, 2, 0.25f, 3, 1};
   return batch;
 }
@@ -165,6 +166,7 @@ ModelConfig text_model(TaskKind task) {
   ModelConfig model = small_model(Architecture::paper);
   model.task = task, model.classes = task == TaskKind::classification ? 4 : 0;
   model.segments = 2, model.inner_size = 10, model.norm_epsilon = 1e-2;
+  model.bigrams = 7;  // fewer than there are
   return model;
 }
 
@@ -173,9 +175,10 @@ void check_text() {
   const ModelConfig model = text_model(TaskKind::classification);
   CpuEngine<double, ClassificationHead> engine(model, TrainConfig{.threads = 1});
   spread_parameters(engine);
-  const auto add_row = [](Batch& batch) {
+  const auto add_row = [&](Batch& batch) {
     batch.ask(2, 7), batch.tokens.insert(batch.tokens.end(), {3, 1});
     batch.end_row();
+    add_bigrams(batch, model);
   };
   Batch one, weighted, thrice;
   add_row(one), add_row(weighted), add_row(thrice);
@@ -186,6 +189,7 @@ void check_text() {
   check(engine.loss_and_gradient(one, DropoutPlan()).loss() != alone, "another segment");
   for (Batch* batch : {&weighted, &thrice, &thrice, &thrice}) {
     batch->ask(1, 5), batch->end_row();
+    add_bigrams(*batch, model);
   }
   weighted.weights = {1, 3};
   engine.loss_and_gradient(weighted, DropoutPlan());
@@ -197,7 +201,10 @@ void check_text() {
   };
   one.segments = {0, 0, 2}, refused(one, "segment 2 of a batch, of 2 there are");
   one.segments = {0}, refused(one, "a batch with 3 tokens and 1 segments");
-  one.segments.clear(), one.weights = {1, 1};
+  one.bigrams[2] = 7, one.segments.clear(), refused(one, "bigram 7 of a batch, of 7 there are");
+  one.bigrams.pop_back(), refused(one, "a batch with 3 tokens and 2 bigrams for a model with a");
+  one.bigrams.push_back(0);
+  one.weights = {1, 1};
   refused(one, "a batch with 1 asked places and 2 weights");
   one.weights.clear(), one.targets = {4}, refused(one, "target 4 of a batch, expected 0 ... 3");
 }

@@ -447,6 +447,12 @@ void test_other_models() {
   items.task = TaskKind::items;
   const TemporaryFolder folder;
   check_throws([&] { save_hugging_face(folder.path(), *new_engine(items)); }, {"task items"});
+  ModelConfig bigrams = saved.engine->config();
+  bigrams.bigrams = 9;
+  const auto engine = new_engine(bigrams);
+  check(saved.load(*engine) == std::vector<std::string>{"bigram_embedding.weight"},
+        "BERT has none");
+  check_throws([&] { save_hugging_face(folder.path(), *engine); }, {"bigrams of the model is 9"});
 }
 
 void test_wrong_tensors() {

@@ -77,18 +77,20 @@ void test_replay() {
   check_replay<double>(detail::plain_kernels<double>());
 }
 
-// Two optimizers with the same gradients, of which one does every step on every row.
+// Two optimizers with the same gradients, of which one does every step on every row: to it no
+// tensor has bigrams.
 template <class Real>
 struct Pair {
-  static constexpr std::size_t tokens = 150, width = 9;
+  static constexpr std::size_t tokens = 150, bigrams = 80, width = 9;
 
   Pair(const TrainConfig& config, std::size_t threads)
       : train(config), compute(threads, 1, 1, detail::kernels<Real>()) {}
 
-  static TensorTable make_table() {
+  static TensorTable make_table(Rows of_bigrams) {
     TensorTable made;
     made.add("first", {3, 5}, Init::zeros);
     made.add("item", {tokens, width}, Init::zeros, Rows::tokens);
+    made.add("bigram", {bigrams, 5}, Init::zeros, of_bigrams);
     made.add("second", {11, 13}, Init::zeros);
     made.add("third", {7}, Init::zeros);
     made.add("output", {tokens, width}, Init::zeros, Rows::tokens);
@@ -114,6 +116,10 @@ struct Pair {
       }
     }
     batch.end_row();
+    for (std::size_t i = 0; i < tokens; ++i) {  // some of them twice
+      const auto bigram = static_cast<std::int32_t>(below(fold_in(key, 2), i, bigrams));
+      if (i == 0 || uniform(fold_in(key, 3), i) < chance) batch.bigrams.push_back(bigram);
+    }
     lazy.begin(batch), dense.begin(batch);
     check(std::count(lazy_g.begin(), lazy_g.end(), Real(0)) == std::ssize(lazy_g), "cleared");
     for (const TensorSpec& spec : table) {
@@ -124,9 +130,12 @@ struct Pair {
       for (std::size_t i = 0; i < spec.size; ++i) {
         if (spec.rows == Rows::other) add(spec.offset + i);
       }
-      for (const std::int32_t token : batch.tokens) {
-        for (std::size_t i = 0; i < row && spec.rows == Rows::tokens; ++i) {
-          add(spec.offset + static_cast<std::size_t>(token) * row + i);
+      const std::vector<std::int32_t> none;
+      for (const std::int32_t touched : spec.rows == Rows::tokens    ? batch.tokens
+                                        : spec.rows == Rows::bigrams ? batch.bigrams
+                                                                     : none) {
+        for (std::size_t i = 0; i < row; ++i) {
+          add(spec.offset + static_cast<std::size_t>(touched) * row + i);
         }
       }
     }
@@ -154,12 +163,12 @@ struct Pair {
   }
 
   TrainConfig train;
-  TensorTable table = make_table();
+  TensorTable table = make_table(Rows::bigrams), table_of_dense = make_table(Rows::other);
   std::vector<Real> lazy_w = first_weights(), dense_w = lazy_w;
   std::vector<Real> lazy_g = std::vector<Real>(table.size()), dense_g = lazy_g;
   Compute<Real> compute;
   AdamW<Real> lazy{compute, table, train, true, lazy_w.data(), lazy_g.data()};
-  AdamW<Real> dense{compute, table, train, false, dense_w.data(), dense_g.data()};
+  AdamW<Real> dense{compute, table_of_dense, train, false, dense_w.data(), dense_g.data()};
 };
 
 template <class Real>

@@ -82,10 +82,10 @@ Options parse(int argc, char** argv) {
       {"Masked text (--pretrain)", {"mask-probability", "random-share", "keep-share", "masking"}},
       {"Model",
        {"hidden-size", "num-layers", "num-heads", "max-length", "dropout", "attention-dropout",
-        "inner-size", "norm-epsilon", "segments", "initializer-range"}},
+        "inner-size", "norm-epsilon", "segments", "bigrams", "initializer-range"}},
       {"Learning",
        {"epochs", "batch-size", "lr", "schedule", "warmup-steps", "weight-decay", "clip-norm",
-        "adam-beta1", "adam-beta2", "adam-epsilon", "augment", "class-balance"}},
+        "adam-beta1", "adam-beta2", "adam-epsilon", "augment", "bigram-dropout", "class-balance"}},
       {"Validation", {"validation-limit", "eval-every", "best-by", "patience"}},
       {"The run", {}},
   });

@@ -59,6 +59,7 @@ Batch ragged_batch(const Case& at, std::uint64_t step) {
       add_cloze_row(batch, items, at.model, 0.3, key);
     }
   }
+  add_bigrams(batch, at.model, 0.2, fold_in(make_key(29), step));
   const auto draw = [&](std::size_t i) {
     return static_cast<std::int32_t>(below(fold_in(make_key(23), step), i, I));
   };
@@ -125,10 +126,16 @@ std::vector<Case> cases() {
     c.model.task = TaskKind::classification, c.model.classes = 3, c.model.segments = 2;
     c.model.norm_epsilon = 1e-12, c.model.inner_size = 40;
   });
+  add("classification with bigrams", [](Case& c) {
+    c.model.task = TaskKind::classification, c.model.classes = 3, c.model.bigrams = 500;
+    c.rows = 5, c.steps = 5;
+  });
 #if defined(EMULATION_ASAN)
-  // Slow there; further steps touch no other memory, but those of drawn items (rows left behind).
-  for (Case& one : all)
-    one.steps = std::min<std::size_t>(one.steps, draws_negatives(one.train.loss) ? 2 : 1);
+  // Slow there; further steps touch no other memory, but where rows are left behind.
+  for (Case& one : all) {
+    const bool leaves = draws_negatives(one.train.loss) || one.model.bigrams > 0;
+    one.steps = std::min<std::size_t>(one.steps, leaves ? 2 : 1);
+  }
 #endif
   return all;
 }

@@ -120,8 +120,9 @@ inline void add_flags(cli::CommandLine& line, Options& options) {
   line.option("data", options.data, "folder with items.jsonl and histories.jsonl");
   line.option("output", options.output, "folder for models, checkpoints, plots and logs");
   line.option("preset", options.preset, "JSON file of options; flags beside it go before it");
-  line.configuration(options.train, flag_names, {"augment", "class_balance", "masking"});
-  line.configuration(options.model, flag_names, {"num_items", "segments", "classes"});
+  line.configuration(options.train, flag_names,
+                     {"augment", "class_balance", "masking", "bigram_dropout"});
+  line.configuration(options.model, flag_names, {"num_items", "segments", "classes", "bigrams"});
   line.option("init-from", options.init_from,
               "models folder to begin on, with its sizes: items are matched by id, so the data may "
               "have grown");

@@ -56,9 +56,8 @@ class Recording : public bert4rec::Compute<double> {
 // ---- Forward -----------------------------------------------------------------------------------
 
 inline void embedding_forward(Recording& r, std::size_t H, const RowGroup& group,
-                              const double* item, const double* position, const double* segment,
-                              double* e) {
-  bert4rec::embedding_forward(r.base(), H, group, item, position, segment, e);
+                              const bert4rec::EncoderTensors<double>& w, double* e) {
+  bert4rec::embedding_forward(r.base(), H, group, w, e);
   r.start_at(0);
   r.keep("embedded", group.tokens.size(), H, e);
 }
