@@ -181,6 +181,26 @@ void test_same_bits() {
   }
 }
 
+// A gradient in one piece has the rows that were touched, of all tables, and nothing else.
+void test_packed() {
+  Pair<float> pair({}, 1);
+  pair.step(1, 0.1, 1e-3);
+  const std::vector<float> gradient = pair.lazy_g;
+  std::vector<float> message(pair.lazy.packed_size());
+  pair.lazy.for_packed(message.data(), [](const float* from, float* to, std::size_t n) {
+    std::copy_n(from, n, to);
+  });
+  std::fill(pair.lazy_g.begin(), pair.lazy_g.end(), 0.0f);
+  pair.lazy.for_packed(message.data(), [](float* to, const float* from, std::size_t n) {
+    std::copy_n(from, n, to);
+  });
+  check(pair.lazy_g == gradient, "packed and unpacked");
+  const auto is_zero = [](float x) { return x == 0; };
+  const auto zeros = std::count_if(gradient.begin(), gradient.end(), is_zero);
+  check_equal(message.size(), gradient.size() - static_cast<std::size_t>(zeros));
+  check(zeros > 1000, "most rows were left alone");
+}
+
 // 3,000 steps with a warm-up and a rate that falls, whatever share of the rows a step touches.
 template <class Real>
 void test_accuracy() {
@@ -316,5 +336,6 @@ int main() {
   test("rows that wait long: double", test_accuracy<double>);
   test("unusual memories of AdamW", test_unusual_memories);
   test("an engine whose rows wait", test_engine);
+  test("a gradient in one piece", test_packed);
   return finish();
 }

@@ -747,11 +747,19 @@ expect 0 "" classify part $learn --overwrite
 cmp -s part/models/best_model.safetensors letters/models/best_model.safetensors && ok ||
   bad "the same seed gave another model"
 expect 0 "== masked text: 216 texts" classify masked --epochs 2 --pretrain 2
-grep -q "begins at random: pooler.dense.weight" out && ok || bad "which tensors begin at random"
-grep -q "begins at random: encoder" out && bad "the encoder is that of the masked text" || ok
+grep -q "begins anew: pooler.dense.weight" out && ok || bad "which tensors begin anew"
+grep -q "begins anew: encoder" out && bad "the encoder is that of the masked text" || ok
 expect 0 "continuing after epoch 2" classify masked --epochs 2 --pretrain 2 --resume
 expect 0 "validation: accuracy" classify from --epochs 1 --from masked/models --vocab letters.txt
 expect 1 "is not the vocabulary of" classify from --from masked/models --vocab vocab.txt --overwrite
+# Bigrams: interrupted or not, onto a model without, and what has none.
+expect 0 "validation: accuracy" classify bigrams --epochs 2 --pretrain 1 --bigrams 64
+grep -q "begins anew: bigram" out && bad "the bigrams are those of the masked text" || ok
+expect 0 "  1" "$bin/predict_text" --models bigrams/models,letters/models --text "a c b"
+expect 0 "begins anew: bigram_embedding.weight" classify from --epochs 1 --from masked/models \
+  --vocab letters.txt --bigrams 64 --overwrite
+expect 1 "bigrams is 1, expected 0 or, for texts, at least 2" classify o --bigrams 1
+expect 1 "bigrams of the model is 64, and BERT has none" "$bin/convert_bert" --from from/models --to o
 # Other forms of the same: CSV, JSON lines, no header; and wrong ones.
 sed 's/\t/,/' letters.tsv >letters.csv
 sed 1d letters.tsv >bare.tsv
@@ -802,7 +810,7 @@ for name in config.json model.safetensors vocab.txt; do
   [ -s theirs/$name ] && ok || bad "theirs/$name is missing"
 done
 expect 0 "ours: written, classification into 2 labels" convert theirs ours
-grep -q "begins at random" out && bad "all tensors are there" || ok
+grep -q "begins anew" out && bad "all tensors are there" || ok
 predict --input letters.tsv >lines 2>err
 expect 0 "" "$bin/predict_text" --models ours --input letters.tsv
 cmp -s out lines && ok || bad "there and back: other labels or probabilities"
@@ -810,8 +818,8 @@ expect 1 "theirs: holds config.json already; --overwrite replaces it" convert le
 expect 1 "ours: holds best_model.safetensors already" convert theirs ours
 expect 0 "written" convert letters/models theirs --overwrite --name final_model
 expect 0 "written, masked-text, 2 layers" convert masked/pretrained/models unnamed
-expect 0 "begins at random: classifier.weight" classify hf --epochs 1 --from unnamed --max-length 8
-expect 0 "begins at random, since the file lacks it: classifier.weight" \
+expect 0 "begins anew: classifier.weight" classify hf --epochs 1 --from unnamed --max-length 8
+expect 0 "begins anew, since the file lacks it: classifier.weight" \
   convert unnamed five --classes 5 --max-length 8
 expect 0 "into 5 labels" convert five theirs5
 grep -q '"LABEL_4": 4' theirs5/config.json && ok || bad "names of five labels"

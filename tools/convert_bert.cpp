@@ -99,7 +99,7 @@ void from_hugging_face(const Options& options) {
   const std::vector<std::string> labels = labels_of(folder, config);
   const auto engine = make_cpu_engine(config, TrainConfig(), Start::random);
   for (const std::string& name : folder.load(*engine)) {
-    std::cout << "  begins at random, since the file lacks it: " << name << "\n";
+    std::cout << "  begins anew, since the file lacks it: " << name << "\n";
   }
   make_folder(options.to);
   const FolderLock lock(options.to);

@@ -281,7 +281,7 @@ std::optional<TrainingMetrics> train(std::unique_ptr<Task> task, const TrainConf
     const std::vector<std::string> others = is_checkpoint(from)
                                                 ? HuggingFaceFolder(from).load(trainer.engine())
                                                 : begin_with(open_model(from), trainer.engine());
-    for (const std::string& name : others) std::cout << "  begins at random: " << name << "\n";
+    for (const std::string& name : others) std::cout << "  begins anew: " << name << "\n";
   }
   cli::ProgressBar bar(options.quiet);
   TrainerCallbacks callbacks;
