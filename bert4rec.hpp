@@ -188,6 +188,11 @@ inline std::size_t utf8_length(std::string_view text) {
   return valid ? length : 0;
 }
 
+inline bool is_utf8(std::string_view text) {
+  while (const std::size_t length = utf8_length(text)) text.remove_prefix(length);
+  return text.empty();
+}
+
 // Whether a character in UTF-8 does something to a terminal instead of being seen there: control
 // characters, line separators, marks that turn the direction of writing.
 inline bool is_control(std::string_view c) {
@@ -997,9 +1002,11 @@ inline Kind examine(Handle file, std::uint64_t& size) {
   return S_ISREG(facts.st_mode) ? Kind::regular : Kind::other;
 }
 
+constexpr std::size_t most_at_once = std::size_t{1} << 30;  // macOS refuses 2 GiB
+
 inline std::ptrdiff_t read(Handle file, char* to, std::size_t size) {
   std::ptrdiff_t count = 0;
-  do count = ::read(file, to, size);
+  do count = ::read(file, to, std::min(size, most_at_once));
   while (count < 0 && errno == EINTR);
   return count;
 }
@@ -1011,7 +1018,7 @@ inline bool seek(Handle file, std::uint64_t place) {
 
 inline std::ptrdiff_t write(Handle file, const char* from, std::size_t size) {
   std::ptrdiff_t count = 0;
-  do count = ::write(file, from, size);
+  do count = ::write(file, from, std::min(size, most_at_once));
   while (count < 0 && errno == EINTR);
   return count;
 }
@@ -1424,11 +1431,14 @@ namespace detail {
 inline constexpr std::string_view journal_name = ".replacing";
 
 // A place inside the folder: what a damaged or forged journal says must not reach further.
-inline Path journal_path(const Path& folder, const Json& name) {
-  const Path path = path_from(name.string());
-  const bool inside = path.is_relative() && !path.has_root_path() && path.has_filename() &&
-                      std::find(path.begin(), path.end(), Path("..")) == path.end();
-  require(inside, "\"", shown(name.string()), "\" is no place in the folder");
+inline Path journal_path(const Path& folder, std::string_view name) {
+  const Path path = path_from(name);
+  const auto lacks = [&](const char* part) {
+    return std::find(path.begin(), path.end(), Path(part)) == path.end();
+  };
+  require(path.is_relative() && !path.has_root_path() && path.has_filename() && lacks(".") &&
+              lacks("..") && is_utf8(name),
+          "\"", shown(name), "\" is no place in the folder");
   return folder / path;
 }
 
@@ -1441,13 +1451,13 @@ inline void obey_journal(const Path& folder) {
   in_context(path_text(journal), [&] {
     for (const Json& pair : orders.at("replace").array()) {
       require(pair.array().size() == 2, "expected pairs of names");
-      const Path from = journal_path(folder, pair.array()[0]);
-      const Path to = journal_path(folder, pair.array()[1]);
+      const Path from = journal_path(folder, pair.array()[0].string());
+      const Path to = journal_path(folder, pair.array()[1].string());
       if (path_exists(from) && !os::replace(from, to)) fail_system(to, "replace");
       folders.push_back(to.parent_path());
     }
     for (const Json& name : orders.at("remove").array()) {
-      const Path path = journal_path(folder, name);
+      const Path path = journal_path(folder, name.string());
       remove_path(path);
       folders.push_back(path.parent_path());
     }
@@ -1460,6 +1470,8 @@ inline void obey_journal(const Path& folder) {
     }
   }
   remove_path(journal);
+  // Or a loss of power could bring it back, and what it removes may be there anew.
+  if (!os::flush_folder(folder)) fail_system(folder, "flush to the disk");
 }
 
 }  // namespace detail
@@ -1468,17 +1480,24 @@ class FileSet {
  public:
   explicit FileSet(const FolderLock& lock) : folder_(lock.folder()) {}
 
-  // Appends to the new file of that name.
+  // Appends to the new file of that name. If it throws, nothing can be committed any more.
   void write(std::string_view name, std::string_view bytes) {
+    const Path path = detail::journal_path(folder_, name);
+    ++unwritten_;
     auto& file = files_[std::string(name)];
-    if (file == nullptr) file = std::make_unique<detail::TemporaryFile>(folder_ / path_from(name));
+    if (file == nullptr) file = std::make_unique<detail::TemporaryFile>(path);
     file->write(bytes);
+    --unwritten_;
   }
 
   // Lets commit() remove that file, if there is one.
-  void remove(std::string_view name) { removed_.emplace_back(name); }
+  void remove(std::string_view name) {
+    static_cast<void>(detail::journal_path(folder_, name));  // checked
+    removed_.emplace_back(name);
+  }
 
   void commit() {
+    require(unwritten_ == 0, folder_, ": a file of a set could not be written: none is replaced");
     Json::Array replace;
     for (const auto& [name, file] : files_) {
       file->finish();
@@ -1507,6 +1526,7 @@ class FileSet {
   Path folder_;
   std::map<std::string, std::unique_ptr<detail::TemporaryFile>> files_;
   std::vector<std::string> removed_;
+  std::size_t unwritten_ = 0;  // calls of write() that threw
 };
 
 // Completes what a killed writer had begun in a folder: for the holder of the lock ...
@@ -2059,7 +2079,7 @@ struct TrainConfig {
           "users or texts to validate on after an epoch, evenly spread; 0: all");
     visit("best_by", self.best_by, 0, 4, "what tells the best epoch");
     visit("patience", self.patience, 0, 10'000'000,
-          "stop after so many epochs without a better one; 0: never");
+          "stop after so many validations without a better one; 0: never");
     visit("seed", self.seed, 0, 9'223'372'036'854'775'807, "all randomness comes from this number");
     visit("save_every", self.save_every, 1, 10'000'000, "epochs between checkpoints");
     visit("threads", self.threads, 0, 1024, "threads; 0: one a core. Never changes a result");
@@ -2103,8 +2123,9 @@ inline void validate(const ModelConfig& config) {
           ", expected ", classifies ? "at least 2" : "0 but for a classifier");
   require(!config.reads_text() || config.objective == Objective::cloze, "objective is ",
           enum_name(config.objective), ", but texts are read from both sides: cloze");
-  require(config.bigrams == 0 || (config.bigrams >= 2 && config.reads_text()), "bigrams is ",
-          config.bigrams, ", expected 0 or, for texts, at least 2");
+  require(config.bigrams == 0 || config.reads_text(), "bigrams is ", config.bigrams,
+          ", but task is ", enum_name(config.task), ": only texts have bigrams");
+  require(config.bigrams != 1, "bigrams is 1, expected 0 or at least 2");
 }
 
 inline void validate(const TrainConfig& config) {
@@ -3754,6 +3775,12 @@ constexpr std::size_t slab_rows(std::size_t columns, std::size_t most) {
   return std::min(std::max(slab_numbers / columns, least_rows), most);
 }
 
+// Drawn items have their rows behind those of PAD, MASK and UNK (find_touched).
+inline void check_loss(const ModelConfig& config, Loss loss) {
+  require(!config.reads_text() || !draws_negatives(loss), "loss is ", enum_name(loss),
+          ", but texts are learned with softmax");
+}
+
 template <class Real>
 void grow(Buffer<Real>& buffer, std::size_t size) {
   if (buffer.size() < size) buffer = Buffer<Real>(size);
@@ -3855,6 +3882,7 @@ class ItemHead {
         capacity_(encoder.capacity()),
         w_(tensors_at<ItemTensors<Real>>(config, table, parameters)),
         g_(tensors_at<ItemTensors<Real>>(config, table, gradients)) {
+    detail::check_loss(config, train.loss);
     if (config.ties_items()) {
       w_.weight = encoder.item_weight(), g_.weight = encoder.item_gradient();
     }
@@ -4923,8 +4951,9 @@ inline void check_batch(const Batch& batch, const ModelConfig& config) {
     require(below(segment, config.segments), "segment ", segment, " of a batch, of ",
             config.segments, " there are");
   }
-  require(batch.bigrams.size() == (config.bigrams > 0 ? N : 0), "a batch with ", N, " tokens and ",
-          batch.bigrams.size(), " bigrams for a model with a table of ", config.bigrams);
+  const std::size_t bigrams = config.bigrams > 0 ? N : 0;
+  require(batch.bigrams.size() == bigrams, "a batch with ", batch.bigrams.size(),
+          " bigrams, expected ", bigrams, ", as add_bigrams() makes them");
   for (const std::int32_t bigram : batch.bigrams) {
     require(below(bigram, config.bigrams), "bigram ", bigram, " of a batch, of ", config.bigrams,
             " there are");
@@ -5030,14 +5059,15 @@ constexpr std::int32_t bigram_row(std::int32_t before, std::int32_t token, std::
   return static_cast<std::int32_t>(1 + below(key, static_cast<std::uint64_t>(token), rows - 1));
 }
 
-// Fills batch.bigrams, if the model has them, for the rows that were added since. What begins a row
+// Fills batch.bigrams, if the model has them, for the rows that were ended since. What begins a row
 // has none. A share `dropout` of the others is left out, lest training learn its texts by heart: a
 // rare bigram gives a text away.
 inline void add_bigrams(Batch& batch, const ModelConfig& config, double dropout = 0, Key key = {}) {
   if (config.bigrams == 0) return;
   const std::size_t first = batch.bigrams.size();
-  for (std::size_t t = first; t < batch.tokens.size(); ++t) {
-    const bool none = batch.positions[t] == 0 || uniform(key, t - first) < dropout;
+  for (std::size_t t = first; t < batch.offsets.back(); ++t) {
+    const bool begins = std::binary_search(batch.offsets.begin(), batch.offsets.end(), t);
+    const bool none = begins || uniform(key, t - first) < dropout;
     batch.bigrams.push_back(
         none ? 0 : bigram_row(batch.tokens[t - 1], batch.tokens[t], config.bigrams));
   }
@@ -5686,10 +5716,11 @@ class Texts {
 // put off: when a row is next needed it takes all that it missed, at once, in registers, with the
 // very operations that they would have been (adamw_replay). Each depends on the numbers of the row
 // alone, so it does not matter when that is, and no file, measure or interruption can tell.
-// Clearing, norm and update walk the other tensors and the rows touched. The result has the bits of doing every step on every row, with one
-// exception, which lets a row forget: in a step without gradient m becomes 0 where it would move w
-// no further than 2^-17 lr in all the steps to come. Each such step multiplies m by b1 and sqrt(v)
-// by sqrt(b2), so they sum up (but for the corrections of bias, near 1 after the first steps) to
+// Clearing, norm and update walk the other tensors and the rows touched. The result has the bits of
+// doing every step on every row, with one exception, which lets a row forget: in a step without
+// gradient m becomes 0 where it would move w no further than 2^-17 lr in all the steps to come. Each
+// such step multiplies m by b1 and sqrt(v) by sqrt(b2), so they sum up (but for the corrections of
+// bias, near 1 after the first steps) to
 //   lr (|m| / sqrt(v)) / (1 - b1 / sqrt(b2)),   and m is 0 where
 //   |m| rest_factor <= sqrt(v),   rest_factor = 2^17 / (1 - b1 / sqrt(b2)):
 // with the usual b1 and b2 some 140 steps after a gradient. (If b1 >= sqrt(b2), never.)
@@ -5733,8 +5764,8 @@ std::array<detail::AdamConstants<Real>, 2> adam_constants(const TrainConfig& con
   return {kept, decayed};
 }
 
-// What steps update: numbers that all of them see; and of tensors with a row for each bigram and, if
-// the loss is one over drawn items (`draws`), for each token, those rows that the batch touches.
+// What steps update: numbers that all of them see; and of tensors with a row for each bigram or, if
+// the loss is one over drawn items (`draws`), for each token those rows that the batch touches.
 struct StepParts {
   struct Tensor {
     std::size_t offset, width;  // of its first row, and of each
@@ -6148,8 +6179,8 @@ inline std::vector<Recommendation> top_unseen(std::span<const float> scores, Ite
 //   at the start     versions, settings and data, which must be the same, and the state of rank 0,
 //                    if it resumes
 // So a step is that of one process but for the order in which sums are made. With as many ranks a
-// run has the same bits again. With a loss over drawn items (chapter 15) a message has, of the
-// tables, the rows that the batch touches and no others.
+// run has the same bits again. Of tables of which a step touches but some rows (chapter 15) a
+// message has those rows and no others.
 
 // How ranks speak. All make the same calls in the same order, and a call returns when all have made
 // it; so if one throws the others wait, and its program must end them (as MPI_Abort does). This is
@@ -7875,8 +7906,7 @@ class TextTask : public Task {
     model_.num_items = words_.size();
     model_.classes = model.task == TaskKind::classification ? data.labels.size() : 0;
     bert4rec::validate(model_);
-    require(train_.loss == Loss::softmax, "loss is ", enum_name(train_.loss),
-            ", but texts are learned with softmax");
+    detail::check_loss(model_, train_.loss);
     require(data.train.size() > 0 && data.held_out.size() > 0, "texts: ", data.train.size(),
             " to train on and ", data.held_out.size(), " held out, expected some of both");
     std::uint64_t hash = checksum(data.vocabulary);
@@ -8185,6 +8215,14 @@ inline bool holds_run(const Path& output) {
   return path_exists(output / detail::best_model_file) ||
          path_exists(output / detail::final_model_file) ||
          !detail::checkpoint_files(output).empty();
+}
+
+// Whether it holds one that a Trainer can resume, or one that was killed before there was a
+// checkpoint to resume from.
+inline bool can_resume(const Path& output) { return !detail::checkpoint_files(output).empty(); }
+inline bool died_early(const Path& output) {
+  return holds_run(output) && !can_resume(output) &&
+         !path_exists(output / detail::final_model_file);
 }
 
 // An evaluation, counting from 1, as a number of epochs, to two places: "0.67", "3".
@@ -8532,10 +8570,20 @@ inline void take_sizes(ModelConfig& model, const ModelConfig& other) {
 }
 
 // Begins an engine on the parameters of another model, as far as both have tensors of one name,
-// which must have one shape; returns the names of the others, whose initial values stay.
+// which must have one shape; returns the names of the others, whose initial values stay. The heads
+// may differ, but an encoder without a part of what it learned with is another: an error.
 inline std::vector<std::string> begin_with(const Safetensors& file, Engine& engine) {
   file.verify();
   const std::vector<std::string> known = file.names();
+  TensorTable encoder;
+  add_tensors<EncoderTensors<float>>(encoder, engine.config().encoder());
+  for (const std::string& name : known) {
+    const bool of_encoder =
+        name.starts_with("encoder.") || name.find("embedding") != std::string::npos;
+    const auto has_name = [&](const TensorSpec& spec) { return spec.name == name; };
+    require(!of_encoder || std::any_of(encoder.begin(), encoder.end(), has_name), file.path(),
+            ": tensor \"", name, "\" is of an encoder that has more than this one");
+  }
   std::vector<float> values(engine.table().size());
   engine.read(State::parameters, values);
   std::vector<std::string> others;
@@ -8588,7 +8636,11 @@ inline std::size_t begin_with_items(const Safetensors& file, const Catalogue& be
   for (const Item& item : now) {
     known.push_back(std::visit([&](const auto& id) { return before.find(id); }, item.id));
   }
-  const TensorTable table = bert4rec_tensors(stored_config<ModelConfig>(file, "model_config"));
+  const auto model = stored_config<ModelConfig>(file, "model_config");
+  require(before.size() == model.num_items && now.size() == engine.config().num_items, file.path(),
+          ": catalogues of ", before.size(), " and ", now.size(), " items, expected ",
+          model.num_items, ", as the model has, and ", engine.config().num_items);
+  const TensorTable table = bert4rec_tensors(model);
   std::vector<float> values(engine.table().size());
   engine.read(State::parameters, values);
   for (const TensorSpec& spec : engine.table()) {
@@ -8652,6 +8704,7 @@ class Trainer {
         train_((validate(train), train)),
         output_(std::move(output)),
         task_(std::move(task)) {
+    require(task_->examples() > 0, "there is nothing to train on");
     if (is_first()) prepare_folder();
     for (const std::string& name : task_->measures()) metrics_.val_measures.push_back({name, {}});
     metrics_.facts = {task_->data_name(), last_names(output_, 2), train_.best_by, {}};
@@ -8669,7 +8722,8 @@ class Trainer {
   Trainer(const Dataset& data, const ModelConfig& model, const TrainConfig& train, Path output,
           const EngineMaker& make = make_cpu_engine, Collective& ranks = alone())
       : Trainer(make_task(data, model, train), train, std::move(output), make, ranks) {}
-  Trainer(const Dataset&&, ModelConfig, TrainConfig, Path) = delete;  // data would be gone
+  Trainer(const Dataset&&, ModelConfig, TrainConfig, Path, const EngineMaker& = make_cpu_engine,
+          Collective& = alone()) = delete;  // data would be gone
 
   const Task& task() const { return *task_; }
   Engine& engine() { return *engine_; }
@@ -8742,6 +8796,7 @@ class Trainer {
     }
     if (ranks_.size() > 1) share_state();
     continues_ = true;
+    if (unsaved_) save_part();
     while (!finished()) {
       if (!train_part(callbacks)) {
         save_checkpoint("interrupted");
@@ -8754,6 +8809,7 @@ class Trainer {
       }
     }
     if (is_first()) {
+      save_curves();  // a killed run may have got no further than its last checkpoint
       save_engine(output_ / detail::final_model_file, *engine_, false, description());
     }
     return true;
@@ -8857,7 +8913,7 @@ class Trainer {
 
   // ---- The run ---------------------------------------------------------------------------------
 
-  // All epochs done, or none better for as long as patience lasts.
+  // All epochs done, or no evaluation better for as long as patience lasts.
   bool finished() const {
     const std::size_t done = metrics_.evaluations();
     return done >= train_.epochs * metrics_.per_epoch ||
@@ -8930,6 +8986,8 @@ class Trainer {
       metrics_.train_accuracies[i].push_back(part_metrics_.accuracy(i));
       metrics_.val_accuracies[i].push_back(validation.tally.accuracy(i));
     }
+    require(validation.measures.size() == metrics_.val_measures.size(), "a task of ",
+            metrics_.val_measures.size(), " measures found ", validation.measures.size());
     for (std::size_t i = 0; i < validation.measures.size(); ++i) {
       metrics_.val_measures[i].second.push_back(validation.measures[i]);
     }
@@ -8946,25 +9004,34 @@ class Trainer {
                              improved};
     batches_done_ = 0, part_metrics_ = {}, part_seconds_ = 0;
     if (ranks_.size() > 1) require_same_parameters();
-    if (is_first()) save_part(report);
+    if (is_first()) {
+      unsaved_ = report;
+      save_part();
+    }
     if (callbacks.on_epoch) callbacks.on_epoch(report);
   }
 
-  void save_part(const EpochReport& report) {
+  // What came of an evaluation. If it throws (a disk may be full), the next run() begins with it.
+  void save_part() {
     const std::size_t done = metrics_.evaluations();
-    if (report.improved) {
+    if (unsaved_->improved) {
       save_engine(output_ / detail::best_model_file, *engine_, false, description());
     }
     if (done % (train_.save_every * metrics_.per_epoch) == 0 || finished()) {
-      save_checkpoint(join("epoch_", report.epoch));
+      save_checkpoint(join("epoch_", unsaved_->epoch));
       std::error_code ignored;  // overtaken, if there was one
       std::filesystem::remove(checkpoint_path("interrupted"), ignored);
     }
+    save_curves();
+    log_epoch(*unsaved_);
+    unsaved_.reset();
+  }
+
+  void save_curves() {
     FileSet curves(*lock_);
     curves.write(detail::metrics_file, sealed(metrics_.to_json().text(2)) + "\n");
     curves.write(detail::table_file, metrics_.to_csv());
     curves.commit();
-    log_epoch(report);
   }
 
   double learning_rate(std::uint64_t step) const {
@@ -9059,7 +9126,8 @@ class Trainer {
       });
       if (!furthest || progress > furthest->first) furthest.emplace(progress, file.path());
     }
-    require(furthest.has_value(), output_ / "checkpoints", ": no checkpoint to resume from");
+    require(furthest.has_value(), output_ / "checkpoints",
+            ": no checkpoint to resume from; overwrite() begins anew");
     return furthest->second;
   }
 
@@ -9153,6 +9221,7 @@ class Trainer {
   std::size_t batches_done_ = 0;
   Tally part_metrics_;
   double part_seconds_ = 0;
+  std::optional<EpochReport> unsaved_;  // of rank 0: an evaluation of which no file tells yet
 };
 
 // ================================================================================================
@@ -9420,8 +9489,19 @@ class Classifier {
     return std::move(probabilities({&text, 1}).front());
   }
 
-  // Of many texts, in less time.
+  // [texts,C]: of many texts, in less time.
   std::vector<std::vector<float>> probabilities(std::span<const std::string_view> texts) const {
+    std::vector<std::vector<float>> all;
+    constexpr std::size_t block = 512;
+    for (std::size_t first = 0; first < texts.size(); first += block) {
+      add_probabilities(texts.subspan(first, std::min(block, texts.size() - first)), all);
+    }
+    return all;
+  }
+
+ private:
+  void add_probabilities(std::span<const std::string_view> texts,
+                         std::vector<std::vector<float>>& all) const {
     const std::size_t C = labels_.size();
     Texts rows;
     Batch batch;
@@ -9432,16 +9512,13 @@ class Classifier {
     add_bigrams(batch, engine_->config());
     std::vector<float> scores(texts.size() * C);
     engine_->lend([&](Engine& engine) { engine.score(batch, scores); });
-    std::vector<std::vector<float>> all;
     for (std::size_t i = 0; i < texts.size(); ++i) {
       float* row = scores.data() + i * C;
       detail::kernels<float>().softmax(row, 1.0f, C);
       all.emplace_back(row, row + C);
     }
-    return all;
   }
 
- private:
   Classifier(const Path& models, const Safetensors& file, std::size_t threads,
              const EngineMaker& make)
       : words_(WordPiece::load(models / "vocab.txt")),
@@ -10124,14 +10201,18 @@ inline std::string Json::text(int indent) const {
 
 inline void Json::write_string(std::string& out, std::string_view value) {
   out += '"';
-  for (const char c : value) {
+  for (std::size_t at = 0, length = 1; at < value.size(); at += length) {
+    const char c = value[at];
+    length = std::max<std::size_t>(detail::utf8_length(value.substr(at)), 1);
     if (c == '"' || c == '\\') {
       out += '\\', out += c;
     } else if (static_cast<unsigned char>(c) < 0x20) {
       static constexpr char hex[] = "0123456789abcdef";
       out += "\\u00", out += hex[c >> 4], out += hex[c & 15];
+    } else if (length == 1 && static_cast<unsigned char>(c) >= 0x80) {
+      out += "\\ufffd";  // not UTF-8 (a name of a folder may be so), which no reader would take
     } else {
-      out += c;
+      out += value.substr(at, length);
     }
   }
   out += '"';
@@ -10652,6 +10733,7 @@ inline void HuggingFaceFolder::copy(const detail::SharedTensor& tensor, const st
   if (tensor.ours->rows == Rows::tokens) theirs[0] = config_.num_items;
   if (tensor.ours->name == "position_embedding.weight") theirs[0] = config_.max_length;
   if (theirs == ours) return file_.copy(name, ours, to);
+  file_.check(name, theirs);  // before memory is taken for it
   std::vector<float> all(checked_product(theirs, name));
   file_.copy(name, theirs, all.data());
   std::copy_n(all.data(), checked_product(ours, name), to);

@@ -659,6 +659,7 @@ class CudaItemHead {
         w_(tensors_at<ItemTensors<float>>(in.config, in.table, in.parameters)),
         g_(tensors_at<ItemTensors<float>>(in.config, in.table, in.gradients)),
         transform_(config_, w_, g_, in.encoder.capacity()) {
+    detail::check_loss(config_, train_.loss);
     if (config_.ties_items()) {
       w_.weight = in.encoder.item_weight(), g_.weight = in.encoder.item_gradient();
     }
@@ -1068,7 +1069,7 @@ class CudaAdamW {
         },
         [&](std::size_t table, const Tensor& tensor, std::size_t at) {
           const cuda::TableRows rows = touched(table, tensor.width);
-          cuda::gather(device_, rows.count, tensor.width, rows.tokens, gradients_ + tensor.offset,
+          cuda::gather(device_, rows.count, tensor.width, rows.numbers, gradients_ + tensor.offset,
                        packed + at);
         });
   }
@@ -1079,7 +1080,7 @@ class CudaAdamW {
         },
         [&](std::size_t table, const Tensor& tensor, std::size_t at) {
           const cuda::TableRows rows = touched(table, tensor.width);
-          cuda::scatter(device_, rows.count, tensor.width, rows.tokens, packed + at,
+          cuda::scatter(device_, rows.count, tensor.width, rows.numbers, packed + at,
                         gradients_ + tensor.offset);
         });
   }
@@ -1173,7 +1174,7 @@ class CudaAdamW {
 
   void take_late(std::size_t table, const cuda::TableRows& rows) {
     for (const Tensor& tensor : parts_.tables[table].tensors) {
-      cuda::replay_rows(device_, {rows.tokens, rows.count, tensor.width},
+      cuda::replay_rows(device_, {rows.numbers, rows.count, tensor.width},
                         parameters_ + tensor.offset, first_.data() + tensor.offset,
                         second_.data() + tensor.offset, late_[tensor.decay].data(),
                         taken_[table].data(), late_steps_);

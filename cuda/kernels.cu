@@ -692,7 +692,7 @@ __global__ void tanh_backward_kernel(std::size_t n, const float* y, float* dy) {
 
 // ---- Rows of tables ----------------------------------------------------------------------------
 
-// Row t of a table, or nullptr.
+// The row of token t in a table, or nullptr.
 __device__ const float* row_of(const Lookup& lookup, std::size_t t, unsigned H) {
   if (lookup.table == nullptr) return nullptr;
   const std::uint32_t row = lookup.rows == nullptr ? 0 : lookup.rows[t];
@@ -1425,18 +1425,18 @@ __global__ void adamw_kernel(std::size_t n, float* p, const float* g, float* m, 
                 decision->gradient_scale);
 }
 
-// The token of row i, and where element j < width of its row is.
-__device__ std::size_t token_of(const TableRows& rows, std::size_t i) {
-  return rows.tokens == nullptr ? i : rows.tokens[i];
+// Which row of the table row i of these is.
+__device__ std::size_t number_of(const TableRows& rows, std::size_t i) {
+  return rows.numbers == nullptr ? i : rows.numbers[i];
 }
 
-// A thread for each number of the rows: body(place in the tensor, token).
+// A thread for each number of the rows: body(place in the tensor, row of the table).
 template <class Body>
 __device__ void at_element_of(const TableRows& rows, Body&& body) {
   const std::size_t index = place_at_hand();
   if (index >= rows.count * rows.width) return;
-  const std::size_t token = token_of(rows, index / rows.width);
-  body(token * rows.width + index % rows.width, token);
+  const std::size_t row = number_of(rows, index / rows.width);
+  body(row * rows.width + index % rows.width, row);
 }
 
 __global__ void zero_rows_kernel(TableRows rows, float* g) {
@@ -1446,7 +1446,7 @@ __global__ void zero_rows_kernel(TableRows rows, float* g) {
 __global__ void square_rows_kernel(TableRows rows, const float* g, double* squares) {
   const std::size_t i = row_at_hand();
   if (i >= rows.count) return;
-  g += token_of(rows, i) * rows.width;
+  g += number_of(rows, i) * rows.width;
   float sum = 0;
   for (std::size_t j = lane_at_hand(); j < rows.width; j += lanes) sum = fused(g[j], g[j], sum);
   sum = sum_lanes(sum);
@@ -1464,9 +1464,9 @@ __global__ void adamw_rows_kernel(TableRows rows, float* p, const float* g, floa
 __global__ void replay_rows_kernel(TableRows rows, float* p, float* m, float* v,
                                    const AdamConstants* steps, const std::uint32_t* taken,
                                    std::uint32_t end) {
-  at_element_of(rows, [&](std::size_t at, std::size_t token) {
+  at_element_of(rows, [&](std::size_t at, std::size_t row) {
     float weight = p[at], first = m[at], second = v[at];
-    for (std::uint32_t step = taken[token]; step < end; ++step) {
+    for (std::uint32_t step = taken[row]; step < end; ++step) {
       const AdamConstants c = steps[step];
       first = fused(0 - first, c.rate1, first);
       second = fused(-second, c.rate2, second);
@@ -1481,7 +1481,7 @@ __global__ void replay_rows_kernel(TableRows rows, float* p, float* m, float* v,
 
 __global__ void set_taken_kernel(TableRows rows, std::uint32_t end, std::uint32_t* taken) {
   const std::size_t i = place_at_hand();
-  if (i < rows.count) taken[token_of(rows, i)] = end;
+  if (i < rows.count) taken[number_of(rows, i)] = end;
 }
 
 }  // namespace

@@ -298,9 +298,9 @@ void decide(Device&, std::size_t ranges, const float* squares, std::size_t rows,
 void adamw(Device&, std::size_t n, float* p, const float* g, float* m, float* v,
            const std::uint8_t* decays, const AdamConstants&, const Decision*);
 
-// Rows of a tensor with `width` numbers a row, of some tokens; tokens == nullptr: of all.
+// Some rows of a table with `width` numbers a row; numbers == nullptr: the first ones.
 struct TableRows {
-  const std::uint32_t* tokens;
+  const std::uint32_t* numbers;
   std::size_t count, width;
 };
 void zero_rows(Device&, const TableRows&, float* g);

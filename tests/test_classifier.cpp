@@ -181,8 +181,12 @@ void test_bigrams() {
   check(rows.size() == 49 && *rows.begin() == 1 && *rows.rbegin() == 49, "all but row 0");
   model.bigrams = 1;
   check_throws([&] { ClassificationTask(data, model, train); }, {"bigrams is 1", "at least 2"});
+  Batch by_hand;  // what is not ended yet waits, and positions may be any
+  by_hand.tokens = {7, 8}, by_hand.end_row(), by_hand.positions = {3, 0}, by_hand.ask(0, 9);
+  model.bigrams = 50, add_bigrams(by_hand, model);
+  check(by_hand.bigrams == std::vector<std::int32_t>{0, bigram_row(7, 8, 50)}, "rows that ended");
   model = {}, model.num_items = 5, model.bigrams = 9;
-  check_throws([&] { validate(model); }, {"bigrams is 9", "for texts"});
+  check_throws([&] { validate(model); }, {"bigrams is 9", "task is items"});
 }
 
 // Words are hidden whole; [CLS] and [SEP] never; shares of what is shown instead.
@@ -378,7 +382,13 @@ void test_begins() {
   check_equal(begin_with(file, with_bigrams).front(), "bigram_embedding.weight");
   take_sizes(model, stored_config<ModelConfig>(file, "model_config"));
   check_equal(model.bigrams, std::size_t{30});
-  model.num_items = 11, model.bigrams = 0;
+  ModelConfig sized = model, other = sized;
+  other.bigrams = 40, take_sizes(sized, other);
+  check_equal(sized.bigrams, std::size_t{40});
+  model.num_layers = 1;
+  CpuEngine<float, ClassificationHead> shorter(model, train);
+  check_throws([&] { begin_with(file, shorter); }, {"encoder.layers.1", "has more than this one"});
+  model.num_items = 11, model.bigrams = 0, model.num_layers = 2;
   CpuEngine<float, ClassificationHead> larger(model, train);
   check_throws([&] { begin_with(file, larger); }, {"item_embedding.weight", "11"});
 }

@@ -290,7 +290,23 @@ void check_set_refused() {
   FileSet set(lock);
   set.write("a", "A");
   check_throws([&] { set.write("none/b", "B"); }, {"none", "cannot create"});
+  check_throws([&] { set.commit(); }, {"could not be written: none is replaced"});
   check_equal(contents(folder.path()), "abc");
+}
+
+// Names that no journal could hold are refused before there is one.
+void check_set_outside() {
+  const TemporaryFolder folder;
+  fill(folder.path());
+  const FolderLock lock(folder.path());
+  FileSet set(lock);
+  for (const std::string_view name : {"../a", "sub/../../a", "/a", ".", "sub/.", "", "b\xE9"}) {
+    check_throws([&] { set.write(name, "B"); }, {"is no place in the folder"});
+    check_throws([&] { set.remove(name); }, {"is no place in the folder"});
+  }
+  set.write("a", "A");
+  set.commit();
+  check_equal(contents(folder.path()), "Abc");
 }
 
 void check_reader_settles() {
@@ -1057,6 +1073,7 @@ int main(int argc, char** argv) {
   test("a set of files", check_set);
   test("a set that is not committed", check_set_not_committed);
   test("a set that cannot be written", check_set_refused);
+  test("a set with names outside its folder", check_set_outside);
   test("a reader does the rest", check_reader_settles);
   test("bad journals", check_bad_journals);
   test("sealed JSON: every flipped bit", check_sealed);

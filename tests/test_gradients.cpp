@@ -202,7 +202,8 @@ void check_text() {
   one.segments = {0, 0, 2}, refused(one, "segment 2 of a batch, of 2 there are");
   one.segments = {0}, refused(one, "a batch with 3 tokens and 1 segments");
   one.bigrams[2] = 7, one.segments.clear(), refused(one, "bigram 7 of a batch, of 7 there are");
-  one.bigrams.pop_back(), refused(one, "a batch with 3 tokens and 2 bigrams for a model with a");
+  one.bigrams.pop_back(),
+      refused(one, "a batch with 2 bigrams, expected 3, as add_bigrams() makes them");
   one.bigrams.push_back(0);
   one.weights = {1, 1};
   refused(one, "a batch with 1 asked places and 2 weights");

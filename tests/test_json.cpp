@@ -918,6 +918,19 @@ void check_byte_flips() {
   }
 }
 
+// A name of a folder may be anything; what is written can be read.
+void check_tree_not_utf8() {
+  Json json;
+  json.set("folder",
+           "donn\xE9"
+           "es \xE4\xB8\x96 \xC0\xAF \"\xF0\x9F");
+  const std::string text = json.text();
+  check(detail::is_utf8(text), text);
+  const std::string bad = "\xEF\xBF\xBD";  // U+FFFD for each byte
+  check_equal(Json::parse(text).at("folder").string(),
+              "donn" + bad + "es \xE4\xB8\x96 " + bad + bad + " \"" + bad + bad);
+}
+
 }  // namespace
 
 // Not inlined: GCC would take the calls of malloc and free for a mismatch.
@@ -958,6 +971,7 @@ int main() {
   test("JsonReader", check_pull);
   test("JsonReader: errors", check_pull_errors);
   test("Json", check_tree);
+  test("Json: text that is not UTF-8", check_tree_not_utf8);
   test("Json: errors", check_tree_errors);
   test("reading a tree writes nothing", check_reading_is_free);
   test("every prefix is refused", check_prefixes);

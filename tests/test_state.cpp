@@ -347,6 +347,7 @@ void test_grown_data() {
   for (const NewItems choice : {NewItems::random, NewItems::mean}) {
     const auto engine = make_cpu_engine(model, tiny_train(1), Start::random);
     const auto fresh = make_cpu_engine(model, tiny_train(1), Start::random);
+    check_throws([&] { begin_with_items(file, known, *engine, known, choice); }, {"expected"});
     check_equal(begin_with_items(file, known, *engine, more.catalogue, choice), 15u);
     std::vector<float> now(engine->table().size()), initial(now.size());
     engine->read(State::parameters, now);

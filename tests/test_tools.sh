@@ -752,13 +752,19 @@ grep -q "begins anew: encoder" out && bad "the encoder is that of the masked tex
 expect 0 "continuing after epoch 2" classify masked --epochs 2 --pretrain 2 --resume
 expect 0 "validation: accuracy" classify from --epochs 1 --from masked/models --vocab letters.txt
 expect 1 "is not the vocabulary of" classify from --from masked/models --vocab vocab.txt --overwrite
-# Bigrams: interrupted or not, onto a model without, and what has none.
+# Bigrams: from masked text on, from a model with them and onto one without, and what has none.
 expect 0 "validation: accuracy" classify bigrams --epochs 2 --pretrain 1 --bigrams 64
 grep -q "begins anew: bigram" out && bad "the bigrams are those of the masked text" || ok
-expect 0 "  1" "$bin/predict_text" --models bigrams/models,letters/models --text "a c b"
+expect 0 "" "$bin/predict_text" --models bigrams/models,letters/models --text "a c b"
+[ "$(awk "NR == 1 { print \$2 }" out)" = 1 ] && ok || bad "bigrams beside a model without"
+expect 0 "validation: accuracy" classify from --epochs 1 --from bigrams/models --overwrite
+grep -q "begins anew" out && bad "all tensors are those of the model begun with" || ok
+cp -r masked lost && rm -r lost/models lost/checkpoints lost/plots
+expect 1 "of an encoder that has more than this one" classify lost --epochs 2 --pretrain 2 \
+  --num-layers 1 --resume
 expect 0 "begins anew: bigram_embedding.weight" classify from --epochs 1 --from masked/models \
   --vocab letters.txt --bigrams 64 --overwrite
-expect 1 "bigrams is 1, expected 0 or, for texts, at least 2" classify o --bigrams 1
+expect 1 "bigrams is 1, expected 0 or at least 2" classify o --bigrams 1
 expect 1 "bigrams of the model is 64, and BERT has none" "$bin/convert_bert" --from from/models --to o
 # Other forms of the same: CSV, JSON lines, no header; and wrong ones.
 sed 's/\t/,/' letters.tsv >letters.csv

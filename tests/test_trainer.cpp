@@ -770,6 +770,34 @@ void test_failing_batch() {
         "as if nothing had been");
 }
 
+// An evaluation whose files could not be written is not forgotten: the next run() begins with them.
+void test_failing_save() {
+  const Dataset data = ring_data(15, 30);
+  const TemporaryFolder folder;
+  const TrainConfig train = small_train();
+  const std::string once = trained(data, small_model(), train, folder / "once");
+  const Path output = folder / "again", in_the_way = output / "models" / "best_model.safetensors";
+  auto trainer = std::make_unique<Trainer>(data, small_model(), train, output);
+  std::size_t epochs = 0;
+  TrainerCallbacks callbacks;
+  callbacks.on_epoch = [&](const EpochReport&) { ++epochs; };
+  callbacks.on_batch = [&](const BatchReport&) { make_folder(in_the_way / "full"); };
+  check_throws([&] { trainer->run(callbacks); }, {"best_model.safetensors"});
+  check_equal(trainer->metrics().evaluations(), 1u);
+  std::filesystem::remove_all(in_the_way);
+  callbacks.on_batch = {};
+  trainer->run(callbacks);
+  check_equal(epochs, 3u);  // the first was not told
+  check(file_bytes(output / "models" / "final_model.safetensors") + file_bytes(in_the_way) == once,
+        "as if nothing had been");
+  const std::string curves = file_bytes(output / "plots" / "training_metrics.json");
+  std::filesystem::remove(output / "plots" / "training_metrics.json");
+  trainer.reset();  // and its lock
+  Trainer finished(data, small_model(), train, output);
+  finished.resume(), finished.run();
+  check(file_bytes(output / "plots" / "training_metrics.json") == curves, "written where missing");
+}
+
 #ifdef _WIN32
 
 void full_disk() { skip("a full disk loses nothing", "Windows limits no file's size"); }
@@ -914,6 +942,7 @@ int main() {
   test("a longer run continues a shorter one", test_more_epochs);
   test("a loss that is not finite stops before the update", test_diverging_loss);
   test("a batch that cannot be made stops behind the step before it", test_failing_batch);
+  test("an evaluation that cannot be saved is saved by the next run", test_failing_save);
   full_disk();
   test("folders named in any language", test_names_in_any_language);
   test("a training step allocates no memory after the first", test_allocations);

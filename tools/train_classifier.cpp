@@ -270,7 +270,7 @@ std::optional<TrainingMetrics> train(std::unique_ptr<Task> task, const TrainConf
   warn_of_warmup(task->examples(), config);
   Trainer trainer(std::move(task), config, output, options.gpu.maker());
   std::cout << cli::grouped(trainer.engine().table().size()) << " parameters\n";
-  const bool resume = options.resume && holds_run(output);
+  const bool resume = options.resume && can_resume(output);
   if (resume) {
     const Path checkpoint = trainer.resume();
     std::cout << "continuing after epoch "
@@ -291,7 +291,7 @@ std::optional<TrainingMetrics> train(std::unique_ptr<Task> task, const TrainConf
     if (!options.quiet) print_epoch(report, trainer.metrics());
   };
   callbacks.should_stop = [] { return cli::received_signal != 0; };
-  if (options.overwrite) trainer.overwrite();
+  if (options.overwrite || (options.resume && died_early(output))) trainer.overwrite();
   const bool finished = trainer.run(callbacks);
   bar.clear();
   const TrainingMetrics& metrics = trainer.metrics();

@@ -455,7 +455,8 @@ inline bool train_parts(const Options& options, const Dataset& data, Collective&
     Options one = options;
     one.train = part.train;
     one.output = options.output / part.folder;
-    one.resume = options.resume && first_says(ranks, holds_run(one.output));
+    one.resume = options.resume && first_says(ranks, can_resume(one.output));
+    one.overwrite = options.overwrite || (options.resume && died_early(one.output));
     std::cout << "== " << part.folder << ", " << done.size() + 1 << " of "
               << parts_of(options).size() << std::endl;
     const auto metrics = train(one, data, ranks);
