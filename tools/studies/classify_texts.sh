@@ -18,11 +18,12 @@ folder=$1 output=${2:-output/texts}
 if [ $# -gt 2 ]; then shift 2; else set -- thucnews chnsenti waimai; fi
 here=$(cd "$(dirname "$0")" && pwd)
 bin=${BERT4REC_BUILD:-$here/../../build}
-if [ ! -x "$bin/train_classifier" ]; then
-  echo "$0: $bin/train_classifier is missing: build first" \
+for program in train_classifier predict_text; do
+  if [ -x "$bin/$program" ]; then continue; fi
+  echo "$0: $bin/$program is missing: build first" \
     "(cmake -S . -B build && cmake --build build)" >&2
   exit 1
-fi
+done
 mkdir -p "$output"
 
 # train RUN OPTION...: a classifier in a folder of its own, and what it says in RUN.log.
@@ -42,7 +43,8 @@ train() {
 # mean RUN RUN: accuracy of two classifiers together, on the texts of $unseen.
 mean() {
   "$bin/predict_text" --models "$output/$1/models,$output/$2/models" --evaluate "$unseen" \
-    $columns | sed -n '1s/.*accuracy \([0-9.]*%\).*/\1/p'
+    $columns >"$unseen.log"
+  sed -n '1s/.*accuracy \([0-9.]*%\).*/\1/p' "$unseen.log"
 }
 
 # accuracy RUN: on the test texts that training has not seen.
@@ -73,9 +75,10 @@ study() {
     train "$name$kind-masked" --texts "$train" --test "$test" $columns "$@" \
       ${kind:+--bigrams 65536} --pretrain "$epochs"
   done
+  both=$(mean "$name-bigrams-labels" "$name-bigrams-masked")
   echo "| $name | $(floors "$train" "$test") | $(accuracy "$name-labels") |" \
     "$(accuracy "$name-masked") | $(accuracy "$name-bigrams-labels") |" \
-    "$(accuracy "$name-bigrams-masked") | $(mean "$name-bigrams-labels" "$name-bigrams-masked") |"
+    "$(accuracy "$name-bigrams-masked") | $both |"
 }
 
 echo "| | naive Bayes | linear | labels alone | masked text first |" \
