@@ -205,7 +205,7 @@ cp a/histories.jsonl before
 expect 1 "no user is left with 20 titles" load a --file few
 same before a/histories.jsonl "a run without users leaves the file of the run before"
 printf 'Al\351ce\n' >latin
-expect 1 "latin:1: byte 4: invalid UTF-8" load a --file latin
+expect 1 'latin:1: invalid UTF-8: Al\xe9ce' load a --file latin
 printf '# nobody\n' >none
 expect 1 "none: no user names" load a --file none
 expect 1 "absent: cannot open" load a --file absent

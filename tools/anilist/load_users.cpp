@@ -52,7 +52,8 @@ std::vector<std::string> read_names(const Path& path) {
     const std::size_t begin = line.find_first_not_of(" \t");
     if (begin == line.npos) return;
     const std::string name(line.substr(begin, line.find_last_not_of(" \t") + 1 - begin));
-    JsonReader(Json(name).text(), path_text(path), number).skip();  // refuses what is not UTF-8
+    require(bert4rec::detail::is_utf8(name), path, ":", number,
+            ": invalid UTF-8: ", shown(name, 60));
     require(name.size() <= 60 && name.find('\0') == name.npos, path, ":", number,
             ": not a user name: ", shown(name, 60));
     // AniList does not tell Alice from alice.
