@@ -1432,12 +1432,12 @@ inline constexpr std::string_view journal_name = ".replacing";
 
 // A place inside the folder: what a damaged or forged journal says must not reach further.
 inline Path journal_path(const Path& folder, std::string_view name) {
-  const Path path = path_from(name);
+  const Path path = is_utf8(name) ? path_from(name) : Path();
   const auto lacks = [&](const char* part) {
     return std::find(path.begin(), path.end(), Path(part)) == path.end();
   };
   require(path.is_relative() && !path.has_root_path() && path.has_filename() && lacks(".") &&
-              lacks("..") && is_utf8(name),
+              lacks(".."),
           "\"", shown(name), "\" is no place in the folder");
   return folder / path;
 }
