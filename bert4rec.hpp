@@ -5718,9 +5718,9 @@ class Texts {
 // alone, so it does not matter when that is, and no file, measure or interruption can tell.
 // Clearing, norm and update walk the other tensors and the rows touched. The result has the bits of
 // doing every step on every row, with one exception, which lets a row forget: in a step without
-// gradient m becomes 0 where it would move w no further than 2^-17 lr in all the steps to come. Each
-// such step multiplies m by b1 and sqrt(v) by sqrt(b2), so they sum up (but for the corrections of
-// bias, near 1 after the first steps) to
+// gradient m becomes 0 where it would move w no further than 2^-17 lr in all the steps to come.
+// Each such step multiplies m by b1 and sqrt(v) by sqrt(b2), so they sum up (but for the
+// corrections of bias, near 1 after the first steps) to
 //   lr (|m| / sqrt(v)) / (1 - b1 / sqrt(b2)),   and m is 0 where
 //   |m| rest_factor <= sqrt(v),   rest_factor = 2^17 / (1 - b1 / sqrt(b2)):
 // with the usual b1 and b2 some 140 steps after a gradient. (If b1 >= sqrt(b2), never.)
@@ -8575,14 +8575,13 @@ inline void take_sizes(ModelConfig& model, const ModelConfig& other) {
 inline std::vector<std::string> begin_with(const Safetensors& file, Engine& engine) {
   file.verify();
   const std::vector<std::string> known = file.names();
-  TensorTable encoder;
-  add_tensors<EncoderTensors<float>>(encoder, engine.config().encoder());
   for (const std::string& name : known) {
     const bool of_encoder =
         name.starts_with("encoder.") || name.find("embedding") != std::string::npos;
     const auto has_name = [&](const TensorSpec& spec) { return spec.name == name; };
-    require(!of_encoder || std::any_of(encoder.begin(), encoder.end(), has_name), file.path(),
-            ": tensor \"", name, "\" is of an encoder that has more than this one");
+    const bool is_ours = std::any_of(engine.table().begin(), engine.table().end(), has_name);
+    require(!of_encoder || is_ours, file.path(), ": tensor \"", name,
+            "\" is of an encoder that has more than this one");
   }
   std::vector<float> values(engine.table().size());
   engine.read(State::parameters, values);

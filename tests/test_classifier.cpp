@@ -119,13 +119,19 @@ void test_balance() {
   check(std::abs(std::accumulate(half.begin(), half.end(), 0.0f) - 8) < 1e-5f, "1 on average");
 }
 
-void test_augment() {
+// "a b c d" 250 times, and another text, to train on.
+TextData long_text_and(std::string_view other) {
   const WordPiece words(vocabulary);
   TextData data{vocabulary, {"x", "y"}, {}, {}};
   std::string text;
   for (std::size_t i = 0; i < 250; ++i) text += "a b c d ";
-  data.train.add(words, text, 0, 1002), data.train.add(words, "", 1, 1002);
+  data.train.add(words, text, 0, 1002), data.train.add(words, other, 1, 1002);
   data.held_out.add(words, "a", 0, 1002);
+  return data;
+}
+
+void test_augment() {
+  const TextData data = long_text_and("");
   TrainConfig train = small_train();
   train.augment = 0.1;
   ModelConfig model = small_model();
@@ -148,12 +154,7 @@ void test_augment() {
 
 // Of each token the bigram with the one before it, and some of them left out, anew every epoch.
 void test_bigrams() {
-  const WordPiece words(vocabulary);
-  TextData data{vocabulary, {"x", "y"}, {}, {}};
-  std::string text;
-  for (std::size_t i = 0; i < 250; ++i) text += "a b c d ";
-  data.train.add(words, text, 0, 1002), data.train.add(words, "a b", 1, 1002);
-  data.held_out.add(words, "a", 0, 1002);
+  const TextData data = long_text_and("a b");
   ModelConfig model = small_model();
   model.max_length = 1002, model.bigrams = 50;
   TrainConfig train = small_train();
