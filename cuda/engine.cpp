@@ -277,7 +277,7 @@ class CudaCompute {
     }
     all_.begin(*this, group.all, &Part::first_token, &Part::end_token, widths);
     places_.begin(*this, group.asked_rows, &Part::first_asked, &Part::end_asked, widths);
-    key_tiles_ = tiles(group.all, cuda::key_tile(config_.head_size()), num_key_tiles_);
+    key_tiles_ = tiles(group.all, cuda::key_tile(device_, config_.head_size()), num_key_tiles_);
     parcel_.send(device_);
     item_gradients = nullptr;
   }

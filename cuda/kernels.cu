@@ -260,6 +260,30 @@ __device__ float largest_of_lanes(float value) {
   return value;
 }
 
+// add(sum, fetch(0)), and of that add(..., fetch(1)), and so on: `count` values in this order. If each
+// were fetched when it is added, each would wait for memory; so 16 are fetched and then added.
+template <class Sum, class Fetch, class Add>
+__device__ Sum add_in_order(std::size_t count, Sum sum, Fetch&& fetch, Add&& add) {
+  constexpr unsigned batch = 16;
+  for (std::size_t first = 0; first < count; first += batch) {
+    decltype(fetch(first)) values[batch];
+    const std::size_t left = count - first;
+    BERT4REC_UNROLL
+    for (unsigned i = 0; i < batch; ++i) {
+      if (i < left) values[i] = fetch(first + i);
+    }
+    BERT4REC_UNROLL
+    for (unsigned i = 0; i < batch; ++i) {
+      if (i < left) sum = add(sum, values[i]);
+    }
+  }
+  return sum;
+}
+template <class Sum, class Fetch>
+__device__ Sum add_in_order(std::size_t count, Sum sum, Fetch&& fetch) {
+  return add_in_order(count, sum, fetch, [](Sum all, Sum value) { return all + value; });
+}
+
 constexpr unsigned flat_threads = 256;  // of kernels that take numbers one by one
 
 __device__ std::size_t place_at_hand() {
@@ -363,79 +387,137 @@ __device__ void for_dropout(const Dropout& dropout, std::size_t row, unsigned n,
 }
 
 // ---- Products ----------------------------------------------------------------------------------
-// C[m,n] = start + A B, by blocks of [16 T, 16 T] of C. A block walks along k in steps of `depth`,
-// which all its 256 threads bring to shared memory, each A(i,k) and B(k,j) once; a thread owns
-// T x T elements of C, in registers, and adds up in ascending k.
+// C[m,n] = start + A B, by tiles of C of [width,width]. The side x side threads of a block own T x T
+// elements each, in registers, and add up in ascending k. They walk along k in steps of `depth`, for
+// which they bring a part of A and of B to shared memory, each number once.
 
 struct Matrix {
   const float* data;
   std::size_t row, col;
 };
 
-constexpr unsigned depth = 16, product_side = 16;
+// Part after part of an operand: A(first + i, k + l) for i < width, l < depth, zeros beyond its end. The
+// numbers of the next part are fetched into registers while the block still multiplies this one, and
+// neighbouring threads fetch neighbouring numbers.
+template <unsigned width, unsigned depth, unsigned threads>
+class Parts {
+ public:
+  static constexpr unsigned stride = width + 4, size = depth * stride;
 
-// Brings A(first + i, k + l) for i < width, l < depth to to[l][i]; rows from `end` on stay out.
-// Neighbouring threads read neighbouring numbers of memory.
-template <unsigned width>
-__device__ void bring(const Matrix& a, std::size_t first, std::size_t end, std::size_t k,
-                      std::size_t k_end, float* to) {
-  for (unsigned index = threadIdx.x; index < width * depth; index += product_side * product_side) {
+  __device__ Parts(const Matrix& a, std::size_t first, std::size_t end)
+      : rows_(end - first < width ? static_cast<unsigned>(end - first) : width) {
     const bool along_k = a.col == 1;
-    const unsigned i = along_k ? index / depth : index % width;
-    const unsigned l = along_k ? index % depth : index / width;
-    const bool inside = first + i < end && k + l < k_end;
-    to[l * (width + 4) + i] = inside ? a.data[(first + i) * a.row + (k + l) * a.col] : 0.0f;
+    i_ = along_k ? threadIdx.x / depth : threadIdx.x % width;
+    l_ = along_k ? threadIdx.x % depth : threadIdx.x / width;
+    i_step_ = along_k ? threads / depth : 0;
+    l_step_ = along_k ? 0 : threads / width;
+    from_ = a.data + (first + i_) * a.row + l_ * a.col;
+    step_ = i_step_ * a.row + l_step_ * a.col, next_part_ = depth * a.col;
   }
-}
 
-template <unsigned T>
-__global__ void __launch_bounds__(256)
+  // The next part, of which `left` numbers along k are inside.
+  __device__ void fetch(std::size_t left) {
+    BERT4REC_UNROLL
+    for (unsigned e = 0; e < each; ++e) {
+      const bool inside = i_ + e * i_step_ < rows_ && l_ + e * l_step_ < left;
+      values_[e] = inside ? from_[e * step_] : 0.0f;
+    }
+    from_ += next_part_;
+  }
+
+  // to[l][i], rows `stride` apart
+  __device__ void put(float* to) const {
+    BERT4REC_UNROLL
+    for (unsigned e = 0; e < each; ++e) {
+      to[(l_ + e * l_step_) * stride + i_ + e * i_step_] = values_[e];
+    }
+  }
+
+ private:
+  static constexpr unsigned each = width * depth / threads;
+  static_assert(threads % width == 0 && threads % depth == 0 && each * threads == width * depth);
+  const float* from_;             // the first number of this thread
+  std::size_t step_, next_part_;  // from it to its next, and to that of the next part
+  unsigned rows_, i_, l_, i_step_, l_step_;
+  float values_[each];
+};
+
+template <unsigned side_, unsigned T_, unsigned depth_>
+struct TileShape {
+  static constexpr unsigned side = side_, T = T_, depth = depth_, width = side * T;
+  using Operand = Parts<width, depth, side * side>;
+  static constexpr std::size_t shared = 4 * Operand::size * sizeof(float);  // two parts of A and B
+
+  // Where element r of the T along one edge that thread t owns stands in the tile: neighbours by
+  // fours, so that they are read at once.
+  static constexpr unsigned group = T < 4 ? T : 4;
+  static __device__ unsigned place(unsigned t, unsigned r) {
+    return r / group * group * side + group * t + r % group;
+  }
+  static __device__ void take(const float* row, unsigned t, float (&values)[T]) {
+    BERT4REC_UNROLL
+    for (unsigned r = 0; r < T; r += group) {
+      if constexpr (group == 4) {
+        const float4 x = *reinterpret_cast<const float4*>(row + place(t, r));
+        values[r] = x.x, values[r + 1] = x.y, values[r + 2] = x.z, values[r + 3] = x.w;
+      } else {
+        const float2 x = *reinterpret_cast<const float2*>(row + place(t, r));
+        values[r] = x.x, values[r + 1] = x.y;
+      }
+    }
+  }
+};
+
+template <class Shape>
+__global__ void __launch_bounds__(Shape::side * Shape::side, Shape::T == 8 ? 2 : 1)
     multiply_kernel(std::size_t m, std::size_t n, std::size_t k, Matrix a, Matrix b_transposed,
                     const float* start, std::size_t start_row, float* c, std::size_t c_row) {
-  constexpr unsigned width = product_side * T, stride = width + 4;
-  float *a_part = shared_memory<float>(), *b_part = a_part + depth * stride;
-  const std::size_t down = (m + width - 1) / width;  // blocks of C below one another
+  using Operand = typename Shape::Operand;
+  constexpr unsigned width = Shape::width, T = Shape::T, depth = Shape::depth;
+  const std::size_t down = (m + width - 1) / width;  // tiles of C below one another
   const std::size_t first_row = blockIdx.x % down * width, first_col = blockIdx.x / down * width;
-  const unsigned ty = threadIdx.x / product_side, tx = threadIdx.x % product_side;
-  // Its rows are first_row + 4 ty + 64 (r / 4) + r % 4, its columns likewise: fours of neighbours.
-  const auto place = [](unsigned t, unsigned r) { return 4 * t + r / 4 * 64 + r % 4; };
+  const unsigned ty = threadIdx.x / Shape::side, tx = threadIdx.x % Shape::side;
+  Operand of_a(a, first_row, m), of_b(b_transposed, first_col, n);
+  of_a.fetch(k), of_b.fetch(k);
 
   float sum[T][T];
   BERT4REC_UNROLL
   for (unsigned r = 0; r < T; ++r) {
     BERT4REC_UNROLL
     for (unsigned s = 0; s < T; ++s) {
-      const std::size_t i = first_row + place(ty, r), j = first_col + place(tx, s);
+      const std::size_t i = first_row + Shape::place(ty, r), j = first_col + Shape::place(tx, s);
       sum[r][s] = start != nullptr && i < m && j < n ? start[i * start_row + j] : 0.0f;
     }
   }
-  for (std::size_t at = 0; at < k; at += depth) {
+  unsigned turn = 0;  // two places in turn: one is filled while others still read the other
+  for (std::size_t left = k; left > 0; left -= left < depth ? left : depth, turn ^= 1u) {
+    float *a_part = shared_memory<float>() + turn * 2 * Operand::size;
+    float *b_part = a_part + Operand::size;
+    of_a.put(a_part), of_b.put(b_part);
     __syncthreads();
-    bring<width>(a, first_row, m, at, k, a_part);
-    bring<width>(b_transposed, first_col, n, at, k, b_part);
-    __syncthreads();
-    const unsigned steps = k - at < depth ? static_cast<unsigned>(k - at) : depth;
-    for (unsigned l = 0; l < steps; ++l) {
+    if (left > depth) of_a.fetch(left - depth), of_b.fetch(left - depth);
+    const auto multiply_add = [&](unsigned l) {
       float a_values[T], b_values[T];
-      BERT4REC_UNROLL
-      for (unsigned r = 0; r < T; r += 4) {
-        const float4 x = *reinterpret_cast<const float4*>(a_part + l * stride + place(ty, r));
-        const float4 y = *reinterpret_cast<const float4*>(b_part + l * stride + place(tx, r));
-        a_values[r] = x.x, a_values[r + 1] = x.y, a_values[r + 2] = x.z, a_values[r + 3] = x.w;
-        b_values[r] = y.x, b_values[r + 1] = y.y, b_values[r + 2] = y.z, b_values[r + 3] = y.w;
-      }
+      Shape::take(a_part + l * Operand::stride, ty, a_values);
+      Shape::take(b_part + l * Operand::stride, tx, b_values);
       BERT4REC_UNROLL
       for (unsigned r = 0; r < T; ++r) {
         BERT4REC_UNROLL
         for (unsigned s = 0; s < T; ++s) sum[r][s] = fused(a_values[r], b_values[s], sum[r][s]);
       }
+    };
+    if (left >= depth) {
+      BERT4REC_UNROLL_16
+      for (unsigned l = 0; l < depth; ++l) multiply_add(l);
+    } else {
+      for (unsigned l = 0; l < left; ++l) multiply_add(l);
     }
   }
   BERT4REC_UNROLL
   for (unsigned r = 0; r < T; ++r) {
     BERT4REC_UNROLL
     for (unsigned s = 0; s < T; ++s) {
-      const std::size_t i = first_row + place(ty, r), j = first_col + place(tx, s);
+      const std::size_t i = first_row + Shape::place(ty, r), j = first_col + Shape::place(tx, s);
       if (i < m && j < n) c[i * c_row + j] = sum[r][s];
     }
   }
@@ -541,11 +623,10 @@ __global__ void column_sums_kernel(Blocks blocks, std::size_t width, const float
                                    float* partial) {
   const std::size_t j = column_at_hand();
   if (j >= width) return;
-  float sum = 0;
-  for (std::size_t t = blocks.begins[blockIdx.x]; t < blocks.begins[blockIdx.x + 1]; ++t) {
-    sum += dy[t * width + j];
-  }
-  partial[blockIdx.x * width + j] = sum;
+  const std::size_t first = blocks.begins[blockIdx.x];
+  partial[blockIdx.x * width + j] =
+      add_in_order(blocks.begins[blockIdx.x + 1] - first, 0.0f,
+                   [&](std::size_t t) { return dy[(first + t) * width + j]; });
 }
 
 // partial[b] holds dgain[H] and then dbias[H].
@@ -554,14 +635,24 @@ __global__ void normalize_parameters_kernel(Blocks blocks, std::size_t H, const 
                                             float* partial) {
   const std::size_t j = column_at_hand();
   if (j >= H) return;
-  float gain = 0, bias = 0;
-  for (std::size_t t = blocks.begins[blockIdx.x]; t < blocks.begins[blockIdx.x + 1]; ++t) {
-    const Statistics row = statistics[t];
-    gain = fused(dy[t * H + j], (x[t * H + j] - row.mean) * row.inverse_deviation, gain);
-    bias += dy[t * H + j];
-  }
-  partial[blockIdx.x * 2 * H + j] = gain;
-  partial[blockIdx.x * 2 * H + H + j] = bias;
+  struct Sums {
+    float gain, bias;
+  };
+  struct Term {
+    float dy, z;
+  };
+  const std::size_t first = blocks.begins[blockIdx.x];
+  const Sums sums = add_in_order(
+      blocks.begins[blockIdx.x + 1] - first, Sums{0, 0},
+      [&](std::size_t i) {
+        const std::size_t t = first + i;
+        return Term{dy[t * H + j], (x[t * H + j] - statistics[t].mean) * statistics[t].inverse_deviation};
+      },
+      [](Sums all, Term term) {
+        return Sums{fused(term.dy, term.z, all.gain), all.bias + term.dy};
+      });
+  partial[blockIdx.x * 2 * H + j] = sums.gain;
+  partial[blockIdx.x * 2 * H + H + j] = sums.bias;
 }
 
 // out[j] += partial[0,j] + partial[1,j] + ..., in this order from out[j] on
@@ -569,10 +660,7 @@ __global__ void add_blocks_kernel(std::size_t blocks, std::size_t width, const f
                                   std::size_t stride, float* out) {
   const std::size_t j = std::size_t{blockIdx.x} * column_threads + threadIdx.x;
   if (j >= width) return;
-  float sum = out[j];
-  BERT4REC_UNROLL_16
-  for (std::size_t b = 0; b < blocks; ++b) sum += partial[b * stride + j];
-  out[j] = sum;
+  out[j] = add_in_order(blocks, out[j], [&](std::size_t b) { return partial[b * stride + j]; });
 }
 
 // ---- Norms, dropout, activations ---------------------------------------------------------------
@@ -716,11 +804,10 @@ __global__ void add_rows_kernel(Sorted sorted, std::size_t H, const float* from,
   const std::size_t j = column_at_hand();
   if (j >= H) return;
   float* to = out + std::size_t{sorted.ids[blockIdx.x]} * H + j;
-  float sum = *to;
-  for (std::uint32_t i = sorted.begins[blockIdx.x]; i < sorted.begins[blockIdx.x + 1]; ++i) {
-    sum += from[std::size_t{sorted.places[i]} * H + j];
-  }
-  *to = sum;
+  const std::uint32_t first = sorted.begins[blockIdx.x];
+  *to = add_in_order(sorted.begins[blockIdx.x + 1] - first, *to, [&](std::size_t i) {
+    return from[std::size_t{sorted.places[first + i]} * H + j];
+  });
 }
 
 __global__ void gather_kernel(std::size_t rows, unsigned H, const std::uint32_t* places,
@@ -744,7 +831,7 @@ __global__ void scatter_kernel(std::size_t rows, unsigned H, const std::uint32_t
 // keys that they see, or some keys and all queries that see them. The scores S of a tile stay in
 // shared memory, and the backward computes them again: no matrix [n,n] is ever stored.
 
-constexpr unsigned attention_threads = 128, key_part = 32, most_queries = 16;
+constexpr unsigned attention_threads = 128, key_part = 64;
 
 struct Tile {
   std::size_t first_key, first_query;  // of the row, among tokens and among queries
@@ -776,69 +863,140 @@ __device__ float* kept_of(const Attention& at, const Tile& tile, unsigned i, flo
 
 __device__ float score_scale(const Attention& at) { return 1 / sqrtf(static_cast<float>(at.D)); }
 
+// Numbers from a row in shared memory to the next: so that a row begins at 16 bytes, and that rows
+// read at once lie in different banks.
+__host__ __device__ constexpr unsigned row_stride(std::size_t n) {
+  return static_cast<unsigned>((n + 3) / 4 * 4 + 4);
+}
+
+__device__ void take_four(const float* from, float (&to)[4]) {
+  const float4 x = *reinterpret_cast<const float4*>(from);
+  to[0] = x.x, to[1] = x.y, to[2] = x.z, to[3] = x.w;
+}
+
 // Rows of D numbers, `stride` apart, to shared memory.
 __device__ void bring_rows(unsigned rows, unsigned D, const float* from, std::size_t stride,
-                           float* to, unsigned to_stride) {
-  for (unsigned index = threadIdx.x; index < rows * D; index += blockDim.x) {
-    const unsigned i = index / D, d = index % D;
-    to[i * to_stride + d] = from[i * stride + d];
+                           float* to) {
+  const unsigned to_stride = row_stride(D), step = D % 4 == 0 ? 4 : 1, steps = D / step;
+  for (unsigned index = threadIdx.x; index < rows * steps; index += blockDim.x) {
+    const unsigned i = index / steps, d = index % steps * step;
+    const float* number = from + i * stride + d;
+    float* place = to + i * to_stride + d;
+    if (step == 4)
+      *reinterpret_cast<float4*>(place) = *reinterpret_cast<const float4*>(number);
+    else
+      *place = *number;
   }
 }
 
-// to[i,j] = a_i b_j for i < m, j < n. a[m,D] stands in shared memory, and of b, whose rows are
-// `stride` apart in device memory, `part` takes key_part rows at a time.
-__device__ void dot_rows(unsigned m, unsigned n, unsigned D, const float* a, const float* b,
-                         std::size_t stride, float* part, float* to, unsigned to_stride) {
-  constexpr unsigned warps = attention_threads / key_part, each = most_queries / warps;
-  const unsigned j = threadIdx.x % key_part, first_i = threadIdx.x / key_part;
-  for (unsigned first = 0; first < n; first += key_part) {
-    const unsigned rows = n - first < key_part ? n - first : key_part;
-    __syncthreads();
-    bring_rows(rows, D, b + first * stride, stride, part, D + 1);
-    __syncthreads();
-    if (j >= rows) continue;
-    float sum[each] = {};
-    for (unsigned d = 0; d < D; ++d) {
-      const float value = part[j * (D + 1) + d];
+// Sixteen sums of a thread: sum[r][s] = sum_d a(r)[d] b(s)[d] in ascending d, where a(r) and b(s) are
+// rows in shared memory, of which four numbers are read at once.
+template <class A, class B>
+__device__ void dot_products(unsigned D, A&& a, B&& b, float (&sum)[4][4]) {
+  unsigned d = 0;
+  for (; d + 4 <= D; d += 4) {
+    float x[4][4], y[4][4];
+    BERT4REC_UNROLL
+    for (unsigned r = 0; r < 4; ++r) take_four(a(r) + d, x[r]), take_four(b(r) + d, y[r]);
+    BERT4REC_UNROLL
+    for (unsigned r = 0; r < 4; ++r) {
       BERT4REC_UNROLL
-      for (unsigned r = 0; r < each; ++r) {
-        sum[r] = fused(a[(first_i + r * warps) * D + d], value, sum[r]);
+      for (unsigned s = 0; s < 4; ++s) {
+        BERT4REC_UNROLL
+        for (unsigned e = 0; e < 4; ++e) sum[r][s] = fused(x[r][e], y[s][e], sum[r][s]);
       }
     }
+  }
+  for (; d < D; ++d) {
     BERT4REC_UNROLL
-    for (unsigned r = 0; r < each; ++r) {
-      const unsigned i = first_i + r * warps;
-      if (i < m) to[i * to_stride + first + j] = sum[r];
+    for (unsigned r = 0; r < 4; ++r) {
+      BERT4REC_UNROLL
+      for (unsigned s = 0; s < 4; ++s) sum[r][s] = fused(a(r)[d], b(s)[d], sum[r][s]);
     }
   }
 }
 
-// to[i,d] = sum_j w[i,j] b_j[d] in ascending j; w stands in shared memory, b as above.
-__device__ void sum_rows(unsigned m, unsigned n, unsigned D, const float* w, unsigned w_stride,
-                         const float* b, std::size_t stride, float* part, float* to,
-                         std::size_t to_stride) {
-  constexpr unsigned each = 8;
-  for (unsigned chunk = 0; chunk < m * D; chunk += each * attention_threads) {
-    const unsigned base = chunk + threadIdx.x;
-    float sum[each] = {};
-    for (unsigned first = 0; first < n; first += key_part) {
-      const unsigned rows = n - first < key_part ? n - first : key_part;
-      __syncthreads();
-      bring_rows(rows, D, b + first * stride, stride, part, D + 1);
-      __syncthreads();
+// sum[r][e] = fused(w[r], x[e], sum[r][e])
+__device__ void add_outer_product(const float (&w)[4], const float (&x)[4], float (&sum)[4][4]) {
+  BERT4REC_UNROLL
+  for (unsigned r = 0; r < 4; ++r) {
+    BERT4REC_UNROLL
+    for (unsigned e = 0; e < 4; ++e) sum[r][e] = fused(w[r], x[e], sum[r][e]);
+  }
+}
+
+__device__ unsigned smaller(unsigned a, unsigned b) { return a < b ? a : b; }
+
+// to[i,j] = a_i b_j for i < m, j < n. a[m,D] stands in shared memory, and of b, whose rows are
+// `stride` apart in device memory, `part` takes key_part rows at a time. A thread has 4 x 4 of them,
+// of rows and columns that lie apart; beyond the last one it has the last one again.
+__device__ void dot_rows(unsigned m, unsigned n, unsigned D, const float* a, const float* b,
+                         std::size_t stride, float* part, float* to, unsigned to_stride) {
+  constexpr unsigned across = key_part / 4, down = attention_threads / across;
+  const unsigned tx = threadIdx.x % across, ty = threadIdx.x / across, width = row_stride(D);
+  for (unsigned first = 0; first < n; first += key_part) {
+    const unsigned rows = smaller(n - first, key_part);
+    __syncthreads();
+    bring_rows(rows, D, b + first * stride, stride, part);
+    __syncthreads();
+    for (unsigned top = 0; top < m; top += 4 * down) {
+      const auto i_of = [&](unsigned r) { return top + ty + r * down; };
+      const auto j_of = [&](unsigned s) { return tx + s * across; };
+      float sum[4][4] = {};
+      dot_products(
+          D, [&](unsigned r) { return a + smaller(i_of(r), m - 1) * width; },
+          [&](unsigned s) { return part + smaller(j_of(s), rows - 1) * width; }, sum);
       BERT4REC_UNROLL
-      for (unsigned r = 0; r < each; ++r) {
-        const unsigned index = base + r * attention_threads, i = index / D, d = index % D;
-        if (i >= m) continue;
-        for (unsigned j = 0; j < rows; ++j) {
-          sum[r] = fused(w[i * w_stride + first + j], part[j * (D + 1) + d], sum[r]);
+      for (unsigned r = 0; r < 4; ++r) {
+        BERT4REC_UNROLL
+        for (unsigned s = 0; s < 4; ++s) {
+          if (i_of(r) < m && j_of(s) < rows) to[i_of(r) * to_stride + first + j_of(s)] = sum[r][s];
         }
       }
     }
+  }
+}
+
+// to[i,d] = sum_j w[i,j] b_j[d] in ascending j; w stands in shared memory, b as above. A thread has
+// 4 rows and 4 neighbouring columns.
+__device__ void sum_rows(unsigned m, unsigned n, unsigned D, const float* w, unsigned w_stride,
+                         const float* b, std::size_t stride, float* part, float* to,
+                         std::size_t to_stride) {
+  const unsigned across = (D + 3) / 4, width = row_stride(D);
+  for (unsigned chunk = 0; chunk < (m + 3) / 4 * across; chunk += attention_threads) {
+    const unsigned at = chunk + threadIdx.x, top = at / across * 4, column = at % across * 4;
+    const auto row = [&](unsigned r) { return w + smaller(top + r, m - 1) * w_stride; };
+    float sum[4][4] = {};
+    for (unsigned first = 0; first < n; first += key_part) {
+      const unsigned rows = smaller(n - first, key_part);
+      __syncthreads();
+      bring_rows(rows, D, b + first * stride, stride, part);
+      __syncthreads();
+      if (top >= m) continue;
+      const auto add = [&](const float (&weights)[4], unsigned j) {
+        float values[4];
+        take_four(part + j * width + column, values);
+        add_outer_product(weights, values, sum);
+      };
+      unsigned j = 0;
+      for (; j + 4 <= rows; j += 4) {
+        float x[4][4];
+        BERT4REC_UNROLL
+        for (unsigned r = 0; r < 4; ++r) take_four(row(r) + first + j, x[r]);
+        BERT4REC_UNROLL
+        for (unsigned e = 0; e < 4; ++e) add({x[0][e], x[1][e], x[2][e], x[3][e]}, j + e);
+      }
+      for (; j < rows; ++j) {
+        const unsigned of = first + j;
+        add({row(0)[of], row(1)[of], row(2)[of], row(3)[of]}, j);
+      }
+    }
     BERT4REC_UNROLL
-    for (unsigned r = 0; r < each; ++r) {
-      const unsigned index = base + r * attention_threads, i = index / D, d = index % D;
-      if (i < m) to[i * to_stride + d] = sum[r];
+    for (unsigned r = 0; r < 4; ++r) {
+      BERT4REC_UNROLL
+      for (unsigned e = 0; e < 4; ++e) {
+        if (top + r < m && column + e < D) to[(top + r) * to_stride + column + e] = sum[r][e];
+      }
     }
   }
 }
@@ -846,7 +1004,8 @@ __device__ void sum_rows(unsigned m, unsigned n, unsigned D, const float* w, uns
 // Bytes of shared memory of the kernels that have a tile of queries; `matrices` of them [m,n].
 std::size_t query_tile_bytes(std::size_t D, std::size_t longest, std::size_t queries,
                              std::size_t matrices) {
-  return sizeof(float) * (matrices * (most_queries * D + queries * longest) + key_part * (D + 1));
+  return sizeof(float) * (matrices * queries * (row_stride(D) + row_stride(longest)) +
+                          key_part * row_stride(D));
 }
 
 //   S = q k^T,   P = softmax(S / sqrt D),   o = dropout(P) v
@@ -854,19 +1013,21 @@ __global__ void attention_forward_kernel(Attention at, unsigned queries, const f
                                          const float* kv, float* kept, float* out) {
   const Tile tile = tile_at_hand(at, at.query_tiles, at.num_query_tiles);
   const auto H = at.H;
-  const auto D = static_cast<unsigned>(at.D), longest = static_cast<unsigned>(at.longest);
-  const unsigned m = tile.m - tile.first < queries ? tile.m - tile.first : queries;
+  const auto D = static_cast<unsigned>(at.D);
+  const unsigned width = row_stride(at.longest);  // of S
+  const unsigned m = smaller(tile.m - tile.first, queries);
   const unsigned n = visible(at, tile, tile.first + m - 1);
-  float *q = shared_memory<float>(), *part = q + most_queries * D, *S = part + key_part * (D + 1);
+  float *q = shared_memory<float>(), *part = q + queries * row_stride(D);
+  float* S = part + key_part * row_stride(D);
   const std::size_t column = blockIdx.y * at.D;
   const std::size_t place = (tile.first_query + tile.first) * H + column;
   const float *k = kv + tile.first_key * 2 * H + column, *v = k + H;
-  bring_rows(m, D, q_all + place, H, q, D);
-  dot_rows(m, n, D, q, k, 2 * H, part, S, longest);
+  bring_rows(m, D, q_all + place, H, q);
+  dot_rows(m, n, D, q, k, 2 * H, part, S, width);
   __syncthreads();
   const float scale = score_scale(at), kept_scale = dropout_scale(at.dropout);
   for (unsigned i = threadIdx.x / lanes; i < m; i += attention_threads / lanes) {
-    float* s = S + i * longest;
+    float* s = S + i * width;
     const unsigned seen = visible(at, tile, tile.first + i);
     float largest = minus_infinity(), sum = 0;
     for (unsigned j = lane_at_hand(); j < seen; j += lanes) {
@@ -886,7 +1047,7 @@ __global__ void attention_forward_kernel(Attention at, unsigned queries, const f
       of_query[0] = largest, of_query[1] = inverse;
     }
   }
-  sum_rows(m, n, D, S, longest, v, 2 * H, part, out + place, H);
+  sum_rows(m, n, D, S, width, v, 2 * H, part, out + place, H);
 }
 
 // With R = dropout(P), first for a tile of queries:
@@ -896,22 +1057,24 @@ __global__ void attention_backward_queries_kernel(Attention at, unsigned queries
                                                   const float* d_out, float* d_q) {
   const Tile tile = tile_at_hand(at, at.query_tiles, at.num_query_tiles);
   const auto H = at.H;
-  const auto D = static_cast<unsigned>(at.D), longest = static_cast<unsigned>(at.longest);
-  const unsigned m = tile.m - tile.first < queries ? tile.m - tile.first : queries;
+  const auto D = static_cast<unsigned>(at.D);
+  const unsigned width = row_stride(at.longest);  // of S and dR
+  const unsigned m = smaller(tile.m - tile.first, queries);
   const unsigned n = visible(at, tile, tile.first + m - 1);
-  float *q = shared_memory<float>(), *d_o = q + most_queries * D, *part = d_o + most_queries * D;
-  float *S = part + key_part * (D + 1), *d_R = S + queries * longest;
+  float *q = shared_memory<float>(), *d_o = q + queries * row_stride(D);
+  float *part = d_o + queries * row_stride(D), *S = part + key_part * row_stride(D);
+  float* d_R = S + queries * width;
   const std::size_t column = blockIdx.y * at.D;
   const std::size_t place = (tile.first_query + tile.first) * H + column;
   const float *k = kv + tile.first_key * 2 * H + column, *v = k + H;
-  bring_rows(m, D, q_all + place, H, q, D);
-  bring_rows(m, D, d_out + place, H, d_o, D);
-  dot_rows(m, n, D, q, k, 2 * H, part, S, longest);
-  dot_rows(m, n, D, d_o, v, 2 * H, part, d_R, longest);
+  bring_rows(m, D, q_all + place, H, q);
+  bring_rows(m, D, d_out + place, H, d_o);
+  dot_rows(m, n, D, q, k, 2 * H, part, S, width);
+  dot_rows(m, n, D, d_o, v, 2 * H, part, d_R, width);
   __syncthreads();
   const float scale = score_scale(at), kept_scale = dropout_scale(at.dropout);
   for (unsigned i = threadIdx.x / lanes; i < m; i += attention_threads / lanes) {
-    float *s = S + i * longest, *d_r = d_R + i * longest;
+    float *s = S + i * width, *d_r = d_R + i * width;
     float* of_query = kept_of(at, tile, tile.first + i, kept);
     const float largest = of_query[0], inverse = of_query[1];
     const unsigned seen = visible(at, tile, tile.first + i);
@@ -928,28 +1091,40 @@ __global__ void attention_backward_queries_kernel(Attention at, unsigned queries
     }
     if (lane_at_hand() == 0) of_query[2] = mean;
   }
-  sum_rows(m, n, D, S, longest, k, 2 * H, part, d_q + place, H);
+  sum_rows(m, n, D, S, width, k, 2 * H, part, d_q + place, H);
 }
 
 // ... and then for a tile of keys:   dv = R^T do,   dk = dS^T q, in the order of the header: if
 // attention is causal, blocks of 32 queries from the last to the first.
 constexpr unsigned key_threads = 256, causal_block = 32;
 
-std::size_t key_tile_bytes(std::size_t D, std::size_t keys) {
-  return sizeof(float) * (2 * keys * (D + 1) + 2 * most_queries * (D + keys));
+// Bytes of shared memory for a tile of keys, and so many queries at a time.
+std::size_t key_tile_bytes(std::size_t D, std::size_t keys, std::size_t queries) {
+  return 2 * sizeof(float) * ((keys + queries) * row_stride(D) + queries * row_stride(keys));
 }
 
-// S and dR of the queries q[m,D] and the keys of the tile.
+// S and dR[m,keys] of the queries q[m,D] and the keys of the tile: half of the threads each.
 __device__ void score_tile(unsigned m, unsigned keys, unsigned D, const float* q, const float* d_o,
                            const float* k, const float* v, float* S, float* d_R) {
-  for (unsigned index = threadIdx.x; index < m * keys; index += key_threads) {
-    const unsigned i = index / keys, j = index % keys;
-    float s = 0, d_r = 0;
-    for (unsigned d = 0; d < D; ++d) {
-      s = fused(q[i * D + d], k[j * (D + 1) + d], s);
-      d_r = fused(d_o[i * D + d], v[j * (D + 1) + d], d_r);
+  const unsigned across = (keys + 3) / 4, down = (m + 3) / 4, width = row_stride(D);
+  constexpr unsigned half = key_threads / 2;
+  const bool first_half = threadIdx.x < half;
+  const float *a = first_half ? q : d_o, *b = first_half ? k : v;
+  float* to = first_half ? S : d_R;
+  for (unsigned at = threadIdx.x % half; at < across * down; at += half) {
+    const auto i_of = [&](unsigned r) { return at / across + r * down; };
+    const auto j_of = [&](unsigned s) { return at % across + s * across; };
+    float sum[4][4] = {};
+    dot_products(
+        D, [&](unsigned r) { return a + smaller(i_of(r), m - 1) * width; },
+        [&](unsigned s) { return b + smaller(j_of(s), keys - 1) * width; }, sum);
+    BERT4REC_UNROLL
+    for (unsigned r = 0; r < 4; ++r) {
+      BERT4REC_UNROLL
+      for (unsigned s = 0; s < 4; ++s) {
+        if (i_of(r) < m && j_of(s) < keys) to[i_of(r) * row_stride(keys) + j_of(s)] = sum[r][s];
+      }
     }
-    S[index] = s, d_R[index] = d_r;
   }
 }
 
@@ -957,15 +1132,15 @@ __device__ void score_tile(unsigned m, unsigned keys, unsigned D, const float* q
 __device__ void score_gradient(const Attention& at, const Tile& tile, unsigned i, unsigned keys,
                                const float* of_query, float* s, float* d_r) {
   const float scale = score_scale(at), kept_scale = dropout_scale(at.dropout);
-  const unsigned seen = visible(at, tile, i), lane = lane_at_hand();
+  const unsigned seen = visible(at, tile, i);
   const float largest = of_query[0], inverse = of_query[1], mean = of_query[2];
-  const unsigned long long bits =
-      at.dropout.threshold == 0
-          ? 0
-          : random_bits(at.dropout.key_low, at.dropout.key_high, tile.first / 64 * 16 + lane,
-                        static_cast<unsigned>(dropout_row(at, tile, i)));
-  for (unsigned j = lane; j < keys; j += lanes) {
+  unsigned long long bits = 0;
+  for (unsigned j = lane_at_hand(); j < keys; j += lanes) {
     const unsigned key = tile.first + j, quarter = key / 16 % 4;
+    if (at.dropout.threshold != 0 && (j < lanes || quarter == 0)) {
+      bits = random_bits(at.dropout.key_low, at.dropout.key_high, key / 64 * 16 + key % 16,
+                         static_cast<unsigned>(dropout_row(at, tile, i)));
+    }
     const bool stays = (bits >> (16 * quarter) & 0xffff) >= at.dropout.threshold;
     const float p = key < seen ? exp_of((s[j] - largest) * scale) * inverse : 0.0f;
     const float r = stays ? p * kept_scale : 0.0f;
@@ -974,60 +1149,61 @@ __device__ void score_gradient(const Attention& at, const Tile& tile, unsigned i
   }
 }
 
-__global__ void attention_backward_keys_kernel(Attention at, unsigned keys, const float* q_all,
-                                               const float* kv, float* kept, const float* d_out,
-                                               float* d_kv) {
+__global__ void attention_backward_keys_kernel(Attention at, unsigned keys, unsigned queries,
+                                               const float* q_all, const float* kv, float* kept,
+                                               const float* d_out, float* d_kv) {
   const Tile tile = tile_at_hand(at, at.key_tiles, at.num_key_tiles);
   const auto H = at.H;
   const auto D = static_cast<unsigned>(at.D);
-  const unsigned width = tile.n - tile.first < keys ? tile.n - tile.first : keys;
-  float *k = shared_memory<float>(), *v = k + keys * (D + 1), *q = v + keys * (D + 1);
-  float *d_o = q + most_queries * D, *S = d_o + most_queries * D, *d_R = S + most_queries * keys;
+  const unsigned n = smaller(tile.n - tile.first, keys), width = row_stride(D);
+  float *k = shared_memory<float>(), *v = k + keys * width, *q = v + keys * width;
+  float *d_o = q + queries * width, *S = d_o + queries * width;
+  float* d_R = S + queries * row_stride(keys);
   const std::size_t column = blockIdx.y * at.D;
   const std::size_t key_place = (tile.first_key + tile.first) * 2 * H + column;
-  bring_rows(width, D, kv + key_place, 2 * H, k, D + 1);
-  bring_rows(width, D, kv + key_place + H, 2 * H, v, D + 1);
-  const unsigned block = at.causal ? causal_block : tile.m;
-  constexpr unsigned each = 16;  // outputs of a thread at a time
-  for (unsigned base = 0; base < width * D; base += each * key_threads) {
-    float d_k[each] = {}, d_v[each] = {};
+  bring_rows(n, D, kv + key_place, 2 * H, k);
+  bring_rows(n, D, kv + key_place + H, 2 * H, v);
+  const unsigned block = at.causal ? causal_block : tile.m, across = (D + 3) / 4;
+  for (unsigned chunk = 0; chunk < (n + 3) / 4 * across; chunk += key_threads) {
+    // A thread has 4 neighbouring keys, and 4 columns of their gradients.
+    const unsigned own = chunk + threadIdx.x, key = own / across * 4, d = own % across * 4;
+    float d_k[4][4] = {}, d_v[4][4] = {};
     for (unsigned end = tile.m; end > 0;) {
       const unsigned begin = (end - 1) / block * block;
-      for (unsigned first = begin; first < end; first += most_queries) {
-        const unsigned m = end - first < most_queries ? end - first : most_queries;
+      for (unsigned first = begin; first < end; first += queries) {
+        const unsigned m = smaller(end - first, queries);
         if (visible(at, tile, first + m - 1) <= tile.first) continue;
         const std::size_t place = (tile.first_query + first) * H + column;
         __syncthreads();
-        bring_rows(m, D, q_all + place, H, q, D);
-        bring_rows(m, D, d_out + place, H, d_o, D);
+        bring_rows(m, D, q_all + place, H, q);
+        bring_rows(m, D, d_out + place, H, d_o);
         __syncthreads();
-        score_tile(m, width, D, q, d_o, k, v, S, d_R);
+        score_tile(m, n, D, q, d_o, k, v, S, d_R);
         __syncthreads();
-        if (threadIdx.x / lanes < m) {
-          const unsigned i = threadIdx.x / lanes;
-          score_gradient(at, tile, first + i, width, kept_of(at, tile, first + i, kept),
-                         S + i * width, d_R + i * width);
+        for (unsigned i = threadIdx.x / lanes; i < m; i += key_threads / lanes) {
+          score_gradient(at, tile, first + i, n, kept_of(at, tile, first + i, kept),
+                         S + i * row_stride(n), d_R + i * row_stride(n));
         }
         __syncthreads();
+        if (key >= n) continue;
         for (unsigned i = 0; i < m; ++i) {
-          BERT4REC_UNROLL
-          for (unsigned r = 0; r < each; ++r) {
-            const unsigned index = base + threadIdx.x + r * key_threads;
-            if (index >= width * D) continue;
-            const unsigned j = index / D, d = index % D;
-            d_v[r] = fused(S[i * width + j], d_o[i * D + d], d_v[r]);
-            d_k[r] = fused(d_R[i * width + j], q[i * D + d], d_k[r]);
-          }
+          float weights[4], values[4];
+          take_four(S + i * row_stride(n) + key, weights), take_four(d_o + i * width + d, values);
+          add_outer_product(weights, values, d_v);
+          take_four(d_R + i * row_stride(n) + key, weights), take_four(q + i * width + d, values);
+          add_outer_product(weights, values, d_k);
         }
       }
       end = begin;
     }
     BERT4REC_UNROLL
-    for (unsigned r = 0; r < each; ++r) {
-      const unsigned index = base + threadIdx.x + r * key_threads;
-      if (index >= width * D) continue;
-      const std::size_t to = key_place + std::size_t{index / D} * 2 * H + index % D;
-      d_kv[to] = d_k[r], d_kv[to + H] = d_v[r];
+    for (unsigned r = 0; r < 4; ++r) {
+      BERT4REC_UNROLL
+      for (unsigned e = 0; e < 4; ++e) {
+        if (key + r >= n || d + e >= D) continue;
+        const std::size_t to = key_place + std::size_t{key + r} * 2 * H + d + e;
+        d_kv[to] = d_k[r][e], d_kv[to + H] = d_v[r][e];
+      }
     }
   }
 }
@@ -1171,17 +1347,24 @@ __global__ void add_scaled_gathered_kernel(std::size_t rows, unsigned H,
   }
 }
 
+struct Scaled {
+  float factor, value;
+};
+__device__ float add_scaled(float sum, Scaled term) { return fused(term.factor, term.value, sum); }
+
 __global__ void add_scaled_rows_kernel(Sorted sorted, std::size_t H, const float* factors,
                                        const float* from, float* out) {
   const std::size_t j = column_at_hand();
   if (j >= H) return;
   float* to = out + std::size_t{sorted.ids[blockIdx.x]} * H + j;
-  float sum = *to;
-  for (std::uint32_t i = sorted.begins[blockIdx.x]; i < sorted.begins[blockIdx.x + 1]; ++i) {
-    const std::size_t place = sorted.places[i];
-    sum = fused(factors[place], from[place * H + j], sum);
-  }
-  *to = sum;
+  const std::uint32_t first = sorted.begins[blockIdx.x];
+  *to = add_in_order(
+      sorted.begins[blockIdx.x + 1] - first, *to,
+      [&](std::size_t i) {
+        const std::size_t place = sorted.places[first + i];
+        return Scaled{factors[place], from[place * H + j]};
+      },
+      add_scaled);
 }
 
 // ---- The best items ----------------------------------------------------------------------------
@@ -1337,25 +1520,33 @@ __global__ void matching_items_kernel(Candidates at, Sorted sorted, float* d_ite
   if (j >= at.H) return;
   const std::size_t row = std::size_t{sorted.ids[blockIdx.x]} * at.H + j;
   const float a = scale_of(at.scale), e = at.item[row];
-  float sum = d_item[row];
-  for (std::uint32_t i = sorted.begins[blockIdx.x]; i < sorted.begins[blockIdx.x + 1]; ++i) {
-    const std::size_t pair = sorted.places[i];
-    const float factor = at.s[pair] * a / at.lengths[pair];
-    sum = fused(factor, at.units[pair / at.C * at.H + j], sum);
-    sum = fused(-factor * at.cosines[pair] / at.lengths[pair], e, sum);
-  }
-  d_item[row] = sum;
+  struct Term {
+    float factor, unit, along;
+  };
+  const std::uint32_t first = sorted.begins[blockIdx.x];
+  d_item[row] = add_in_order(
+      sorted.begins[blockIdx.x + 1] - first, d_item[row],
+      [&](std::size_t i) {
+        const std::size_t pair = sorted.places[first + i];
+        const float factor = at.s[pair] * a / at.lengths[pair];
+        return Term{factor, at.units[pair / at.C * at.H + j],
+                    -factor * at.cosines[pair] / at.lengths[pair]};
+      },
+      [&](float sum, Term term) {
+        return fused(term.along, e, fused(term.factor, term.unit, sum));
+      });
 }
 
 // One thread, since it is one sum.
 __global__ void matching_scale_kernel(Candidates at, std::size_t first, std::size_t end,
                                       float* d_log_scale) {
   const float a = scale_of(at.scale);
-  float sum = 0;
-  BERT4REC_UNROLL_16
-  for (std::size_t pair = first; pair < end; ++pair) {
-    sum = fused(at.s[pair] * a, at.cosines[pair], sum);
-  }
+  const float sum = add_in_order(
+      end - first, 0.0f,
+      [&](std::size_t i) {
+        return Scaled{at.s[first + i] * a, at.cosines[first + i]};
+      },
+      add_scaled);
   const bool beyond = *at.scale.log_scale > largest_log_scale;
   if (!beyond || sum > 0) *d_log_scale += sum;
 }
@@ -1370,15 +1561,40 @@ __global__ void divide_columns_kernel(std::size_t M, std::size_t I, const float*
 
 // ---- Optimizer ---------------------------------------------------------------------------------
 
+// A block for each part. It brings 256 numbers of every lane at a time to shared memory, the next
+// ones on their way meanwhile, and half a warp adds them up.
+constexpr unsigned square_threads = 256, square_chunk = lanes * 256;
+
 __global__ void sum_of_squares_kernel(std::size_t n, const float* g, float* squares) {
-  const std::size_t part = row_at_hand(), block = (n + norm_parts - 1) / norm_parts;
+  constexpr unsigned each = square_chunk / square_threads;
+  const std::size_t part = blockIdx.x, block = (n + norm_parts - 1) / norm_parts;
   const std::size_t begin = part * block < n ? part * block : n;
   const std::size_t end = begin + block < n ? begin + block : n;
+  float values[each];
+  const auto fetch = [&](std::size_t first) {
+    BERT4REC_UNROLL
+    for (unsigned e = 0; e < each; ++e) {
+      const std::size_t i = first + threadIdx.x + e * square_threads;
+      if (i < end) values[e] = g[i];
+    }
+  };
+  fetch(begin);
   float sum = 0;
-  BERT4REC_UNROLL_16
-  for (std::size_t i = begin + lane_at_hand(); i < end; i += lanes) sum = fused(g[i], g[i], sum);
+  unsigned turn = 0;
+  for (std::size_t first = begin; first < end; first += square_chunk, turn ^= 1u) {
+    float* chunk = shared_memory<float>() + turn * square_chunk;
+    BERT4REC_UNROLL
+    for (unsigned e = 0; e < each; ++e) chunk[threadIdx.x + e * square_threads] = values[e];
+    __syncthreads();
+    fetch(first + square_chunk);
+    if (threadIdx.x >= lanes) continue;
+    const unsigned size = end - first < square_chunk ? static_cast<unsigned>(end - first) : square_chunk;
+    BERT4REC_UNROLL_16
+    for (unsigned i = threadIdx.x; i < size; i += lanes) sum = fused(chunk[i], chunk[i], sum);
+  }
+  if (threadIdx.x >= lanes) return;
   sum = sum_lanes(sum);
-  if (lane_at_hand() == 0) squares[part] = sum;
+  if (threadIdx.x == 0) squares[part] = sum;
 }
 
 __global__ void decide_kernel(std::size_t ranges, const float* squares, std::size_t rows,
@@ -1391,15 +1607,11 @@ __global__ void decide_kernel(std::size_t ranges, const float* squares, std::siz
   }
   double sum = 0;
   for (std::size_t range = 0; range < ranges; ++range) {
-    double of_range = 0;
-    BERT4REC_UNROLL_16
-    for (std::size_t i = 0; i < norm_parts; ++i) {
-      of_range += static_cast<double>(squares[range * norm_parts + i]);
-    }
-    sum += of_range;
+    sum += add_in_order(norm_parts, 0.0, [&](std::size_t i) {
+      return static_cast<double>(squares[range * norm_parts + i]);
+    });
   }
-  BERT4REC_UNROLL_16
-  for (std::size_t i = 0; i < rows; ++i) sum += row_squares[i];
+  sum = add_in_order(rows, sum, [&](std::size_t i) { return row_squares[i]; });
   const double norm = sqrt(sum);
   decision->norm = norm;
   decision->gradient_scale =
@@ -1589,13 +1801,18 @@ void multiply(Device& device, std::size_t m, std::size_t n, std::size_t k, const
     return multiply_halves(device, m, n, k, a_transposed, b_transposed, c, c_row);
   }
   const Matrix of_a{a, a_row, a_col}, of_b{b, b_col, b_row};
-  // The large tile reads shared memory half as often, if it leaves no processor idle.
-  const bool large = std::size_t{blocks_for(m, 128)} * blocks_for(n, 128) >= device.processors();
-  const unsigned side = large ? 128 : 64;
-  const dim3 grid(blocks_for(m, side) * blocks_for(n, side));
-  const std::size_t shared = 2 * depth * (side + 4) * sizeof(float);
-  launch(device, "multiply", large ? multiply_kernel<8> : multiply_kernel<4>, grid, 256, shared, m,
-         n, k, of_a, of_b, start, start_row, c, c_row);
+  // A large tile reads shared memory less often; a small one leaves no processor idle.
+  const auto with = [&]<class Shape>(Shape, bool even_if_few) {
+    const std::size_t blocks =
+        std::size_t{blocks_for(m, Shape::width)} * blocks_for(n, Shape::width);
+    if (blocks < device.processors() && !even_if_few) return false;
+    launch(device, "multiply", multiply_kernel<Shape>, dim3(static_cast<unsigned>(blocks)),
+           Shape::side * Shape::side, Shape::shared, m, n, k, of_a, of_b, start, start_row, c,
+           c_row);
+    return true;
+  };
+  with(TileShape<16, 8, 8>(), false) || with(TileShape<16, 4, 16>(), false) ||
+      with(TileShape<8, 4, 32>(), false) || with(TileShape<8, 2, 64>(), true);
 }
 
 void add_columns(Device& device, const Blocks& blocks, std::size_t width, const float* dy,
@@ -1700,14 +1917,19 @@ void scatter(Device& device, std::size_t rows, std::size_t H, const std::uint32_
 }
 
 std::size_t query_tile(const Device& device, std::size_t D, std::size_t longest) {
-  std::size_t queries = most_queries;
-  while (queries > 1 && query_tile_bytes(D, longest, queries, 2) > device.shared_memory()) {
-    queries /= 2;
-  }
+  const auto bytes = [&](std::size_t queries) { return query_tile_bytes(D, longest, queries, 2); };
+  std::size_t queries = D <= 32 ? 64 : D <= 64 ? 32 : 16;  // so that all threads have sums
+  // Better two blocks of 16 queries at a time than one of more.
+  while (queries > 16 && bytes(queries) > device.shared_memory() / 2) queries /= 2;
+  while (queries > 1 && bytes(queries) > device.shared_memory()) queries /= 2;
   return queries;
 }
 
-std::size_t key_tile(std::size_t D) { return D <= 64 ? 64 : D <= 128 ? 32 : 16; }
+std::size_t key_tile(const Device& device, std::size_t D) {
+  std::size_t keys = D <= 32 ? 128 : D <= 64 ? 64 : D <= 128 ? 32 : 16;
+  while (keys > 4 && key_tile_bytes(D, keys, 16) > device.shared_memory()) keys /= 2;
+  return keys;
+}
 
 void attention_forward(Device& device, const Attention& at, const float* q, const float* kv,
                        float* kept, float* out) {
@@ -1720,14 +1942,18 @@ void attention_forward(Device& device, const Attention& at, const float* q, cons
 
 void attention_backward(Device& device, const Attention& at, const float* q, const float* kv,
                         float* kept, const float* d_out, float* d_q, float* d_kv) {
-  const std::size_t queries = query_tile(device, at.D, at.longest), keys = key_tile(at.D);
+  std::size_t queries = query_tile(device, at.D, at.longest);
   launch(device, "attention_backward_queries", attention_backward_queries_kernel,
          dim3(static_cast<unsigned>(at.num_query_tiles), static_cast<unsigned>(at.A)),
          attention_threads, query_tile_bytes(at.D, at.longest, queries, 2), at,
          static_cast<unsigned>(queries), q, kv, kept, d_out, d_q);
+  const std::size_t keys = key_tile(device, at.D);
+  queries = causal_block;
+  while (queries > 1 && key_tile_bytes(at.D, keys, queries) > device.shared_memory()) queries /= 2;
   launch(device, "attention_backward_keys", attention_backward_keys_kernel,
          dim3(static_cast<unsigned>(at.num_key_tiles), static_cast<unsigned>(at.A)), key_threads,
-         key_tile_bytes(at.D, keys), at, static_cast<unsigned>(keys), q, kv, kept, d_out, d_kv);
+         key_tile_bytes(at.D, keys, queries), at, static_cast<unsigned>(keys),
+         static_cast<unsigned>(queries), q, kv, kept, d_out, d_kv);
 }
 
 // Grids of kernels that give half a warp to a row, a thread to a number, or a block to an id.
@@ -1812,8 +2038,8 @@ void divide_columns(Device& device, std::size_t M, std::size_t I, const float* l
 }
 
 void sum_of_squares(Device& device, std::size_t n, const float* g, float* squares) {
-  launch(device, "sum_of_squares", sum_of_squares_kernel, grid_of_rows(norm_parts), row_threads, 0,
-         n, g, squares);
+  launch(device, "sum_of_squares", sum_of_squares_kernel, dim3(norm_parts), square_threads,
+         2 * square_chunk * sizeof(float), n, g, squares);
 }
 
 void decide(Device& device, std::size_t ranges, const float* squares, std::size_t rows,

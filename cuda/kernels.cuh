@@ -173,7 +173,7 @@ inline constexpr std::size_t attention_kept = 3;
 
 // Queries, and keys, of one tile: so many that what a block holds of a row fits.
 std::size_t query_tile(const Device&, std::size_t D, std::size_t longest);
-std::size_t key_tile(std::size_t D);
+std::size_t key_tile(const Device&, std::size_t D);
 
 void attention_forward(Device&, const Attention&, const float* q, const float* kv, float* kept,
                        float* out);
