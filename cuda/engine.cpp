@@ -457,7 +457,10 @@ void linear_backward(CudaCompute& compute, std::size_t N, std::size_t O, std::si
   cuda::Device& device = compute.device();
   cuda::multiply(device, O, I, N, dy, 1, O, x, I, 1, dw, I, dw, I);
   const cuda::Blocks blocks = compute.blocks(N, O);
-  cuda::add_columns(device, blocks, O, dy, compute.scratch(blocks.count * O), db);
+  if (blocks.count == N)  // each row is a block
+    cuda::add_columns(device, N, O, dy, O, db);
+  else
+    cuda::add_columns(device, blocks, O, dy, compute.scratch(blocks.count * O), db);
   cuda::multiply(device, N, I, O, dy, O, 1, w, I, 1, accumulate_dx ? dx : nullptr, I, dx, I);
 }
 
@@ -1449,10 +1452,12 @@ class CudaEngine : public Engine {
     parcel.send(device());
     const cuda::Seen known{parcel.at(begins_at), parcel.at(items_at),
                            allowed.empty() ? nullptr : parcel.at(allowed_at)};
-    DeviceArray<std::uint32_t> best(M * width);
-    DeviceArray<float> values(M * width);
+    const std::size_t found = M * cuda::search_parts(I) * width;
+    DeviceArray<std::uint32_t> found_items(found), best(M * width);
+    DeviceArray<float> found_values(found), values(M * width);
     DeviceArray<cuda::BlockSum> sums(M * blocks);
-    cuda::best_unseen(device(), M, I, scores_.data(), known, width, best.data(), values.data());
+    cuda::best_unseen(device(), M, I, scores_.data(), known, width, found_items.data(),
+                      found_values.data(), best.data(), values.data());
     cuda::softmax_blocks(device(), M, I, SoftmaxParts::block, scores_.data(), sums.data());
     const auto best_here = copied(best);
     const auto values_here = copied(values);

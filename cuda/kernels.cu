@@ -260,23 +260,25 @@ __device__ float largest_of_lanes(float value) {
   return value;
 }
 
-// add(sum, fetch(0)), and of that add(..., fetch(1)), and so on: `count` values in this order. If each
-// were fetched when it is added, each would wait for memory; so 16 are fetched and then added.
+// add(sum, fetch(0)), and of that add(..., fetch(1)), and so on: `count` values in this order. If
+// each were fetched when it is added, each would wait for memory; so 16 are fetched, then added.
+template <unsigned batch, class Sum, class Fetch, class Add>
+__device__ void add_batches(std::size_t& first, std::size_t count, Sum& sum, Fetch& fetch,
+                            Add& add) {
+  for (const std::size_t end = count / batch * batch; first < end; first += batch) {
+    decltype(fetch(first)) values[batch];
+    BERT4REC_UNROLL
+    for (unsigned i = 0; i < batch; ++i) values[i] = fetch(first + i);
+    BERT4REC_UNROLL
+    for (unsigned i = 0; i < batch; ++i) sum = add(sum, values[i]);
+  }
+}
 template <class Sum, class Fetch, class Add>
 __device__ Sum add_in_order(std::size_t count, Sum sum, Fetch&& fetch, Add&& add) {
-  constexpr unsigned batch = 16;
-  for (std::size_t first = 0; first < count; first += batch) {
-    decltype(fetch(first)) values[batch];
-    const std::size_t left = count - first;
-    BERT4REC_UNROLL
-    for (unsigned i = 0; i < batch; ++i) {
-      if (i < left) values[i] = fetch(first + i);
-    }
-    BERT4REC_UNROLL
-    for (unsigned i = 0; i < batch; ++i) {
-      if (i < left) sum = add(sum, values[i]);
-    }
-  }
+  std::size_t first = 0;
+  add_batches<16>(first, count, sum, fetch, add);
+  add_batches<4>(first, count, sum, fetch, add);
+  add_batches<1>(first, count, sum, fetch, add);
   return sum;
 }
 template <class Sum, class Fetch>
@@ -369,76 +371,130 @@ __device__ float dropout_scale(const Dropout& dropout) {
   return static_cast<float>(65536.0 / (65536.0 - dropout.threshold));
 }
 
-// body(i, kept) for the elements i < n of a row that are this lane's, in ascending order; `kept`
-// says whether dropout leaves element i of row `row`. One draw decides four elements.
+// body(i, kept) for the elements `first` + lane, + 16, + 32 and + 48 of a row that are below n;
+// `kept` says whether dropout leaves element i of row `row`. One draw decides these four.
 template <class Body>
-__device__ void for_dropout(const Dropout& dropout, std::size_t row, unsigned n, Body&& body) {
-  for (unsigned chunk = 0; chunk < n; chunk += 64) {
-    const unsigned lane = lane_at_hand();
-    const unsigned long long bits =
-        dropout.threshold == 0 ? 0
-                               : random_bits(dropout.key_low, dropout.key_high,
-                                             chunk / 64 * 16 + lane, static_cast<unsigned>(row));
-    for (unsigned quarter = 0; quarter < 4; ++quarter) {
-      const unsigned i = chunk + 16 * quarter + lane;
-      if (i < n) body(i, (bits >> (16 * quarter) & 0xffff) >= dropout.threshold);
-    }
+__device__ void for_piece(const Dropout& dropout, std::size_t row, unsigned first, unsigned n,
+                          Body&& body) {
+  const unsigned lane = lane_at_hand();
+  const unsigned long long bits =
+      dropout.threshold == 0 ? 0
+                             : random_bits(dropout.key_low, dropout.key_high,
+                                           first / 64 * 16 + lane, static_cast<unsigned>(row));
+  BERT4REC_UNROLL
+  for (unsigned quarter = 0; quarter < 4; ++quarter) {
+    const unsigned i = first + 16 * quarter + lane;
+    if (i < n) body(i, (bits >> (16 * quarter) & 0xffff) >= dropout.threshold);
   }
 }
 
+// The same for a whole row, piece by piece.
+template <class Body>
+__device__ void for_dropout(const Dropout& dropout, std::size_t row, unsigned n, Body&& body) {
+  for (unsigned first = 0; first < n; first += 64) for_piece(dropout, row, first, n, body);
+}
+
+// Where elements do not meet, half a warp has not a row but a piece of one, of 64 elements.
+constexpr unsigned piece_size = 64;
+
+struct Piece {
+  std::size_t row;
+  unsigned first;
+};
+__device__ Piece piece_at_hand(unsigned n) {
+  const unsigned pieces = (n + piece_size - 1) / piece_size;
+  const auto at = static_cast<unsigned>(row_at_hand());
+  return {at / pieces, at % pieces * piece_size};
+}
+
 // ---- Products ----------------------------------------------------------------------------------
-// C[m,n] = start + A B, by tiles of C of [width,width]. The side x side threads of a block own T x T
-// elements each, in registers, and add up in ascending k. They walk along k in steps of `depth`, for
-// which they bring a part of A and of B to shared memory, each number once.
+// C[m,n] = start + A B, by tiles of C of [width,width]. The side x side threads of a block own T x
+// T elements each, in registers, and add up in ascending k. They walk along k in steps of `depth`,
+// for which they bring a part of A and of B to shared memory, each number once.
 
 struct Matrix {
   const float* data;
   std::size_t row, col;
 };
 
-// Part after part of an operand: A(first + i, k + l) for i < width, l < depth, zeros beyond its end. The
-// numbers of the next part are fetched into registers while the block still multiplies this one, and
-// neighbouring threads fetch neighbouring numbers.
+// Part after part of an operand: A(first + i, k + l) for i < width, l < depth; what is beyond its
+// end has any value.
+// The numbers of the next part are fetched into registers while the block still multiplies this
+// one, and neighbouring threads fetch neighbouring numbers.
 template <unsigned width, unsigned depth, unsigned threads>
 class Parts {
  public:
   static constexpr unsigned stride = width + 4, size = depth * stride;
 
   __device__ Parts(const Matrix& a, std::size_t first, std::size_t end)
-      : rows_(end - first < width ? static_cast<unsigned>(end - first) : width) {
-    const bool along_k = a.col == 1;
-    i_ = along_k ? threadIdx.x / depth : threadIdx.x % width;
-    l_ = along_k ? threadIdx.x % depth : threadIdx.x / width;
-    i_step_ = along_k ? threads / depth : 0;
-    l_step_ = along_k ? 0 : threads / width;
-    from_ = a.data + (first + i_) * a.row + l_ * a.col;
-    step_ = i_step_ * a.row + l_step_ * a.col, next_part_ = depth * a.col;
-  }
+      : along_k_(a.col == 1),
+        rows_(end - first < width ? static_cast<unsigned>(end - first) : width),
+        i_(along_k_ ? threadIdx.x / depth : threadIdx.x % width),
+        l_(along_k_ ? threadIdx.x % depth : threadIdx.x / width),
+        step_(along_k_ ? a.row : a.col),
+        from_(a.data + (first + i_) * a.row + l_ * a.col) {}
 
   // The next part, of which `left` numbers along k are inside.
   __device__ void fetch(std::size_t left) {
-    BERT4REC_UNROLL
-    for (unsigned e = 0; e < each; ++e) {
-      const bool inside = i_ + e * i_step_ < rows_ && l_ + e * l_step_ < left;
-      values_[e] = inside ? from_[e * step_] : 0.0f;
-    }
-    from_ += next_part_;
+    if (along_k_)
+      fetch_along<true>(left);
+    else
+      fetch_along<false>(left);
+    from_ += along_k_ ? depth : depth * step_;
   }
 
   // to[l][i], rows `stride` apart
   __device__ void put(float* to) const {
-    BERT4REC_UNROLL
-    for (unsigned e = 0; e < each; ++e) {
-      to[(l_ + e * l_step_) * stride + i_ + e * i_step_] = values_[e];
-    }
+    if (along_k_)
+      put_along<true>(to);
+    else
+      put_along<false>(to);
   }
 
  private:
+  // A thread has so many numbers. Number e lies i_of(e) and l_of(e) beyond its first: if it goes
+  // along k, threads side by side have a row, or a share of it if there are fewer than `depth`.
   static constexpr unsigned each = width * depth / threads;
-  static_assert(threads % width == 0 && threads % depth == 0 && each * threads == width * depth);
-  const float* from_;             // the first number of this thread
-  std::size_t step_, next_part_;  // from it to its next, and to that of the next part
-  unsigned rows_, i_, l_, i_step_, l_step_;
+  static constexpr unsigned shares = depth <= threads ? 1 : depth / threads;
+  static constexpr unsigned rows_at_once = depth <= threads ? threads / depth : 1;
+  static_assert(threads % width == 0 && rows_at_once * depth == shares * threads);
+  template <bool along_k>
+  static constexpr __device__ unsigned i_of(unsigned e) {
+    return along_k ? e / shares * rows_at_once : 0;
+  }
+  template <bool along_k>
+  static constexpr __device__ unsigned l_of(unsigned e) {
+    return along_k ? e % shares * threads : e * (threads / width);
+  }
+
+  template <bool along_k>
+  __device__ void fetch_along(std::size_t left) {
+    const auto number = [&](unsigned e) {
+      return from_[along_k ? i_of<true>(e) * step_ + l_of<true>(e) : l_of<false>(e) * step_];
+    };
+    if (rows_ == width && left >= depth) {
+      BERT4REC_UNROLL
+      for (unsigned e = 0; e < each; ++e) values_[e] = number(e);
+    } else {
+      BERT4REC_UNROLL
+      for (unsigned e = 0; e < each; ++e) {
+        if (i_ + i_of<along_k>(e) < rows_ && l_ + l_of<along_k>(e) < left) values_[e] = number(e);
+      }
+    }
+  }
+
+  template <bool along_k>
+  __device__ void put_along(float* to) const {
+    BERT4REC_UNROLL
+    for (unsigned e = 0; e < each; ++e) {
+      to[(l_ + l_of<along_k>(e)) * stride + i_ + i_of<along_k>(e)] = values_[e];
+    }
+  }
+
+  bool along_k_;
+  unsigned rows_, i_, l_;  // rows inside, and the place of the first number of this thread
+  std::size_t step_;       // from one row (along k: column) to the next
+  const float* from_;
   float values_[each];
 };
 
@@ -469,7 +525,7 @@ struct TileShape {
 };
 
 template <class Shape>
-__global__ void __launch_bounds__(Shape::side * Shape::side, Shape::T == 8 ? 2 : 1)
+__global__ void __launch_bounds__(Shape::side* Shape::side, Shape::T == 8 ? 2 : 1)
     multiply_kernel(std::size_t m, std::size_t n, std::size_t k, Matrix a, Matrix b_transposed,
                     const float* start, std::size_t start_row, float* c, std::size_t c_row) {
   using Operand = typename Shape::Operand;
@@ -491,8 +547,8 @@ __global__ void __launch_bounds__(Shape::side * Shape::side, Shape::T == 8 ? 2 :
   }
   unsigned turn = 0;  // two places in turn: one is filled while others still read the other
   for (std::size_t left = k; left > 0; left -= left < depth ? left : depth, turn ^= 1u) {
-    float *a_part = shared_memory<float>() + turn * 2 * Operand::size;
-    float *b_part = a_part + Operand::size;
+    float* a_part = shared_memory<float>() + turn * 2 * Operand::size;
+    float* b_part = a_part + Operand::size;
     of_a.put(a_part), of_b.put(b_part);
     __syncthreads();
     if (left > depth) of_a.fetch(left - depth), of_b.fetch(left - depth);
@@ -589,12 +645,15 @@ __global__ void largest_kernel(Operand from, unsigned* largest) {
 // Rows of `to` are `to_stride` apart, which cuBLAS likes to be a multiple of 8.
 __global__ void to_half_kernel(Operand from, bool bfloat, const float* largest, std::uint16_t* to,
                                std::size_t to_stride) {
+  const auto [i, first] = piece_at_hand(static_cast<unsigned>(from.cols));
+  if (i >= from.rows) return;
   const float scale = bfloat ? 1.0f : scale_for(*largest);
-  for (std::size_t i = blockIdx.x; i < from.rows; i += gridDim.x) {
-    for (std::size_t j = threadIdx.x; j < from.cols; j += operand_threads) {
-      const float x = from.data[i * from.stride + j];
-      to[i * to_stride + j] = bfloat ? to_bfloat(x) : to_half(x * scale);
-    }
+  BERT4REC_UNROLL
+  for (unsigned e = 0; e < 4; ++e) {
+    const unsigned j = first + 4 * lane_at_hand() + e;
+    if (j >= from.cols) break;
+    const float x = from.data[i * from.stride + j];
+    to[i * to_stride + j] = bfloat ? to_bfloat(x) : to_half(x * scale);
   }
 }
 
@@ -646,7 +705,8 @@ __global__ void normalize_parameters_kernel(Blocks blocks, std::size_t H, const 
       blocks.begins[blockIdx.x + 1] - first, Sums{0, 0},
       [&](std::size_t i) {
         const std::size_t t = first + i;
-        return Term{dy[t * H + j], (x[t * H + j] - statistics[t].mean) * statistics[t].inverse_deviation};
+        return Term{dy[t * H + j],
+                    (x[t * H + j] - statistics[t].mean) * statistics[t].inverse_deviation};
       },
       [](Sums all, Term term) {
         return Sums{fused(term.dy, term.z, all.gain), all.bias + term.dy};
@@ -732,34 +792,35 @@ __global__ void normalize_backward_kernel(std::size_t N, unsigned H, std::size_t
 
 __global__ void dropout_kernel(std::size_t N, unsigned H, std::size_t first_row, Dropout dropout,
                                const float* x, float* y) {
-  const std::size_t t = row_at_hand();
+  const auto [t, first] = piece_at_hand(H);
   if (t >= N) return;
   const float scale = dropout_scale(dropout);
-  for_dropout(dropout, first_row + t, H,
-              [&](unsigned i, bool kept) { y[t * H + i] = kept ? x[t * H + i] * scale : 0.0f; });
+  x += t * H, y += t * H;
+  for_piece(dropout, first_row + t, first, H,
+            [&](unsigned i, bool kept) { y[i] = kept ? x[i] * scale : 0.0f; });
 }
 
 constexpr float half_root = 0.70710678118654752440f;
 
 __global__ void gelu_kernel(std::size_t N, unsigned width, std::size_t first_row, Dropout dropout,
                             const float* u, float* h) {
-  const std::size_t t = row_at_hand();
+  const auto [t, first] = piece_at_hand(width);
   if (t >= N) return;
   const float scale = dropout_scale(dropout);
-  u += t * width;
-  for_dropout(dropout, first_row + t, width, [&](unsigned i, bool kept) {
+  u += t * width, h += t * width;
+  for_piece(dropout, first_row + t, first, width, [&](unsigned i, bool kept) {
     const float active = u[i] * 0.5f * (1 + erf_of(u[i] * half_root));
-    h[t * width + i] = kept ? active * scale : 0.0f;
+    h[i] = kept ? active * scale : 0.0f;
   });
 }
 
 __global__ void gelu_backward_kernel(std::size_t N, unsigned width, std::size_t first_row,
                                      Dropout dropout, const float* u, float* dh) {
-  const std::size_t t = row_at_hand();
+  const auto [t, first] = piece_at_hand(width);
   if (t >= N) return;
   const float scale = dropout_scale(dropout);
   u += t * width, dh += t * width;
-  for_dropout(dropout, first_row + t, width, [&](unsigned i, bool kept) {
+  for_piece(dropout, first_row + t, first, width, [&](unsigned i, bool kept) {
     const float cumulative = fused(erf_of(u[i] * half_root), 0.5f, 0.5f);
     const float density = exp_of(u[i] * u[i] * -0.5f) * 0.39894228040143267794f;
     dh[i] = (kept ? dh[i] * scale : 0.0f) * fused(u[i], density, cumulative);
@@ -874,23 +935,44 @@ __device__ void take_four(const float* from, float (&to)[4]) {
   to[0] = x.x, to[1] = x.y, to[2] = x.z, to[3] = x.w;
 }
 
-// Rows of D numbers, `stride` apart, to shared memory.
-__device__ void bring_rows(unsigned rows, unsigned D, const float* from, std::size_t stride,
-                           float* to) {
-  const unsigned to_stride = row_stride(D), step = D % 4 == 0 ? 4 : 1, steps = D / step;
-  for (unsigned index = threadIdx.x; index < rows * steps; index += blockDim.x) {
-    const unsigned i = index / steps, d = index % steps * step;
-    const float* number = from + i * stride + d;
-    float* place = to + i * to_stride + d;
-    if (step == 4)
-      *reinterpret_cast<float4*>(place) = *reinterpret_cast<const float4*>(number);
-    else
-      *place = *number;
+// Rows of D numbers, `stride` apart, to shared memory, in pieces of one number or four: eight of a
+// thread are on their way at a time.
+template <class Some>
+__device__ void bring_pieces(unsigned rows, unsigned D, const float* from, std::size_t stride,
+                             float* to) {
+  constexpr unsigned size = sizeof(Some) / sizeof(float), batch = 8;
+  const unsigned across = D / size, to_stride = row_stride(D);
+  const unsigned i_step = blockDim.x / across, d_step = blockDim.x % across;
+  unsigned i = threadIdx.x / across, d = threadIdx.x % across;
+  while (i < rows) {
+    Some values[batch];
+    float* places[batch];
+    BERT4REC_UNROLL
+    for (unsigned e = 0; e < batch; ++e) {
+      places[e] = nullptr;
+      if (i < rows) {
+        values[e] = *reinterpret_cast<const Some*>(from + i * stride + d * size);
+        places[e] = to + i * to_stride + d * size;
+      }
+      i += i_step, d += d_step;
+      if (d >= across) d -= across, ++i;
+    }
+    BERT4REC_UNROLL
+    for (unsigned e = 0; e < batch; ++e) {
+      if (places[e] != nullptr) *reinterpret_cast<Some*>(places[e]) = values[e];
+    }
   }
 }
+__device__ void bring_rows(unsigned rows, unsigned D, const float* from, std::size_t stride,
+                           float* to) {
+  if (D % 4 == 0)
+    bring_pieces<float4>(rows, D, from, stride, to);
+  else
+    bring_pieces<float>(rows, D, from, stride, to);
+}
 
-// Sixteen sums of a thread: sum[r][s] = sum_d a(r)[d] b(s)[d] in ascending d, where a(r) and b(s) are
-// rows in shared memory, of which four numbers are read at once.
+// Sixteen sums of a thread: sum[r][s] = sum_d a(r)[d] b(s)[d] in ascending d, where a(r) and b(s)
+// are rows in shared memory, of which four numbers are read at once.
 template <class A, class B>
 __device__ void dot_products(unsigned D, A&& a, B&& b, float (&sum)[4][4]) {
   unsigned d = 0;
@@ -928,8 +1010,8 @@ __device__ void add_outer_product(const float (&w)[4], const float (&x)[4], floa
 __device__ unsigned smaller(unsigned a, unsigned b) { return a < b ? a : b; }
 
 // to[i,j] = a_i b_j for i < m, j < n. a[m,D] stands in shared memory, and of b, whose rows are
-// `stride` apart in device memory, `part` takes key_part rows at a time. A thread has 4 x 4 of them,
-// of rows and columns that lie apart; beyond the last one it has the last one again.
+// `stride` apart in device memory, `part` takes key_part rows at a time. A thread has 4 x 4, of
+// rows and columns that lie apart; beyond the last one it has the last one again.
 __device__ void dot_rows(unsigned m, unsigned n, unsigned D, const float* a, const float* b,
                          std::size_t stride, float* part, float* to, unsigned to_stride) {
   constexpr unsigned across = key_part / 4, down = attention_threads / across;
@@ -973,7 +1055,7 @@ __device__ void sum_rows(unsigned m, unsigned n, unsigned D, const float* w, uns
       bring_rows(rows, D, b + first * stride, stride, part);
       __syncthreads();
       if (top >= m) continue;
-      const auto add = [&](const float (&weights)[4], unsigned j) {
+      const auto add = [&](const float(&weights)[4], unsigned j) {
         float values[4];
         take_four(part + j * width + column, values);
         add_outer_product(weights, values, sum);
@@ -1004,8 +1086,8 @@ __device__ void sum_rows(unsigned m, unsigned n, unsigned D, const float* w, uns
 // Bytes of shared memory of the kernels that have a tile of queries; `matrices` of them [m,n].
 std::size_t query_tile_bytes(std::size_t D, std::size_t longest, std::size_t queries,
                              std::size_t matrices) {
-  return sizeof(float) * (matrices * queries * (row_stride(D) + row_stride(longest)) +
-                          key_part * row_stride(D));
+  return sizeof(float) *
+         (matrices * queries * (row_stride(D) + row_stride(longest)) + key_part * row_stride(D));
 }
 
 //   S = q k^T,   P = softmax(S / sqrt D),   o = dropout(P) v
@@ -1227,9 +1309,67 @@ __device__ Counts count_above(const float* s, std::size_t n, float value) {
   return {sum_lanes(better), sum_lanes(ties)};
 }
 
-// s[n] becomes scale (softmax(s) - [j = target]), but if scale is 0; returns the loss.
-__device__ double softmax_row(float* s, std::size_t n, std::size_t target, float scale) {
+// Over all items: a block for each place. All threads take scores and exponentials, whose order
+// does not matter; that of the sum does, and half a warp adds it up.
+constexpr unsigned loss_threads = 256, loss_rows = loss_threads / lanes;
+
+struct LossParts {  // what the half warps of a block found
+  float largest[loss_rows];
+  unsigned better[loss_rows], ties[loss_rows];
+  float sum;
+};
+
+__global__ void softmax_loss_kernel(std::size_t n, const std::uint32_t* targets,
+                                    const float* weights, float scale, float* s,
+                                    PlaceResults results) {
+  LossParts& parts = *shared_memory<LossParts>();
+  const std::size_t i = blockIdx.x, target = targets[i];
+  const unsigned thread = threadIdx.x;
+  s += i * n;
   const float of_target = s[target];
+  unsigned better = 0, ties = 0;
+  float largest = minus_infinity();
+  for (std::size_t j = thread; j < n; j += loss_threads) {
+    const float score = s[j];
+    better += score > of_target, ties += score == of_target;
+    largest = largest < score ? score : largest;
+  }
+  better = sum_lanes(better), ties = sum_lanes(ties), largest = largest_of_lanes(largest);
+  const unsigned own = thread / lanes;
+  parts.largest[own] = largest, parts.better[own] = better, parts.ties[own] = ties;
+  __syncthreads();
+  better = 0, ties = 0;
+  for (unsigned row = 0; row < loss_rows; ++row) {
+    better += parts.better[row], ties += parts.ties[row];
+    largest = largest < parts.largest[row] ? parts.largest[row] : largest;
+  }
+  for (std::size_t j = thread; j < n; j += loss_threads) s[j] = exp_of(s[j] - largest);
+  __syncthreads();
+  if (thread < lanes) {
+    const std::size_t count = n > thread ? (n - thread + lanes - 1) / lanes : 0;
+    const float sum =
+        sum_lanes(add_in_order(count, 0.0f, [&](std::size_t j) { return s[thread + j * lanes]; }));
+    if (thread == 0) {
+      parts.sum = sum;
+      const double loss = static_cast<double>(largest) - static_cast<double>(of_target) +
+                          natural_log(static_cast<double>(sum));
+      record(results, i, loss, {better, ties - 1});
+    }
+  }
+  __syncthreads();
+  if (scale == 0) return;
+  const float inverse = 1 / parts.sum, factor = weights == nullptr ? scale : scale * weights[i];
+  for (std::size_t j = thread; j < n; j += loss_threads) {
+    float p = s[j] * inverse;
+    if (j == target) p -= 1;
+    s[j] = p * factor;
+  }
+}
+
+// Over drawn items: half a warp for each place. s[n], of which the first is the target's, becomes
+// scale (softmax(s) - [j = 0]); returns the loss.
+__device__ double softmax_row(float* s, std::size_t n, float scale) {
+  const float of_target = s[0];
   float largest = minus_infinity(), sum = 0;
   for (std::size_t j = lane_at_hand(); j < n; j += lanes) {
     largest = largest < s[j] ? s[j] : largest;
@@ -1237,31 +1377,17 @@ __device__ double softmax_row(float* s, std::size_t n, std::size_t target, float
   largest = largest_of_lanes(largest);
   __syncwarp(half_warp());  // all have read the target's score before it is written over
   for (std::size_t j = lane_at_hand(); j < n; j += lanes) {
-    const float x = exp_of(s[j] - largest);
-    sum += x;
-    if (scale != 0) s[j] = x;
+    s[j] = exp_of(s[j] - largest);
+    sum += s[j];
   }
   sum = sum_lanes(sum);
   const float inverse = 1 / sum;
-  for (std::size_t j = lane_at_hand(); scale != 0 && j < n; j += lanes) {
-    float p = s[j] * inverse;
-    if (j == target) p -= 1;
-    s[j] = p * scale;
+  for (std::size_t j = lane_at_hand(); j < n; j += lanes) {
+    const float p = s[j] * inverse;
+    s[j] = (j == 0 ? p - 1 : p) * scale;
   }
   return static_cast<double>(largest) - static_cast<double>(of_target) +
          natural_log(static_cast<double>(sum));
-}
-
-__global__ void softmax_loss_kernel(std::size_t M, std::size_t n, const std::uint32_t* targets,
-                                    const float* weights, float scale, float* s,
-                                    PlaceResults results) {
-  const std::size_t i = row_at_hand();
-  if (i >= M) return;
-  s += i * n;
-  Counts counts = count_above(s, n, s[targets[i]]);
-  counts.ties -= 1;
-  const float factor = weights == nullptr ? scale : scale * weights[i];
-  record(results, i, softmax_row(s, n, targets[i], factor), counts);
 }
 
 // x_i of x[n] becomes 1 / (1 + exp(-x_i)); returns sum_i log(1 + exp x_i). As in the header, the
@@ -1326,7 +1452,7 @@ __global__ void drawn_loss_kernel(DrawnLoss loss, std::size_t M, std::size_t K, 
   __syncwarp(half_warp());  // the functions below share the row out anew
   double value;
   if (loss.softmax) {
-    value = softmax_row(s, K + 1, 0, loss.scale);
+    value = softmax_row(s, K + 1, loss.scale);
   } else {
     for (std::size_t j = lane; j < K + 1; j += lanes) s[j] -= loss.balance;
     value = logistic_loss_row(s, K, loss.beta);
@@ -1370,6 +1496,7 @@ __global__ void add_scaled_rows_kernel(Sorted sorted, std::size_t H, const float
 // ---- The best items ----------------------------------------------------------------------------
 
 constexpr unsigned search_threads = 256;
+constexpr std::size_t search_part = 4096;  // items that one block looks through
 
 __device__ bool is_among(const std::uint32_t* items, std::uint32_t count, std::uint32_t item) {
   std::uint32_t low = 0, high = count;
@@ -1389,27 +1516,36 @@ __device__ bool is_better(float score, std::uint32_t item, float other, std::uin
   return score > other || (score == other && item < other_item);
 }
 
-// A block finds one item after the other: the best of those behind the one before.
-__global__ void best_unseen_kernel(std::size_t I, const float* s, Seen seen, std::size_t count,
-                                   std::uint32_t* items, float* values) {
+// Scores of a row, or of a part of it: place i has s[i], of item items[i] or, if that is null, of
+// first_item + i.
+struct ScoredItems {
+  const float* s;
+  const std::uint32_t* items;
+  std::uint32_t first_item;
+  std::size_t size;
+};
+
+// A block finds one item after the other: the best of those behind the one before that are allowed
+// and not in known[num_known].
+__device__ void find_best(const ScoredItems& among, const std::uint32_t* known,
+                          std::uint32_t num_known, const std::uint32_t* allowed, std::size_t count,
+                          std::uint32_t* items, float* values) {
   float* best = shared_memory<float>();  // [threads], and the items they belong to
   auto* best_item = reinterpret_cast<std::uint32_t*>(best + search_threads);
-  const std::size_t row = blockIdx.x;
   const unsigned thread = threadIdx.x;
-  const std::uint32_t* known = seen.items + seen.begins[row];
-  const std::uint32_t num_known = seen.begins[row + 1] - seen.begins[row];
-  s += row * I, items += row * count, values += row * count;
   float last = 0;
   std::uint32_t last_item = no_item;
   for (std::size_t k = 0; k < count; ++k) {
     float value = 0;
     std::uint32_t item = no_item;
-    for (std::size_t at = thread; at < I; at += search_threads) {
-      const auto j = static_cast<std::uint32_t>(at);
-      if (k > 0 && !is_better(last, last_item, s[at], j)) continue;
-      if (!is_better(s[at], j, value, item)) continue;
-      if (seen.allowed != nullptr && seen.allowed[j] == 0) continue;
-      if (!is_among(known, num_known, j)) value = s[at], item = j;
+    for (std::size_t at = thread; at < among.size; at += search_threads) {
+      const std::uint32_t j = among.items == nullptr
+                                  ? among.first_item + static_cast<std::uint32_t>(at)
+                                  : among.items[at];
+      if (k > 0 && !is_better(last, last_item, among.s[at], j)) continue;
+      if (!is_better(among.s[at], j, value, item)) continue;
+      if (allowed != nullptr && allowed[j] == 0) continue;
+      if (!is_among(known, num_known, j)) value = among.s[at], item = j;
     }
     best[thread] = value, best_item[thread] = item;
     for (unsigned half = search_threads / 2; half > 0; half /= 2) {
@@ -1430,6 +1566,26 @@ __global__ void best_unseen_kernel(std::size_t I, const float* s, Seen seen, std
     }
     __syncthreads();
   }
+}
+
+// First of each part of a row, then of what was found in its parts.
+__global__ void best_of_parts_kernel(std::size_t I, unsigned parts, const float* s, Seen seen,
+                                     std::size_t count, std::uint32_t* items, float* values) {
+  const std::size_t row = blockIdx.x / parts, first = blockIdx.x % parts * search_part;
+  const std::size_t at = blockIdx.x * count;
+  const std::uint32_t begin = seen.begins[row];
+  find_best({s + row * I + first, nullptr, static_cast<std::uint32_t>(first),
+             I - first < search_part ? I - first : search_part},
+            seen.items + begin, seen.begins[row + 1] - begin, seen.allowed, count, items + at,
+            values + at);
+}
+
+__global__ void best_of_found_kernel(std::size_t found, const std::uint32_t* found_items,
+                                     const float* found_values, std::size_t count,
+                                     std::uint32_t* items, float* values) {
+  const std::size_t row = blockIdx.x;
+  find_best({found_values + row * found, found_items + row * found, 0, found}, nullptr, 0, nullptr,
+            count, items + row * count, values + row * count);
 }
 
 __global__ void softmax_blocks_kernel(std::size_t M, std::size_t I, std::size_t block,
@@ -1572,10 +1728,15 @@ __global__ void sum_of_squares_kernel(std::size_t n, const float* g, float* squa
   const std::size_t end = begin + block < n ? begin + block : n;
   float values[each];
   const auto fetch = [&](std::size_t first) {
-    BERT4REC_UNROLL
-    for (unsigned e = 0; e < each; ++e) {
-      const std::size_t i = first + threadIdx.x + e * square_threads;
-      if (i < end) values[e] = g[i];
+    const float* from = g + first + threadIdx.x;
+    if (first + square_chunk <= end) {
+      BERT4REC_UNROLL
+      for (unsigned e = 0; e < each; ++e) values[e] = from[e * square_threads];
+    } else {
+      BERT4REC_UNROLL
+      for (unsigned e = 0; e < each; ++e) {
+        if (first + threadIdx.x + e * square_threads < end) values[e] = from[e * square_threads];
+      }
     }
   };
   fetch(begin);
@@ -1588,7 +1749,8 @@ __global__ void sum_of_squares_kernel(std::size_t n, const float* g, float* squa
     __syncthreads();
     fetch(first + square_chunk);
     if (threadIdx.x >= lanes) continue;
-    const unsigned size = end - first < square_chunk ? static_cast<unsigned>(end - first) : square_chunk;
+    const unsigned size =
+        end - first < square_chunk ? static_cast<unsigned>(end - first) : square_chunk;
     BERT4REC_UNROLL_16
     for (unsigned i = threadIdx.x; i < size; i += lanes) sum = fused(chunk[i], chunk[i], sum);
   }
@@ -1702,6 +1864,17 @@ __global__ void set_taken_kernel(TableRows rows, std::uint32_t end, std::uint32_
 
 namespace {
 
+// Grids of kernels that give half a warp to a row or to a piece of it, a thread to a number, or a
+// block to an id.
+dim3 grid_of_rows(std::size_t rows) { return dim3(blocks_for(rows, rows_a_block)); }
+dim3 grid_of_pieces(std::size_t rows, std::size_t n) {
+  return grid_of_rows(rows * blocks_for(n, piece_size));
+}
+dim3 grid_of_numbers(std::size_t n) { return dim3(blocks_for(n, flat_threads)); }
+dim3 grid_of_ids(std::size_t ids, std::size_t columns) {
+  return dim3(static_cast<unsigned>(ids), blocks_for(columns, column_threads));
+}
+
 #if !defined(__CUDACC__)
 // What cuBLAS is asked for below, in the order of k.
 float value_of(std::uint16_t half, bool bfloat) {
@@ -1769,16 +1942,16 @@ bool round_operand(Device& device, int index, std::size_t rows, std::size_t cols
         static_cast<std::uint16_t*>(allocate(count * sizeof(std::uint16_t), "products"));
     stream.sizes[index] = count;
   }
-  const std::size_t most = 16 * std::size_t{device.processors()};
-  const dim3 grid(static_cast<unsigned>(from.rows < most ? from.rows : most));
   float* largest = stream.scales + index;
   if (!device.has_bfloat()) {
+    const std::size_t most = 16 * std::size_t{device.processors()};
+    const dim3 grid(static_cast<unsigned>(from.rows < most ? from.rows : most));
     fill_zeros(device, largest, sizeof(float));
     launch(device, "largest", largest_kernel, grid, operand_threads,
            operand_threads * sizeof(unsigned), from, reinterpret_cast<unsigned*>(largest));
   }
-  launch(device, "to_half", to_half_kernel, grid, operand_threads, 0, from, device.has_bfloat(),
-         largest, stream.operands[index], stride);
+  launch(device, "to_half", to_half_kernel, grid_of_pieces(from.rows, from.cols), row_threads, 0,
+         from, device.has_bfloat(), largest, stream.operands[index], stride);
   return transposed;
 }
 
@@ -1800,19 +1973,19 @@ void multiply(Device& device, std::size_t m, std::size_t n, std::size_t k, const
            start == nullptr ? 0.0f : 1.0f, device.stream().scales);
     return multiply_halves(device, m, n, k, a_transposed, b_transposed, c, c_row);
   }
-  const Matrix of_a{a, a_row, a_col}, of_b{b, b_col, b_row};
-  // A large tile reads shared memory less often; a small one leaves no processor idle.
-  const auto with = [&]<class Shape>(Shape, bool even_if_few) {
-    const std::size_t blocks =
+  const auto with = [&](auto shape, bool even_if_few) {
+    using Shape = decltype(shape);
+    const std::size_t tiles =
         std::size_t{blocks_for(m, Shape::width)} * blocks_for(n, Shape::width);
-    if (blocks < device.processors() && !even_if_few) return false;
-    launch(device, "multiply", multiply_kernel<Shape>, dim3(static_cast<unsigned>(blocks)),
-           Shape::side * Shape::side, Shape::shared, m, n, k, of_a, of_b, start, start_row, c,
-           c_row);
+    if (tiles < device.processors() && !even_if_few) return false;
+    launch(device, "multiply", multiply_kernel<Shape>, dim3(static_cast<unsigned>(tiles)),
+           Shape::side * Shape::side, Shape::shared, m, n, k, Matrix{a, a_row, a_col},
+           Matrix{b, b_col, b_row}, start, start_row, c, c_row);
     return true;
   };
+  // A large tile reads shared memory less often; a small one leaves no processor idle.
   with(TileShape<16, 8, 8>(), false) || with(TileShape<16, 4, 16>(), false) ||
-      with(TileShape<8, 4, 32>(), false) || with(TileShape<8, 2, 64>(), true);
+      with(TileShape<8, 4, 32>(), false) || with(TileShape<8, 2, 128>(), true);
 }
 
 void add_columns(Device& device, const Blocks& blocks, std::size_t width, const float* dy,
@@ -1868,20 +2041,20 @@ void normalize_backward(Device& device, std::size_t N, std::size_t H, std::size_
 
 void dropout(Device& device, std::size_t N, std::size_t H, std::size_t first_row, Dropout dropout,
              const float* x, float* y) {
-  launch(device, "dropout", dropout_kernel, dim3(blocks_for(N, rows_a_block)), row_threads, 0, N,
+  launch(device, "dropout", dropout_kernel, grid_of_pieces(N, H), row_threads, 0, N,
          static_cast<unsigned>(H), first_row, dropout, x, y);
 }
 
 void gelu(Device& device, std::size_t N, std::size_t width, std::size_t first_row, Dropout dropout,
           const float* u, float* h) {
-  launch(device, "gelu", gelu_kernel, dim3(blocks_for(N, rows_a_block)), row_threads, 0, N,
+  launch(device, "gelu", gelu_kernel, grid_of_pieces(N, width), row_threads, 0, N,
          static_cast<unsigned>(width), first_row, dropout, u, h);
 }
 
 void gelu_backward(Device& device, std::size_t N, std::size_t width, std::size_t first_row,
                    Dropout dropout, const float* u, float* dh) {
-  launch(device, "gelu_backward", gelu_backward_kernel, dim3(blocks_for(N, rows_a_block)),
-         row_threads, 0, N, static_cast<unsigned>(width), first_row, dropout, u, dh);
+  launch(device, "gelu_backward", gelu_backward_kernel, grid_of_pieces(N, width), row_threads, 0, N,
+         static_cast<unsigned>(width), first_row, dropout, u, dh);
 }
 
 void tanh(Device& device, std::size_t n, const float* u, float* y) {
@@ -1956,17 +2129,10 @@ void attention_backward(Device& device, const Attention& at, const float* q, con
          static_cast<unsigned>(queries), q, kv, kept, d_out, d_kv);
 }
 
-// Grids of kernels that give half a warp to a row, a thread to a number, or a block to an id.
-static dim3 grid_of_rows(std::size_t rows) { return dim3(blocks_for(rows, rows_a_block)); }
-static dim3 grid_of_numbers(std::size_t n) { return dim3(blocks_for(n, flat_threads)); }
-static dim3 grid_of_ids(std::size_t ids, std::size_t columns) {
-  return dim3(static_cast<unsigned>(ids), blocks_for(columns, column_threads));
-}
-
 void softmax_loss(Device& device, std::size_t M, std::size_t n, const std::uint32_t* targets,
                   const float* weights, float scale, float* s, const PlaceResults& results) {
-  launch(device, "softmax_loss", softmax_loss_kernel, grid_of_rows(M), row_threads, 0, M, n,
-         targets, weights, scale, s, results);
+  launch(device, "softmax_loss", softmax_loss_kernel, dim3(static_cast<unsigned>(M)), loss_threads,
+         sizeof(LossParts), n, targets, weights, scale, s, results);
 }
 
 void drawn_loss(Device& device, const DrawnLoss& loss, std::size_t M, std::size_t K, std::size_t H,
@@ -1989,11 +2155,17 @@ void add_scaled_rows(Device& device, const Sorted& sorted, std::size_t H, const 
          column_threads, 0, sorted, H, factors, from, out);
 }
 
+std::size_t search_parts(std::size_t I) { return blocks_for(I, search_part); }
+
 void best_unseen(Device& device, std::size_t M, std::size_t I, const float* s, const Seen& seen,
-                 std::size_t count, std::uint32_t* items, float* values) {
-  launch(device, "best_unseen", best_unseen_kernel, dim3(static_cast<unsigned>(M)), search_threads,
-         search_threads * (sizeof(float) + sizeof(std::uint32_t)), I, s, seen, count, items,
-         values);
+                 std::size_t count, std::uint32_t* found_items, float* found_values,
+                 std::uint32_t* items, float* values) {
+  constexpr std::size_t shared = search_threads * (sizeof(float) + sizeof(std::uint32_t));
+  const auto parts = static_cast<unsigned>(search_parts(I)), rows = static_cast<unsigned>(M);
+  launch(device, "best_of_parts", best_of_parts_kernel, dim3(parts * rows), search_threads, shared,
+         I, parts, s, seen, count, found_items, found_values);
+  launch(device, "best_of_found", best_of_found_kernel, dim3(rows), search_threads, shared,
+         parts * count, found_items, found_values, count, items, values);
 }
 
 void softmax_blocks(Device& device, std::size_t M, std::size_t I, std::size_t block, const float* s,

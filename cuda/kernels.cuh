@@ -195,7 +195,7 @@ struct PlaceResults {
 };
 
 // Of places i < M from their scores s[M,n], which become
-// scale weights_i (softmax(s_i) - [j = target_i]), or stay as they are if scale is 0.
+// scale weights_i (softmax(s_i) - [j = target_i]), or are lost if scale is 0.
 void softmax_loss(Device&, std::size_t M, std::size_t n, const std::uint32_t* targets,
                   const float* weights, float scale, float* s, const PlaceResults&);
 
@@ -230,9 +230,12 @@ struct Seen {
 inline constexpr std::uint32_t no_item = 0xffffffff;
 
 // For each row of s[M,I] its `count` best items that are allowed and not seen, the best first, with
-// their scores: items[M,count], values[M,count]; no_item where there are no more.
+// their scores: items[M,count], values[M,count]; no_item where there are no more. found_items and
+// found_values have room for those of search_parts(I) parts of each row, [M,parts,count].
+std::size_t search_parts(std::size_t I);
 void best_unseen(Device&, std::size_t M, std::size_t I, const float* s, const Seen&,
-                 std::size_t count, std::uint32_t* items, float* values);
+                 std::size_t count, std::uint32_t* found_items, float* found_values,
+                 std::uint32_t* items, float* values);
 // sums[M,blocks]: of each `block` scores the largest, and the sum of exp(s - largest).
 struct BlockSum {
   float largest, sum;

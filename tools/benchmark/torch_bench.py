@@ -110,20 +110,20 @@ def masked_vectors(model, rows, way):
     return model.encode(rows.tokens, rows.key_padding).flatten(0, 1)[rows.masked]
 
 
-@in_precision
-def item_scores(model, rows, way):  # [M,num_items]
-    if way == "full":
-        return full_logits(model, rows).flatten(0, 1)[rows.masked][:, 3:]
-    output = model.output
-    return F.linear(masked_vectors(model, rows, way), output.weight[3:], output.bias[3:])
-
-
 def in_precision(function):
     """With --half: products in BF16."""
     def call(*words):
         with torch.autocast("cuda", torch.bfloat16, enabled=HALF):
             return function(*words)
     return call
+
+
+@in_precision
+def item_scores(model, rows, way):  # [M,num_items]
+    if way == "full":
+        return full_logits(model, rows).flatten(0, 1)[rows.masked][:, 3:]
+    output = model.output
+    return F.linear(masked_vectors(model, rows, way), output.weight[3:], output.bias[3:])
 
 
 @in_precision
