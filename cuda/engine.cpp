@@ -246,10 +246,12 @@ class CudaCompute {
     return cuda::attention_kept * config.num_heads;
   }
 
-  CudaCompute(int device, cuda::Products products, const ModelConfig& model)
+  CudaCompute(int device, cuda::Products products, const ModelConfig& model,
+              const TrainConfig& train)
       : device_(device, products),
         config_(model.encoder()),
-        matching_(model.task == TaskKind::matching) {}
+        matching_(model.task == TaskKind::matching),
+        by_groups_(matching_ || model.ties_items() || draws_negatives(train.loss)) {}
 
   cuda::Device& device() { return device_; }
   const cuda::Device& device() const { return device_; }
@@ -269,6 +271,7 @@ class CudaCompute {
     by_position_.add_to(parcel_, group.positions, 0);
     by_segment_.add_to(parcel_, group.segments, 0);
     by_bigram_.add_to(parcel_, group.bigrams, 0);
+    if (!by_groups_) by_token_.add_to(parcel_, group.tokens, 0);
     of_parts_.resize(std::max(of_parts_.size(), run.parts.size()));
     for (std::size_t i = 0; i < run.parts.size(); ++i) add_part(group, run.parts[i], of_parts_[i]);
     longest_ = 1;
@@ -300,6 +303,9 @@ class CudaCompute {
   const std::uint32_t* negatives() const { return parcel_.at(negatives_); }
   const float* log_expected() const { return parcel_.floats_at(log_expected_); }
   cuda::Sorted by_negative() const { return by_negative_.in(parcel_); }
+  // Whether the table of items gets its gradients group by group: if the loss has some for it, too.
+  bool by_groups() const { return by_groups_; }
+  cuda::Sorted by_token() const { return by_token_.in(parcel_); }  // if not
   // Of a group of the run.
   cuda::Sorted by_token(std::size_t part) const { return of_parts_[part].tokens.in(parcel_); }
   cuda::Sorted by_target(std::size_t part) const { return of_parts_[part].targets.in(parcel_); }
@@ -384,6 +390,7 @@ class CudaCompute {
   };
 
   void add_part(const RowGroup& group, const Part& part, SortedPart& sorted) {
+    if (!by_groups_) return;
     const std::size_t n = part.end_token - part.first_token;
     sorted.tokens.add_to(parcel_, group.tokens.subspan(part.first_token, n), part.first_token);
     const std::size_t first = part.first_asked, M = part.end_asked - first;
@@ -422,13 +429,13 @@ class CudaCompute {
 
   cuda::Device device_;
   EncoderConfig config_;
-  bool matching_;
+  bool matching_, by_groups_;
   const Run* run_ = nullptr;
   Parcel parcel_;
   Parcel::Place tokens_, positions_, segments_, bigrams_, asked_, targets_, weights_, key_tiles_;
   Parcel::Place negatives_, log_expected_, candidates_at_;
   std::size_t num_key_tiles_ = 0, longest_ = 1;
-  SortedPlaces by_position_, by_segment_, by_bigram_, by_negative_;
+  SortedPlaces by_token_, by_position_, by_segment_, by_bigram_, by_negative_;
   std::vector<SortedPart> of_parts_;
   std::vector<std::int32_t> candidates_;
   Rows all_, places_;
@@ -546,6 +553,7 @@ void embedding_backward(CudaCompute& compute, std::size_t H, const RowGroup& gro
     cuda::add_rows(device, compute.by_segment(), H, de, g.segment);
   }
   if (g.bigram != nullptr) cuda::add_rows(device, compute.by_bigram(), H, de, g.bigram);
+  if (!compute.by_groups()) return cuda::add_rows(device, compute.by_token(), H, de, g.item);
   for (std::size_t part = 0; part < compute.run().parts.size(); ++part) {
     if (compute.item_gradients) compute.item_gradients(part);
     cuda::add_rows(device, compute.by_token(part), H, de, g.item);
@@ -747,43 +755,55 @@ class CudaItemHead {
       if (d_vectors == nullptr) continue;
       cuda::multiply(compute.device(), rows, H, I, scores_.data(), I, 1, w_.weight, H, 1, nullptr,
                      0, d_vectors + begin * H, H);
-      // A run that does not fit is one group, whose tokens come after all of its places.
-      if (slab < M) add_item_gradients(compute, rows, vectors + begin * H, scores_.data(), begin);
+      add_bias_gradients(compute, rows, scores_.data(), begin);
+      // If the table of items is the output's, too, each group's places come before its tokens. (A
+      // run that does not fit is one group.)
+      if (slab < M || !config_.ties_items())
+        add_weight_gradients(compute, rows, vectors + begin * H, scores_.data());
     }
-    if (d_vectors == nullptr || slab < M) return;
+    if (d_vectors == nullptr || slab < M || !config_.ties_items()) return;
     compute.item_gradients = [this, &compute, vectors](std::size_t index) {
       const Part& part = compute.run().parts[index];
-      add_item_gradients(compute, part.end_asked - part.first_asked,
-                         vectors + part.first_asked * config_.hidden_size,
-                         scores_.data() + part.first_asked * config_.num_items, 0);
+      add_weight_gradients(compute, part.end_asked - part.first_asked,
+                           vectors + part.first_asked * config_.hidden_size,
+                           scores_.data() + part.first_asked * config_.num_items);
     };
   }
 
-  // dw += ds^T vectors, db += sum of ds, for M places of a group from its place `first` on.
-  void add_item_gradients(CudaCompute& compute, std::size_t M, const float* vectors,
-                          const float* ds, std::size_t first) {
+  // dw += ds^T vectors, for M places
+  void add_weight_gradients(CudaCompute& compute, std::size_t M, const float* vectors,
+                            const float* ds) {
     const std::size_t H = config_.hidden_size, I = config_.num_items;
     cuda::multiply(compute.device(), I, H, M, ds, 1, I, vectors, H, 1, g_.weight, H, g_.weight, H);
-    // The sum of the biases' gradients goes by blocks, if there are more places than items, inside
-    // each slab of the header.
-    const std::size_t slab = detail::slab_rows(I, group_capacity(config_.encoder()));
-    for (std::size_t at = first; at < first + M;) {
-      const std::size_t end = std::min(first + M, (at / slab + 1) * slab);
-      add_bias_gradients(compute, end - at, ds + (at - first) * I);
-      at = end;
-    }
   }
 
-  void add_bias_gradients(CudaCompute& compute, std::size_t M, const float* ds) {
+  // db += sum of ds, for M places of the run from `first` on. The header adds them group by group,
+  // inside each slab: in blocks if there are more places than items, and else one by one, which
+  // neighbours may do together.
+  void add_bias_gradients(CudaCompute& compute, std::size_t M, const float* ds, std::size_t first) {
     const std::size_t I = config_.num_items;
-    if (I > M) return cuda::add_columns(compute.device(), M, I, ds, I, g_.bias);
-    std::vector<std::uint32_t> begins;
-    for (std::size_t t = 0; t < M; t += sum_block) begins.push_back(static_cast<std::uint32_t>(t));
-    begins.push_back(static_cast<std::uint32_t>(M));
-    bias_blocks_.grow(begins.size(), "sums");
-    cuda::copy_in(compute.device(), bias_blocks_.data(), begins.data(),
-                  begins.size() * sizeof(begins[0]));
-    const cuda::Blocks blocks{bias_blocks_.data(), begins.size() - 1};
+    const std::size_t slab = detail::slab_rows(I, group_capacity(config_.encoder()));
+    begins_.clear();
+    const auto begin_block = [&](std::size_t at) {
+      begins_.push_back(static_cast<std::uint32_t>(at - first));
+    };
+    bool one_by_one = true;
+    for (const Part& part : compute.run().parts) {
+      for (std::size_t at = part.first_asked, end; at < part.end_asked; at = end) {
+        end = std::min(part.end_asked, at + slab);
+        const std::size_t block = end - at < I ? 1 : sum_block;
+        one_by_one = one_by_one && block == 1;
+        for (std::size_t t = std::max(at, first); t < std::min(end, first + M); t += block) {
+          begin_block(t);
+        }
+      }
+    }
+    begin_block(first + M);
+    if (one_by_one) return cuda::add_columns(compute.device(), M, I, ds, I, g_.bias);
+    bias_blocks_.grow(begins_.size(), "sums");
+    cuda::copy_in(compute.device(), bias_blocks_.data(), begins_.data(),
+                  begins_.size() * sizeof(begins_[0]));
+    const cuda::Blocks blocks{bias_blocks_.data(), begins_.size() - 1};
     cuda::add_columns(compute.device(), blocks, I, ds, compute.scratch(blocks.count * I), g_.bias);
   }
 
@@ -844,6 +864,7 @@ class CudaItemHead {
   DeviceArray<float> drawn_, drawn_bias_;      // [K,H] [K] of the drawn items,
   DeviceArray<float> d_drawn_, d_drawn_bias_;  // and their gradients, of a group
   DeviceArray<std::uint32_t> bias_blocks_;
+  std::vector<std::uint32_t> begins_;
 };
 
 class CudaMatchingHead {
@@ -1219,7 +1240,7 @@ class CudaEngine : public Engine {
  public:
   CudaEngine(const ModelConfig& model, const TrainConfig& train, Start start, int device,
              cuda::Products products)
-      : config_(model), train_(train), compute_(device, products, model) {
+      : config_(model), train_(train), compute_(device, products, model, train) {
     if (start == Start::zeros) return;
     ThreadPool pool(train.threads);
     write(State::parameters, initial_parameters(table_, model.initializer_range, train.seed, pool));

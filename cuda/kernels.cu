@@ -89,7 +89,7 @@ struct Stream {
   // Of a product in half precision: both operands, and their scales.
   std::uint16_t* operands[2] = {nullptr, nullptr};
   std::size_t sizes[2] = {0, 0};
-  float* scales = nullptr;  // [4] the largest of A and of B (bits), alpha, beta
+  float* scales = nullptr;  // [6] the largest of A and of B (bits), alpha, beta; 0 and 1
 };
 
 namespace {
@@ -146,7 +146,9 @@ Device::Device(int index, Products products)
   has_bfloat_ = found.major >= 8 && !without_bfloat;
   if (products == Products::exact) return;
   arithmetic_ = std::string(has_bfloat_ ? "BF16" : "FP16") + " products on " + name_;
-  stream_->scales = static_cast<float*>(allocate(4 * sizeof(float), "scales"));
+  constexpr float scales[6] = {0, 0, 0, 0, 0, 1};
+  stream_->scales = static_cast<float*>(allocate(sizeof(scales), "scales"));
+  copy_in(*this, stream_->scales, scales, sizeof(scales));
 #if defined(__CUDACC__)
   const Blas& blas = Blas::instance();
   int version = 0;
@@ -261,29 +263,44 @@ __device__ float largest_of_lanes(float value) {
 }
 
 // add(sum, fetch(0)), and of that add(..., fetch(1)), and so on: `count` values in this order. If
-// each were fetched when it is added, each would wait for memory; so 16 are fetched, then added.
+// each were fetched when it is added, each would wait for memory; so 64 are fetched, then added.
 template <unsigned batch, class Sum, class Fetch, class Add>
-__device__ void add_batches(std::size_t& first, std::size_t count, Sum& sum, Fetch& fetch,
-                            Add& add) {
-  for (const std::size_t end = count / batch * batch; first < end; first += batch) {
-    decltype(fetch(first)) values[batch];
-    BERT4REC_UNROLL
-    for (unsigned i = 0; i < batch; ++i) values[i] = fetch(first + i);
-    BERT4REC_UNROLL
-    for (unsigned i = 0; i < batch; ++i) sum = add(sum, values[i]);
+__device__ void add_batch(std::size_t first, std::size_t left, Sum& sum, Fetch& fetch, Add& add) {
+  decltype(fetch(first)) values[batch] = {};
+  const bool whole = left >= batch;
+  BERT4REC_UNROLL
+  for (unsigned i = 0; i < batch; ++i) {
+    if (whole || i < left) values[i] = fetch(first + i);
+  }
+  BERT4REC_UNROLL
+  for (unsigned i = 0; i < batch; ++i) {
+    if (whole || i < left) sum = add(sum, values[i]);
   }
 }
 template <class Sum, class Fetch, class Add>
 __device__ Sum add_in_order(std::size_t count, Sum sum, Fetch&& fetch, Add&& add) {
+  constexpr unsigned many = 64, few = 16;
   std::size_t first = 0;
-  add_batches<16>(first, count, sum, fetch, add);
-  add_batches<4>(first, count, sum, fetch, add);
-  add_batches<1>(first, count, sum, fetch, add);
+  for (const std::size_t end = count / many * many; first < end; first += many) {
+    add_batch<many>(first, many, sum, fetch, add);
+  }
+  for (; first < count; first += few) add_batch<few>(first, count - first, sum, fetch, add);
   return sum;
 }
 template <class Sum, class Fetch>
 __device__ Sum add_in_order(std::size_t count, Sum sum, Fetch&& fetch) {
   return add_in_order(count, sum, fetch, [](Sum all, Sum value) { return all + value; });
+}
+
+// Thread t of those that stand side by side in rows of `across`, at least 8: a warp is 8 across and
+// 4 down, so that it reads fewest different numbers where each thread needs those of its row and of
+// its column.
+struct Standing {
+  unsigned x, y;
+};
+__device__ Standing standing(unsigned t, unsigned across) {
+  const unsigned warp = t / 32, warps_across = across / 8;
+  return {warp % warps_across * 8 + t % 8, warp / warps_across * 4 + t % 32 / 8};
 }
 
 constexpr unsigned flat_threads = 256;  // of kernels that take numbers one by one
@@ -506,7 +523,7 @@ struct TileShape {
 
   // Where element r of the T along one edge that thread t owns stands in the tile: neighbours by
   // fours, so that they are read at once.
-  static constexpr unsigned group = T < 4 ? T : 4;
+  static constexpr unsigned group = T < 4 ? T : 4;  // 1, 2 or 4
   static __device__ unsigned place(unsigned t, unsigned r) {
     return r / group * group * side + group * t + r % group;
   }
@@ -516,9 +533,11 @@ struct TileShape {
       if constexpr (group == 4) {
         const float4 x = *reinterpret_cast<const float4*>(row + place(t, r));
         values[r] = x.x, values[r + 1] = x.y, values[r + 2] = x.z, values[r + 3] = x.w;
-      } else {
+      } else if constexpr (group == 2) {
         const float2 x = *reinterpret_cast<const float2*>(row + place(t, r));
         values[r] = x.x, values[r + 1] = x.y;
+      } else {
+        values[r] = row[place(t, r)];
       }
     }
   }
@@ -532,7 +551,7 @@ __global__ void __launch_bounds__(Shape::side* Shape::side, Shape::T == 8 ? 2 : 
   constexpr unsigned width = Shape::width, T = Shape::T, depth = Shape::depth;
   const std::size_t down = (m + width - 1) / width;  // tiles of C below one another
   const std::size_t first_row = blockIdx.x % down * width, first_col = blockIdx.x / down * width;
-  const unsigned ty = threadIdx.x / Shape::side, tx = threadIdx.x % Shape::side;
+  const auto [tx, ty] = standing(threadIdx.x, Shape::side);
   Operand of_a(a, first_row, m), of_b(b_transposed, first_col, n);
   of_a.fetch(k), of_b.fetch(k);
 
@@ -563,7 +582,7 @@ __global__ void __launch_bounds__(Shape::side* Shape::side, Shape::T == 8 ? 2 : 
       }
     };
     if (left >= depth) {
-      BERT4REC_UNROLL_16
+      BERT4REC_UNROLL
       for (unsigned l = 0; l < depth; ++l) multiply_add(l);
     } else {
       for (unsigned l = 0; l < left; ++l) multiply_add(l);
@@ -658,8 +677,8 @@ __global__ void to_half_kernel(Operand from, bool bfloat, const float* largest, 
 }
 
 // alpha = 1 / (scale of A * scale of B), beta
-__global__ void factors_kernel(bool bfloat, float beta, float* scales) {
-  scales[2] = bfloat ? 1.0f : 1 / scale_for(scales[0]) / scale_for(scales[1]);
+__global__ void factors_kernel(float beta, float* scales) {
+  scales[2] = 1 / scale_for(scales[0]) / scale_for(scales[1]);
   scales[3] = beta;
 }
 
@@ -935,31 +954,30 @@ __device__ void take_four(const float* from, float (&to)[4]) {
   to[0] = x.x, to[1] = x.y, to[2] = x.z, to[3] = x.w;
 }
 
-// Rows of D numbers, `stride` apart, to shared memory, in pieces of one number or four: eight of a
+// Rows of D numbers, `stride` apart, to shared memory, in pieces of one number or four: four of a
 // thread are on their way at a time.
 template <class Some>
 __device__ void bring_pieces(unsigned rows, unsigned D, const float* from, std::size_t stride,
                              float* to) {
-  constexpr unsigned size = sizeof(Some) / sizeof(float), batch = 8;
+  constexpr unsigned size = sizeof(Some) / sizeof(float), batch = 4;
   const unsigned across = D / size, to_stride = row_stride(D);
   const unsigned i_step = blockDim.x / across, d_step = blockDim.x % across;
   unsigned i = threadIdx.x / across, d = threadIdx.x % across;
   while (i < rows) {
     Some values[batch];
-    float* places[batch];
+    unsigned places[batch], count = 0;
     BERT4REC_UNROLL
     for (unsigned e = 0; e < batch; ++e) {
-      places[e] = nullptr;
       if (i < rows) {
         values[e] = *reinterpret_cast<const Some*>(from + i * stride + d * size);
-        places[e] = to + i * to_stride + d * size;
+        places[e] = i * to_stride + d * size, count = e + 1;
       }
       i += i_step, d += d_step;
       if (d >= across) d -= across, ++i;
     }
     BERT4REC_UNROLL
     for (unsigned e = 0; e < batch; ++e) {
-      if (places[e] != nullptr) *reinterpret_cast<Some*>(places[e]) = values[e];
+      if (e < count) *reinterpret_cast<Some*>(to + places[e]) = values[e];
     }
   }
 }
@@ -1015,15 +1033,16 @@ __device__ unsigned smaller(unsigned a, unsigned b) { return a < b ? a : b; }
 __device__ void dot_rows(unsigned m, unsigned n, unsigned D, const float* a, const float* b,
                          std::size_t stride, float* part, float* to, unsigned to_stride) {
   constexpr unsigned across = key_part / 4, down = attention_threads / across;
-  const unsigned tx = threadIdx.x % across, ty = threadIdx.x / across, width = row_stride(D);
+  const auto [tx, ty] = standing(threadIdx.x, across);
+  const unsigned width = row_stride(D);
   for (unsigned first = 0; first < n; first += key_part) {
     const unsigned rows = smaller(n - first, key_part);
     __syncthreads();
     bring_rows(rows, D, b + first * stride, stride, part);
     __syncthreads();
     for (unsigned top = 0; top < m; top += 4 * down) {
-      const auto i_of = [&](unsigned r) { return top + ty + r * down; };
-      const auto j_of = [&](unsigned s) { return tx + s * across; };
+      const auto i_of = [top, y = ty](unsigned r) { return top + y + r * down; };
+      const auto j_of = [x = tx](unsigned s) { return x + s * across; };
       float sum[4][4] = {};
       dot_products(
           D, [&](unsigned r) { return a + smaller(i_of(r), m - 1) * width; },
@@ -1091,8 +1110,9 @@ std::size_t query_tile_bytes(std::size_t D, std::size_t longest, std::size_t que
 }
 
 //   S = q k^T,   P = softmax(S / sqrt D),   o = dropout(P) v
-__global__ void attention_forward_kernel(Attention at, unsigned queries, const float* q_all,
-                                         const float* kv, float* kept, float* out) {
+__global__ void __launch_bounds__(attention_threads, 4)
+    attention_forward_kernel(Attention at, unsigned queries, const float* q_all, const float* kv,
+                             float* kept, float* out) {
   const Tile tile = tile_at_hand(at, at.query_tiles, at.num_query_tiles);
   const auto H = at.H;
   const auto D = static_cast<unsigned>(at.D);
@@ -1134,9 +1154,10 @@ __global__ void attention_forward_kernel(Attention at, unsigned queries, const f
 
 // With R = dropout(P), first for a tile of queries:
 //   dR = do v^T,   dS_ij = (R_ij dR_ij - P_ij sum_k R_ik dR_ik) / sqrt D,   dq = dS k
-__global__ void attention_backward_queries_kernel(Attention at, unsigned queries,
-                                                  const float* q_all, const float* kv, float* kept,
-                                                  const float* d_out, float* d_q) {
+__global__ void __launch_bounds__(attention_threads, 4)
+    attention_backward_queries_kernel(Attention at, unsigned queries, const float* q_all,
+                                      const float* kv, float* kept, const float* d_out,
+                                      float* d_q) {
   const Tile tile = tile_at_hand(at, at.query_tiles, at.num_query_tiles);
   const auto H = at.H;
   const auto D = static_cast<unsigned>(at.D);
@@ -1231,9 +1252,10 @@ __device__ void score_gradient(const Attention& at, const Tile& tile, unsigned i
   }
 }
 
-__global__ void attention_backward_keys_kernel(Attention at, unsigned keys, unsigned queries,
-                                               const float* q_all, const float* kv, float* kept,
-                                               const float* d_out, float* d_kv) {
+__global__ void __launch_bounds__(key_threads, 2)
+    attention_backward_keys_kernel(Attention at, unsigned keys, unsigned queries,
+                                   const float* q_all, const float* kv, float* kept,
+                                   const float* d_out, float* d_kv) {
   const Tile tile = tile_at_hand(at, at.key_tiles, at.num_key_tiles);
   const auto H = at.H;
   const auto D = static_cast<unsigned>(at.D);
@@ -1891,13 +1913,16 @@ float value_of(std::uint16_t half, bool bfloat) {
 // Numbers between the rows of an operand with so many columns.
 constexpr std::size_t half_stride(std::size_t cols) { return (cols + 7) / 8 * 8; }
 
-// C[m,n] = alpha A B + beta C. A stands as [m,k] or, if it is transposed, as [k,m]; B as [k,n] or
-// [n,k].
+// C[m,n] = alpha A B + beta C, where beta is 1 if `add` and else 0. A stands as [m,k] or, if it is
+// transposed, as [k,m]; B as [k,n] or [n,k].
 void multiply_halves(Device& device, std::size_t m, std::size_t n, std::size_t k, bool a_transposed,
-                     bool b_transposed, float* c, std::size_t c_row) {
+                     bool b_transposed, bool add, float* c, std::size_t c_row) {
   const Stream& stream = device.stream();
   const std::uint16_t *a = stream.operands[0], *b = stream.operands[1];
-  const float *alpha = stream.scales + 2, *beta = stream.scales + 3;
+  const bool scaled = !device.has_bfloat();
+  const float *alpha = stream.scales + (scaled ? 2 : 5), *beta = stream.scales + (scaled ? 3
+                                                                                  : add  ? 5
+                                                                                         : 4);
   const std::size_t a_row = half_stride(a_transposed ? m : k);
   const std::size_t b_row = half_stride(b_transposed ? k : n);
 #if defined(__CUDACC__)
@@ -1969,9 +1994,11 @@ void multiply(Device& device, std::size_t m, std::size_t n, std::size_t k, const
       launch(device, "fill_rows", fill_rows_kernel, dim3(blocks_for(m * n, flat_threads)),
              flat_threads, 0, m, n, start, c, c_row);
     }
-    launch(device, "factors", factors_kernel, dim3(1), 1, 0, device.has_bfloat(),
-           start == nullptr ? 0.0f : 1.0f, device.stream().scales);
-    return multiply_halves(device, m, n, k, a_transposed, b_transposed, c, c_row);
+    if (!device.has_bfloat()) {
+      launch(device, "factors", factors_kernel, dim3(1), 1, 0, start == nullptr ? 0.0f : 1.0f,
+             device.stream().scales);
+    }
+    return multiply_halves(device, m, n, k, a_transposed, b_transposed, start != nullptr, c, c_row);
   }
   const auto with = [&](auto shape, bool even_if_few) {
     using Shape = decltype(shape);
@@ -1985,7 +2012,8 @@ void multiply(Device& device, std::size_t m, std::size_t n, std::size_t k, const
   };
   // A large tile reads shared memory less often; a small one leaves no processor idle.
   with(TileShape<16, 8, 8>(), false) || with(TileShape<16, 4, 16>(), false) ||
-      with(TileShape<8, 4, 32>(), false) || with(TileShape<8, 2, 128>(), true);
+      with(TileShape<8, 4, 32>(), false) || with(TileShape<8, 2, 64>(), false) ||
+      with(TileShape<8, 1, 128>(), true);
 }
 
 void add_columns(Device& device, const Blocks& blocks, std::size_t width, const float* dy,

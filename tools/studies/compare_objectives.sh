@@ -10,10 +10,11 @@
 #   sh tools/studies/compare_objectives.sh FILE [OUTPUT [PRESET...]]   (OUTPUT: output/objectives)
 #
 # PRESETs are names in presets/, such as beauty-causal; all of that data if none is given.
-# SEEDS="42 7" in the environment trains each once a seed (42 alone).
+# SEEDS="42 7" in the environment trains each once a seed (42 alone); OPTIONS=--gpu does it on a
+# GPU, with the same digits.
 set -eu
 case ${1:---help} in
-  -h | --help) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  -h | --help) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 0 ;;
 esac
 input=$1
 data=$(basename "$input" .txt)
@@ -42,7 +43,7 @@ evaluate() {
   shift 2
   [ -s "$run/$held_out.md" ] && return
   "$bin/evaluate_model" --data "$output/data" --model "$run/models" --name final_model \
-    --held-out "$held_out" --markdown "$@" >"$run/$held_out.tmp"
+    --held-out "$held_out" --markdown ${OPTIONS:-} "$@" >"$run/$held_out.tmp"
   mv "$run/$held_out.tmp" "$run/$held_out.md"
 }
 
@@ -54,7 +55,7 @@ train() {
   [ -z "$(ls "$run/checkpoints" 2>/dev/null)" ] || resume=--resume
   echo "== $1, seed $2" >&2
   "$bin/train_model" --data "$output/data" --output "$run" --preset "$presets/$1.json" \
-    --seed "$2" $resume >&2
+    --seed "$2" $resume ${OPTIONS:-} >&2
   evaluate "$run" validation
   evaluate "$run" test --published "$published"
 }
