@@ -734,12 +734,50 @@ __global__ void normalize_parameters_kernel(Blocks blocks, std::size_t H, const 
   partial[blockIdx.x * 2 * H + H + j] = sums.bias;
 }
 
-// out[j] += partial[0,j] + partial[1,j] + ..., in this order from out[j] on
-__global__ void add_blocks_kernel(std::size_t blocks, std::size_t width, const float* partial,
-                                  std::size_t stride, float* out) {
-  const std::size_t j = std::size_t{blockIdx.x} * column_threads + threadIdx.x;
-  if (j >= width) return;
-  out[j] = add_in_order(blocks, out[j], [&](std::size_t b) { return partial[b * stride + j]; });
+// out[j] += partial[0,j] + partial[1,j] + ..., in this order from out[j] on. There may be thousands
+// of them, too many for one thread to wait for: four fetch for each column, chunk after chunk, the
+// next one on its way while one of them adds up this one.
+constexpr unsigned column_fetchers = 4, column_chunk = 64;
+
+__global__ void __launch_bounds__(column_threads* column_fetchers)
+    add_blocks_kernel(std::size_t blocks, std::size_t width, const float* partial,
+                      std::size_t stride, float* out) {
+  constexpr unsigned each = column_chunk / column_fetchers;
+  const unsigned column = threadIdx.x % column_threads, fetcher = threadIdx.x / column_threads;
+  const std::size_t j = std::size_t{blockIdx.x} * column_threads + column;
+  const bool inside = j < width, adds = inside && fetcher == 0;
+  float values[each] = {};
+  const auto fetch = [&](std::size_t first) {
+    const float* from = partial + (first + fetcher) * stride + j;
+    const bool whole = inside && first + column_chunk <= blocks;
+    BERT4REC_UNROLL
+    for (unsigned e = 0; e < each; ++e) {
+      if (whole || (inside && first + fetcher + e * column_fetchers < blocks)) {
+        values[e] = from[e * column_fetchers * stride];
+      }
+    }
+  };
+  fetch(0);
+  float sum = adds ? out[j] : 0;
+  unsigned turn = 0;
+  for (std::size_t first = 0; first < blocks; first += column_chunk, turn ^= 1u) {
+    float* chunk = shared_memory<float>() + turn * column_chunk * column_threads + column;
+    BERT4REC_UNROLL
+    for (unsigned e = 0; e < each; ++e) {
+      chunk[(fetcher + e * column_fetchers) * column_threads] = values[e];
+    }
+    __syncthreads();
+    fetch(first + column_chunk);
+    if (!adds) continue;
+    const std::size_t left = blocks - first;
+    if (left >= column_chunk) {
+      BERT4REC_UNROLL
+      for (unsigned i = 0; i < column_chunk; ++i) sum += chunk[i * column_threads];
+    } else {
+      for (unsigned i = 0; i < left; ++i) sum += chunk[i * column_threads];
+    }
+  }
+  if (adds) out[j] = sum;
 }
 
 // ---- Norms, dropout, activations ---------------------------------------------------------------
@@ -2016,20 +2054,19 @@ void multiply(Device& device, std::size_t m, std::size_t n, std::size_t k, const
       with(TileShape<8, 1, 128>(), true);
 }
 
-void add_columns(Device& device, const Blocks& blocks, std::size_t width, const float* dy,
-                 float* partial, float* out) {
-  const unsigned columns = blocks_for(width, column_threads);
-  launch(device, "column_sums", column_sums_kernel,
-         dim3(static_cast<unsigned>(blocks.count), columns), column_threads, 0, blocks, width, dy,
-         partial);
-  launch(device, "add_blocks", add_blocks_kernel, dim3(columns), column_threads, 0, blocks.count,
-         width, partial, width, out);
-}
-
 void add_columns(Device& device, std::size_t N, std::size_t width, const float* dy,
                  std::size_t stride, float* out) {
   launch(device, "add_blocks", add_blocks_kernel, dim3(blocks_for(width, column_threads)),
-         column_threads, 0, N, width, dy, stride, out);
+         column_threads * column_fetchers, 2 * column_chunk * column_threads * sizeof(float), N,
+         width, dy, stride, out);
+}
+
+void add_columns(Device& device, const Blocks& blocks, std::size_t width, const float* dy,
+                 float* partial, float* out) {
+  launch(device, "column_sums", column_sums_kernel,
+         dim3(static_cast<unsigned>(blocks.count), blocks_for(width, column_threads)),
+         column_threads, 0, blocks, width, dy, partial);
+  add_columns(device, blocks.count, width, partial, width, out);
 }
 
 void normalize(Device& device, std::size_t N, std::size_t H, const float* x, const float* gain,
@@ -2049,14 +2086,11 @@ void add_and_normalize(Device& device, std::size_t N, std::size_t H, std::size_t
 void normalize_parameters(Device& device, const Blocks& blocks, std::size_t H, const float* x,
                           const Statistics* statistics, const float* dy, float* partial,
                           float* dgain, float* dbias) {
-  const unsigned columns = blocks_for(H, column_threads);
   launch(device, "normalize_parameters", normalize_parameters_kernel,
-         dim3(static_cast<unsigned>(blocks.count), columns), column_threads, 0, blocks, H, x,
-         statistics, dy, partial);
-  for (float* out : {dgain, dbias}) {
-    launch(device, "add_blocks", add_blocks_kernel, dim3(columns), column_threads, 0, blocks.count,
-           H, partial + (out == dbias ? H : 0), 2 * H, out);
-  }
+         dim3(static_cast<unsigned>(blocks.count), blocks_for(H, column_threads)), column_threads,
+         0, blocks, H, x, statistics, dy, partial);
+  add_columns(device, blocks.count, H, partial, 2 * H, dgain);
+  add_columns(device, blocks.count, H, partial + H, 2 * H, dbias);
 }
 
 void normalize_backward(Device& device, std::size_t N, std::size_t H, std::size_t first_row,

@@ -49,15 +49,16 @@ plant() {
 rm -f "$folder/failed" "$folder/kernels.o"
 
 plant nothing ''
-plant "no barrier before a product reads its parts" '/bring<width>(b_transposed/{n;d;}'
-plant "no barrier after the scores of a tile" '/dot_rows(m, n, D, q, k,/{n;d;}'
-plant "the neighbour's column" 's/sum += dy\[t \* width + j\];/sum += dy[t * width + j ^ 1];/'
+plant "no barrier before a product reads its parts" '/of_a.put(a_part), of_b.put(b_part);/{n;d;}'
+plant "one place where two take turns" '/unsigned turn = 0;  \/\/ two places/,/{$/s/turn ^= 1u/turn ^= 0u/'
+plant "no barrier after the scores of a tile" '/dot_rows(m, n, D, q, k,/{n;/__syncthreads/d;}'
+plant "the neighbour's column" 's/return dy\[(first + t) \* width + j\];/return dy[((first + t) * width + j) ^ 1];/'
 plant "blocks added as they come" \
-  's/^  if (lane_at_hand() == 0) squares\[part\] = sum;/  if (lane_at_hand() == 0) atomicAdd(squares + part % 2, sum - squares[part] * 0);/'
+  's/^  if (threadIdx.x == 0) squares\[part\] = sum;/  if (threadIdx.x == 0) atomicAdd(squares + part % 2, sum - squares[part] * 0);/'
 plant "two roundings for one" 's/sum_ez = fused(e, z(i), sum_ez);/sum_ez += e * z(i);/'
 plant "no barrier before the best of two is taken" '/for (unsigned half = search_threads/{n;d;}'
 plant "places of an id in falling order" \
-  's/sum += from\[std::size_t{sorted.places\[i\]} \* H + j\];/sum += from[std::size_t{sorted.places[sorted.begins[blockIdx.x] + sorted.begins[blockIdx.x + 1] - 1 - i]} * H + j];/'
+  's/return from\[std::size_t{sorted.places\[first + i\]} \* H + j\];/return from[std::size_t{sorted.places[sorted.begins[blockIdx.x + 1] - 1 - i]} * H + j];/'
 plant "a loss of another rank that is no number goes unheard" \
   's/if (!(fabs(loss) <= largest)) decision->broken/if (false) decision->broken/'
 wait
