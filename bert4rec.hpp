@@ -1,4 +1,4 @@
-// bert4rec.hpp: BERT4Rec in one C++20 header. Version 0.12.0.
+// bert4rec.hpp: BERT4Rec in one C++20 header. Version 0.13.0.
 // Copyright (c) 2026 The bert4rec.hpp authors. SPDX-License-Identifier: MIT (text at the end).
 //
 // BERT4Rec (Sun et al., "BERT4Rec: Sequential Recommendation with Bidirectional Encoder
@@ -91,10 +91,10 @@
 // ================================================================================================
 
 #define BERT4REC_VERSION_MAJOR 0
-#define BERT4REC_VERSION_MINOR 12
+#define BERT4REC_VERSION_MINOR 13
 #define BERT4REC_VERSION_PATCH 0
-#define BERT4REC_VERSION 1200  // MAJOR * 10000 + MINOR * 100 + PATCH
-#define BERT4REC_VERSION_STRING "0.12.0"
+#define BERT4REC_VERSION 1300  // MAJOR * 10000 + MINOR * 100 + PATCH
+#define BERT4REC_VERSION_STRING "0.13.0"
 
 #if defined(min) || defined(max)
 #error "bert4rec.hpp needs std::min and std::max: define NOMINMAX before windows.h is included"
