@@ -1,6 +1,6 @@
 // The kernels of the GPU and the functions of kernels.cuh that start them. nvcc compiles this file;
 // any C++ compiler does, too, with tests/cuda/emulation.hpp in place of CUDA: then each thread of a
-// kernel can be stepped through in a debugger. README.md goes through the file as a course would.
+// kernel can be stepped through in a debugger. README.md goes through its kernels as a course.
 //
 // Compile without contraction (nvcc: -fmad=false): this file says itself where a product and a sum
 // are one instruction, as the header does, and gives the same bits in float32.
@@ -262,8 +262,8 @@ __device__ float largest_of_lanes(float value) {
   return value;
 }
 
-// add(sum, fetch(0)), and of that add(..., fetch(1)), and so on: `count` values in this order. If
-// each were fetched when it is added, each would wait for memory; so 64 are fetched, then added.
+// sum = add(sum, fetch(i)) for i = 0 ... count - 1, in this order. Fetched one by one, each would
+// wait for memory; so 64 (at the end 16) are fetched before they are added.
 template <unsigned batch, class Sum, class Fetch, class Add>
 __device__ void add_batch(std::size_t first, std::size_t left, Sum& sum, Fetch& fetch, Add& add) {
   decltype(fetch(first)) values[batch] = {};
@@ -292,9 +292,8 @@ __device__ Sum add_in_order(std::size_t count, Sum sum, Fetch&& fetch) {
   return add_in_order(count, sum, fetch, [](Sum all, Sum value) { return all + value; });
 }
 
-// Thread t of those that stand side by side in rows of `across`, at least 8: a warp is 8 across and
-// 4 down, so that it reads fewest different numbers where each thread needs those of its row and of
-// its column.
+// Where thread t stands if the threads form rows of `across`, a multiple of 8. A warp has 8 x 4 of
+// them: where each needs the numbers of its row and of its column, it reads 8 + 4 different ones.
 struct Standing {
   unsigned x, y;
 };
@@ -425,22 +424,22 @@ __device__ Piece piece_at_hand(unsigned n) {
 }
 
 // ---- Products ----------------------------------------------------------------------------------
-// C[m,n] = start + A B, by tiles of C of [width,width]. The side x side threads of a block own T x
-// T elements each, in registers, and add up in ascending k. They walk along k in steps of `depth`,
-// for which they bring a part of A and of B to shared memory, each number once.
+// C[m,n] = start + A[m,k] B[k,n], by tiles of C of [width,width]. The side x side threads of a
+// block own T x T elements each, in registers, and add up in ascending k. They walk along k in
+// steps of `depth`, for which they bring a part of A and of B to shared memory, each number once.
 
-struct Matrix {
+struct Matrix {  // A(i,k) = data[i row + k col]
   const float* data;
   std::size_t row, col;
 };
 
-// Part after part of an operand: A(first + i, k + l) for i < width, l < depth; what is beyond its
-// end has any value.
-// The numbers of the next part are fetched into registers while the block still multiplies this
-// one, and neighbouring threads fetch neighbouring numbers.
+// Part after part of an operand: A(first + i, l0 + l) for i < width, l < depth. What is beyond its
+// end may be anything: no sum that is stored reads it. The numbers of the next part are fetched
+// into registers while the block still multiplies this one; neighbouring threads fetch neighbours.
 template <unsigned width, unsigned depth, unsigned threads>
 class Parts {
  public:
+  // + 4: rows begin at 16 bytes, and fewer of a warp's accesses meet in one of the 32 banks.
   static constexpr unsigned stride = width + 4, size = depth * stride;
 
   __device__ Parts(const Matrix& a, std::size_t first, std::size_t end)
@@ -469,8 +468,9 @@ class Parts {
   }
 
  private:
-  // A thread has so many numbers. Number e lies i_of(e) and l_of(e) beyond its first: if it goes
-  // along k, threads side by side have a row, or a share of it if there are fewer than `depth`.
+  // A thread fetches `each` numbers; number e lies i_of(e) rows and l_of(e) steps along k beyond
+  // its first. If k is contiguous, neighbouring threads take neighbouring k: `depth` threads a row
+  // or, if the block has fewer, all of them `shares` times.
   static constexpr unsigned each = width * depth / threads;
   static constexpr unsigned shares = depth <= threads ? 1 : depth / threads;
   static constexpr unsigned rows_at_once = depth <= threads ? threads / depth : 1;
@@ -601,9 +601,9 @@ __global__ void __launch_bounds__(Shape::side* Shape::side, Shape::T == 8 ? 2 : 
 // ---- Products in half precision ----------------------------------------------------------------
 // Operands are rounded to 16 bits and cuBLAS multiplies them on tensor cores, with sums in float32.
 // BF16 has the exponents of float32. FP16 has five bits of exponent, and gradients would vanish in
-// it; so there an operand is first multiplied by the power of two that brings its largest number to
-// 2^14 or below, and the product is divided by both powers. (Loss scaling does this with one power
-// for all gradients, has to guess it, and skips steps when it was wrong.)
+// it; so there an operand is first multiplied by the power of two that brings its largest number
+// into [2^14, 2^15) (FP16 ends at 65504), and the product is divided by both powers. (Loss scaling
+// does this with one power for all gradients, has to guess it, and skips steps when it was wrong.)
 
 // x rounded to the nearest, ties to even.
 __device__ std::uint16_t to_bfloat(float x) {
@@ -688,7 +688,7 @@ __global__ void fill_rows_kernel(std::size_t m, std::size_t n, const float* row,
   if (at < m * n) c[at / n * c_row + at % n] = row[at % n];
 }
 
-// ---- Sums over rows ----------------------------------------------------------------------------
+// ---- Sums over tokens (down columns) -----------------------------------------------------------
 // First the sums of the blocks, a thread for each column of each block; then these are added.
 
 constexpr unsigned column_threads = 64;
@@ -735,8 +735,8 @@ __global__ void normalize_parameters_kernel(Blocks blocks, std::size_t H, const 
 }
 
 // out[j] += partial[0,j] + partial[1,j] + ..., in this order from out[j] on. There may be thousands
-// of them, too many for one thread to wait for: four fetch for each column, chunk after chunk, the
-// next one on its way while one of them adds up this one.
+// of them, too many for one thread to wait for: four threads fetch for each column, a chunk of 64
+// at a time, and one of them adds up a chunk while the next is on its way.
 constexpr unsigned column_fetchers = 4, column_chunk = 64;
 
 __global__ void __launch_bounds__(column_threads* column_fetchers)
@@ -822,6 +822,8 @@ __global__ void add_and_normalize_kernel(std::size_t N, unsigned H, std::size_t 
   if (lane_at_hand() == 0) statistics[t] = row;
 }
 
+// With z = (x - mean) / deviation and e = dy gain:
+//   dx = (e - mean(e) - z mean(e z)) / deviation,   df = dropout(dx)
 __global__ void normalize_backward_kernel(std::size_t N, unsigned H, std::size_t first_row,
                                           Dropout dropout, const float* x,
                                           const Statistics* statistics, const float* gain,
@@ -871,6 +873,7 @@ __global__ void gelu_kernel(std::size_t N, unsigned width, std::size_t first_row
   });
 }
 
+// du = dropout(dh) (Phi(u) + u phi(u))
 __global__ void gelu_backward_kernel(std::size_t N, unsigned width, std::size_t first_row,
                                      Dropout dropout, const float* u, float* dh) {
   const auto [t, first] = piece_at_hand(width);
@@ -945,9 +948,9 @@ __global__ void scatter_kernel(std::size_t rows, unsigned H, const std::uint32_t
 }
 
 // ---- Attention ---------------------------------------------------------------------------------
-// A block has one head of one row (blockIdx.y is the head), and of it a tile: some queries and all
-// keys that they see, or some keys and all queries that see them. The scores S of a tile stay in
-// shared memory, and the backward computes them again: no matrix [n,n] is ever stored.
+// A block has one head (blockIdx.y) of one row, a sequence of the batch, and of it a tile: some
+// queries and all keys that they see, or some keys and all queries that see them. The scores S of a
+// tile stay in shared memory, and the backward computes them again: no matrix [n,n] is ever stored.
 
 constexpr unsigned attention_threads = 128, key_part = 64;
 
@@ -1140,14 +1143,16 @@ __device__ void sum_rows(unsigned m, unsigned n, unsigned D, const float* w, uns
   }
 }
 
-// Bytes of shared memory of the kernels that have a tile of queries; `matrices` of them [m,n].
+// Bytes of shared memory of the kernels that have a tile of queries; matrices: 1 forward (q, S),
+// 2 backward (q and do, S and dR).
 std::size_t query_tile_bytes(std::size_t D, std::size_t longest, std::size_t queries,
                              std::size_t matrices) {
   return sizeof(float) *
          (matrices * queries * (row_stride(D) + row_stride(longest)) + key_part * row_stride(D));
 }
 
-//   S = q k^T,   P = softmax(S / sqrt D),   o = dropout(P) v
+//   S = q k^T [m,n] (T of the header),   P = softmax(S / sqrt D),   o = dropout(P) v [m,D]
+// q[Q,H] and kv[N,2H], k before v; head h has the columns from h D on.
 __global__ void __launch_bounds__(attention_threads, 4)
     attention_forward_kernel(Attention at, unsigned queries, const float* q_all, const float* kv,
                              float* kept, float* out) {
@@ -1226,11 +1231,11 @@ __global__ void __launch_bounds__(attention_threads, 4)
       sum = fused(r, d_r[j], sum);
       s[j] = p, d_r[j] = r * d_r[j];
     });
-    const float mean = sum_lanes(sum);
+    const float sum_r_dr = sum_lanes(sum);
     for (unsigned j = lane_at_hand(); j < n; j += lanes) {
-      s[j] = scale * fused(s[j], -mean, d_r[j]);
+      s[j] = scale * fused(s[j], -sum_r_dr, d_r[j]);
     }
-    if (lane_at_hand() == 0) of_query[2] = mean;
+    if (lane_at_hand() == 0) of_query[2] = sum_r_dr;
   }
   sum_rows(m, n, D, S, width, k, 2 * H, part, d_q + place, H);
 }
@@ -1274,7 +1279,7 @@ __device__ void score_gradient(const Attention& at, const Tile& tile, unsigned i
                                const float* of_query, float* s, float* d_r) {
   const float scale = score_scale(at), kept_scale = dropout_scale(at.dropout);
   const unsigned seen = visible(at, tile, i);
-  const float largest = of_query[0], inverse = of_query[1], mean = of_query[2];
+  const float largest = of_query[0], inverse = of_query[1], sum_r_dr = of_query[2];
   unsigned long long bits = 0;
   for (unsigned j = lane_at_hand(); j < keys; j += lanes) {
     const unsigned key = tile.first + j, quarter = key / 16 % 4;
@@ -1285,7 +1290,7 @@ __device__ void score_gradient(const Attention& at, const Tile& tile, unsigned i
     const bool stays = (bits >> (16 * quarter) & 0xffff) >= at.dropout.threshold;
     const float p = key < seen ? exp_of((s[j] - largest) * scale) * inverse : 0.0f;
     const float r = stays ? p * kept_scale : 0.0f;
-    d_r[j] = key < seen ? scale * fused(p, -mean, r * d_r[j]) : 0.0f;
+    d_r[j] = key < seen ? scale * fused(p, -sum_r_dr, r * d_r[j]) : 0.0f;
     s[j] = r;
   }
 }
@@ -1715,6 +1720,7 @@ __global__ void matching_loss_kernel(Candidates at, float loss_scale, PlaceResul
   for (std::size_t c = lane_at_hand(); c < at.C; c += lanes) s[c] *= loss_scale;
 }
 
+// du = a / |u| (sum_c ds_c e_c / |e_c| - (sum_c ds_c cos_c) u / |u|)
 __global__ void matching_users_kernel(Candidates at, const float* user_lengths, float* du) {
   const std::size_t i = row_at_hand();
   if (i >= at.M) return;
@@ -1731,6 +1737,7 @@ __global__ void matching_users_kernel(Candidates at, const float* user_lengths, 
   }
 }
 
+// de += sum over its pairs of ds a / |e| (u / |u| - cos e / |e|)
 __global__ void matching_items_kernel(Candidates at, Sorted sorted, float* d_item) {
   const std::size_t j = column_at_hand();
   if (j >= at.H) return;
@@ -1841,6 +1848,8 @@ __global__ void decide_kernel(std::size_t ranges, const float* squares, std::siz
   if (!(norm <= largest)) decision->broken |= 2u;
 }
 
+// m += (1 - beta1) (g - m), v += (1 - beta2) (g^2 - v),
+// p = decay p - step m / (root_correction sqrt v + epsilon)
 __device__ void adamw_element(float& p, float g, float& m, float& v, const AdamConstants& c,
                               float decay_factor, float gradient_scale) {
   const float gradient = gradient_scale * g;
@@ -2048,7 +2057,7 @@ void multiply(Device& device, std::size_t m, std::size_t n, std::size_t k, const
            Matrix{b, b_col, b_row}, start, start_row, c, c_row);
     return true;
   };
-  // A large tile reads shared memory less often; a small one leaves no processor idle.
+  // A large tile reads shared memory less often; a small one leaves no multiprocessor idle.
   with(TileShape<16, 8, 8>(), false) || with(TileShape<16, 4, 16>(), false) ||
       with(TileShape<8, 4, 32>(), false) || with(TileShape<8, 2, 64>(), false) ||
       with(TileShape<8, 1, 128>(), true);

@@ -152,7 +152,7 @@ void scatter(Device&, std::size_t rows, std::size_t H, const std::uint32_t* plac
 // ---- Attention ---------------------------------------------------------------------------------
 // Of rows that stand one behind the other, as AttentionHead of the header has them. What a query
 // leaves from forward to backward are three numbers for each head: kept[Q,A,3], the largest score,
-// 1 / the sum of softmax and, written by the backward, sum_k R_ik dR_ik.
+// 1 / the sum of softmax and, written by the backward, sum_k R_ik dR_ik with R = dropout(P).
 
 struct Attention {
   std::size_t H, A, D;
@@ -311,7 +311,7 @@ void square_rows(Device&, const TableRows&, const float* g,
                  double* squares);  // squares_i += |g_i|^2
 void adamw_rows(Device&, const TableRows&, float* p, const float* g, float* m, float* v,
                 const AdamConstants&, const Decision*);
-// The rows take steps taken[token] ... end - 1 without gradient (adamw_replay) ...
+// The rows take steps taken[row] ... end - 1 without gradient (adamw_replay) ...
 void replay_rows(Device&, const TableRows&, float* p, float* m, float* v,
                  const AdamConstants* steps, const std::uint32_t* taken, std::uint32_t end);
 // ... and have them.
