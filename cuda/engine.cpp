@@ -368,8 +368,9 @@ class CudaCompute {
       for (std::size_t row = 0; row <= rows.rows(); ++row) numbers.push_back(rows.begin(row));
       offsets = compute.parcel_.add(numbers);
       const std::size_t D = compute.config_.head_size();
-      tiles =
-          compute.tiles(rows, cuda::query_tile(compute.device_, D, compute.longest_), num_tiles);
+      tiles = compute.tiles(
+          rows, cuda::query_tile(compute.device_, D, compute.longest_, compute.config_.causal),
+          num_tiles);
       blocks.clear();
       for (const std::size_t width : widths) {
         numbers.clear();

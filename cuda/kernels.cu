@@ -97,6 +97,7 @@ namespace {
 // Every call of CUDA stands in check().
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
+  static_cast<void>(cudaGetLastError());  // so that the next call does not report it again
   fail_on_device(std::string("CUDA: ") + what + ": " + cudaGetErrorString(error));
 }
 
@@ -106,11 +107,11 @@ void launch(Device& device, const char* name, void (*kernel)(Parameters...), dim
             unsigned block, std::size_t shared, Arguments... arguments) {
   if (grid.x == 0 || grid.y == 0) return;
   constexpr std::size_t usual = 48 << 10;
-  if (shared > usual) {
-    check(
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
-        name);
+  if (shared > usual) {  // always the same, since another thread may start the kernel, too
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                               cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(device.shared_memory())),
+          name);
   }
 #if defined(__CUDACC__)
   kernel<<<grid, block, shared, device.stream().handle>>>(arguments...);
@@ -128,6 +129,7 @@ unsigned blocks_for(std::size_t work, std::size_t a_block) {
 }  // namespace
 
 bool without_bfloat = false;
+std::size_t most_shared_memory = std::size_t{1} << 30;
 
 int device_count() {
   int count = 0;
@@ -162,6 +164,9 @@ Device::Device(int index, Products products)
 #endif
 }
 Device::~Device() = default;
+std::size_t Device::shared_memory() const {
+  return shared_memory_ < most_shared_memory ? shared_memory_ : most_shared_memory;
+}
 std::size_t Device::all_memory() const {
   std::size_t left = 0, all = 0;
   check(cudaMemGetInfo(&left, &all), "memory");
@@ -952,7 +957,7 @@ __global__ void scatter_kernel(std::size_t rows, unsigned H, const std::uint32_t
 // queries and all keys that they see, or some keys and all queries that see them. The scores S of a
 // tile stay in shared memory, and the backward computes them again: no matrix [n,n] is ever stored.
 
-constexpr unsigned attention_threads = 128, key_part = 64;
+constexpr unsigned attention_threads = 128, most_part = 64, causal_block = 32;
 
 struct Tile {
   std::size_t first_key, first_query;  // of the row, among tokens and among queries
@@ -1069,15 +1074,16 @@ __device__ void add_outer_product(const float (&w)[4], const float (&x)[4], floa
 __device__ unsigned smaller(unsigned a, unsigned b) { return a < b ? a : b; }
 
 // to[i,j] = a_i b_j for i < m, j < n. a[m,D] stands in shared memory, and of b, whose rows are
-// `stride` apart in device memory, `part` takes key_part rows at a time. A thread has 4 x 4, of
-// rows and columns that lie apart; beyond the last one it has the last one again.
+// `stride` apart in device memory, `part` takes part_rows at a time. A thread has 4 x 4, of rows
+// and columns that lie apart; beyond the last one it has the last one again.
 __device__ void dot_rows(unsigned m, unsigned n, unsigned D, const float* a, const float* b,
-                         std::size_t stride, float* part, float* to, unsigned to_stride) {
-  constexpr unsigned across = key_part / 4, down = attention_threads / across;
+                         std::size_t stride, unsigned part_rows, float* part, float* to,
+                         unsigned to_stride) {
+  constexpr unsigned across = most_part / 4, down = attention_threads / across;
   const auto [tx, ty] = standing(threadIdx.x, across);
   const unsigned width = row_stride(D);
-  for (unsigned first = 0; first < n; first += key_part) {
-    const unsigned rows = smaller(n - first, key_part);
+  for (unsigned first = 0; first < n; first += part_rows) {
+    const unsigned rows = smaller(n - first, part_rows);
     __syncthreads();
     bring_rows(rows, D, b + first * stride, stride, part);
     __syncthreads();
@@ -1102,15 +1108,15 @@ __device__ void dot_rows(unsigned m, unsigned n, unsigned D, const float* a, con
 // to[i,d] = sum_j w[i,j] b_j[d] in ascending j; w stands in shared memory, b as above. A thread has
 // 4 rows and 4 neighbouring columns.
 __device__ void sum_rows(unsigned m, unsigned n, unsigned D, const float* w, unsigned w_stride,
-                         const float* b, std::size_t stride, float* part, float* to,
-                         std::size_t to_stride) {
+                         const float* b, std::size_t stride, unsigned part_rows, float* part,
+                         float* to, std::size_t to_stride) {
   const unsigned across = (D + 3) / 4, width = row_stride(D);
   for (unsigned chunk = 0; chunk < (m + 3) / 4 * across; chunk += attention_threads) {
     const unsigned at = chunk + threadIdx.x, top = at / across * 4, column = at % across * 4;
     const auto row = [&](unsigned r) { return w + smaller(top + r, m - 1) * w_stride; };
     float sum[4][4] = {};
-    for (unsigned first = 0; first < n; first += key_part) {
-      const unsigned rows = smaller(n - first, key_part);
+    for (unsigned first = 0; first < n; first += part_rows) {
+      const unsigned rows = smaller(n - first, part_rows);
       __syncthreads();
       bring_rows(rows, D, b + first * stride, stride, part);
       __syncthreads();
@@ -1143,32 +1149,44 @@ __device__ void sum_rows(unsigned m, unsigned n, unsigned D, const float* w, uns
   }
 }
 
+// How many queries a tile has, and how many rows of keys or values a block has at a time.
+struct QueryTile {
+  unsigned queries, part_rows;
+};
+
 // Bytes of shared memory of the kernels that have a tile of queries; matrices: 1 forward (q, S),
 // 2 backward (q and do, S and dR).
-std::size_t query_tile_bytes(std::size_t D, std::size_t longest, std::size_t queries,
+std::size_t query_tile_bytes(std::size_t D, std::size_t longest, const QueryTile& tile,
                              std::size_t matrices) {
-  return sizeof(float) *
-         (matrices * queries * (row_stride(D) + row_stride(longest)) + key_part * row_stride(D));
+  return sizeof(float) * (matrices * tile.queries * (row_stride(D) + row_stride(longest)) +
+                          tile.part_rows * row_stride(D));
+}
+
+// Of how many keys the scores of m queries from tile.first on are taken: those that one of them
+// sees or, as in the header, another of its 32 if attention is causal.
+__device__ unsigned keys_of(const Attention& at, const Tile& tile, unsigned m) {
+  if (!at.causal) return tile.n;
+  const unsigned end = (tile.first + m - 1) / causal_block * causal_block + causal_block;
+  return visible(at, tile, smaller(end, tile.m) - 1);
 }
 
 //   S = q k^T [m,n] (T of the header),   P = softmax(S / sqrt D),   o = dropout(P) v [m,D]
 // q[Q,H] and kv[N,2H], k before v; head h has the columns from h D on.
 __global__ void __launch_bounds__(attention_threads, 4)
-    attention_forward_kernel(Attention at, unsigned queries, const float* q_all, const float* kv,
+    attention_forward_kernel(Attention at, QueryTile shape, const float* q_all, const float* kv,
                              float* kept, float* out) {
   const Tile tile = tile_at_hand(at, at.query_tiles, at.num_query_tiles);
   const auto H = at.H;
   const auto D = static_cast<unsigned>(at.D);
   const unsigned width = row_stride(at.longest);  // of S
-  const unsigned m = smaller(tile.m - tile.first, queries);
-  const unsigned n = visible(at, tile, tile.first + m - 1);
-  float *q = shared_memory<float>(), *part = q + queries * row_stride(D);
-  float* S = part + key_part * row_stride(D);
+  const unsigned m = smaller(tile.m - tile.first, shape.queries), n = keys_of(at, tile, m);
+  float *q = shared_memory<float>(), *part = q + shape.queries * row_stride(D);
+  float* S = part + shape.part_rows * row_stride(D);
   const std::size_t column = blockIdx.y * at.D;
   const std::size_t place = (tile.first_query + tile.first) * H + column;
   const float *k = kv + tile.first_key * 2 * H + column, *v = k + H;
   bring_rows(m, D, q_all + place, H, q);
-  dot_rows(m, n, D, q, k, 2 * H, part, S, width);
+  dot_rows(m, n, D, q, k, 2 * H, shape.part_rows, part, S, width);
   __syncthreads();
   const float scale = score_scale(at), kept_scale = dropout_scale(at.dropout);
   for (unsigned i = threadIdx.x / lanes; i < m; i += attention_threads / lanes) {
@@ -1192,31 +1210,30 @@ __global__ void __launch_bounds__(attention_threads, 4)
       of_query[0] = largest, of_query[1] = inverse;
     }
   }
-  sum_rows(m, n, D, S, width, v, 2 * H, part, out + place, H);
+  sum_rows(m, n, D, S, width, v, 2 * H, shape.part_rows, part, out + place, H);
 }
 
 // With R = dropout(P), first for a tile of queries:
 //   dR = do v^T,   dS_ij = (R_ij dR_ij - P_ij sum_k R_ik dR_ik) / sqrt D,   dq = dS k
 __global__ void __launch_bounds__(attention_threads, 4)
-    attention_backward_queries_kernel(Attention at, unsigned queries, const float* q_all,
+    attention_backward_queries_kernel(Attention at, QueryTile shape, const float* q_all,
                                       const float* kv, float* kept, const float* d_out,
                                       float* d_q) {
   const Tile tile = tile_at_hand(at, at.query_tiles, at.num_query_tiles);
   const auto H = at.H;
   const auto D = static_cast<unsigned>(at.D);
   const unsigned width = row_stride(at.longest);  // of S and dR
-  const unsigned m = smaller(tile.m - tile.first, queries);
-  const unsigned n = visible(at, tile, tile.first + m - 1);
-  float *q = shared_memory<float>(), *d_o = q + queries * row_stride(D);
-  float *part = d_o + queries * row_stride(D), *S = part + key_part * row_stride(D);
-  float* d_R = S + queries * width;
+  const unsigned m = smaller(tile.m - tile.first, shape.queries), n = keys_of(at, tile, m);
+  float *q = shared_memory<float>(), *d_o = q + shape.queries * row_stride(D);
+  float *part = d_o + shape.queries * row_stride(D), *S = part + shape.part_rows * row_stride(D);
+  float* d_R = S + shape.queries * width;
   const std::size_t column = blockIdx.y * at.D;
   const std::size_t place = (tile.first_query + tile.first) * H + column;
   const float *k = kv + tile.first_key * 2 * H + column, *v = k + H;
   bring_rows(m, D, q_all + place, H, q);
   bring_rows(m, D, d_out + place, H, d_o);
-  dot_rows(m, n, D, q, k, 2 * H, part, S, width);
-  dot_rows(m, n, D, d_o, v, 2 * H, part, d_R, width);
+  dot_rows(m, n, D, q, k, 2 * H, shape.part_rows, part, S, width);
+  dot_rows(m, n, D, d_o, v, 2 * H, shape.part_rows, part, d_R, width);
   __syncthreads();
   const float scale = score_scale(at), kept_scale = dropout_scale(at.dropout);
   for (unsigned i = threadIdx.x / lanes; i < m; i += attention_threads / lanes) {
@@ -1237,12 +1254,12 @@ __global__ void __launch_bounds__(attention_threads, 4)
     }
     if (lane_at_hand() == 0) of_query[2] = sum_r_dr;
   }
-  sum_rows(m, n, D, S, width, k, 2 * H, part, d_q + place, H);
+  sum_rows(m, n, D, S, width, k, 2 * H, shape.part_rows, part, d_q + place, H);
 }
 
 // ... and then for a tile of keys:   dv = R^T do,   dk = dS^T q, in the order of the header: if
 // attention is causal, blocks of 32 queries from the last to the first.
-constexpr unsigned key_threads = 256, causal_block = 32;
+constexpr unsigned key_threads = 256;
 
 // Bytes of shared memory for a tile of keys, and so many queries at a time.
 std::size_t key_tile_bytes(std::size_t D, std::size_t keys, std::size_t queries) {
@@ -2160,13 +2177,21 @@ void scatter(Device& device, std::size_t rows, std::size_t H, const std::uint32_
          rows, static_cast<unsigned>(H), places, from, to);
 }
 
-std::size_t query_tile(const Device& device, std::size_t D, std::size_t longest) {
-  const auto bytes = [&](std::size_t queries) { return query_tile_bytes(D, longest, queries, 2); };
-  std::size_t queries = D <= 32 ? 64 : D <= 64 ? 32 : 16;  // so that all threads have sums
+namespace {
+QueryTile query_tile_of(const Device& device, std::size_t D, std::size_t longest, bool causal) {
+  QueryTile tile{D <= 32 ? 64u : D <= 64 ? 32u : 16u, most_part};  // so that all threads have sums
+  if (causal && tile.queries > causal_block) tile.queries = causal_block;
+  const auto bytes = [&] { return query_tile_bytes(D, longest, tile, 2); };
   // Better two blocks of 16 queries at a time than one of more.
-  while (queries > 16 && bytes(queries) > device.shared_memory() / 2) queries /= 2;
-  while (queries > 1 && bytes(queries) > device.shared_memory()) queries /= 2;
-  return queries;
+  while (tile.queries > 16 && bytes() > device.shared_memory() / 2) tile.queries /= 2;
+  while (tile.queries > 1 && bytes() > device.shared_memory()) tile.queries /= 2;
+  while (tile.part_rows > 4 && bytes() > device.shared_memory()) tile.part_rows /= 2;
+  return tile;
+}
+}  // namespace
+
+std::size_t query_tile(const Device& device, std::size_t D, std::size_t longest, bool causal) {
+  return query_tile_of(device, D, longest, causal).queries;
 }
 
 std::size_t key_tile(const Device& device, std::size_t D) {
@@ -2177,22 +2202,22 @@ std::size_t key_tile(const Device& device, std::size_t D) {
 
 void attention_forward(Device& device, const Attention& at, const float* q, const float* kv,
                        float* kept, float* out) {
-  const std::size_t queries = query_tile(device, at.D, at.longest);
+  const QueryTile tile = query_tile_of(device, at.D, at.longest, at.causal);
   launch(device, "attention_forward", attention_forward_kernel,
          dim3(static_cast<unsigned>(at.num_query_tiles), static_cast<unsigned>(at.A)),
-         attention_threads, query_tile_bytes(at.D, at.longest, queries, 1), at,
-         static_cast<unsigned>(queries), q, kv, kept, out);
+         attention_threads, query_tile_bytes(at.D, at.longest, tile, 1), at, tile, q, kv, kept,
+         out);
 }
 
 void attention_backward(Device& device, const Attention& at, const float* q, const float* kv,
                         float* kept, const float* d_out, float* d_q, float* d_kv) {
-  std::size_t queries = query_tile(device, at.D, at.longest);
+  const QueryTile tile = query_tile_of(device, at.D, at.longest, at.causal);
   launch(device, "attention_backward_queries", attention_backward_queries_kernel,
          dim3(static_cast<unsigned>(at.num_query_tiles), static_cast<unsigned>(at.A)),
-         attention_threads, query_tile_bytes(at.D, at.longest, queries, 2), at,
-         static_cast<unsigned>(queries), q, kv, kept, d_out, d_q);
+         attention_threads, query_tile_bytes(at.D, at.longest, tile, 2), at, tile, q, kv, kept,
+         d_out, d_q);
   const std::size_t keys = key_tile(device, at.D);
-  queries = causal_block;
+  std::size_t queries = causal_block;
   while (queries > 1 && key_tile_bytes(at.D, keys, queries) > device.shared_memory()) queries /= 2;
   launch(device, "attention_backward_keys", attention_backward_keys_kernel,
          dim3(static_cast<unsigned>(at.num_key_tiles), static_cast<unsigned>(at.A)), key_threads,

@@ -39,11 +39,11 @@ class Device {
   bool has_bfloat() const { return has_bfloat_; }  // BF16, which has the exponents of float32
   // Of Products::half: what its bits depend on, "BF16 products on NVIDIA H100 by cuBLAS 130100".
   const std::string& arithmetic() const { return arithmetic_; }
-  std::size_t free_memory() const;                              // bytes
-  std::size_t all_memory() const;                               // bytes, those in use included
-  unsigned processors() const { return processors_; }           // streaming multiprocessors
-  std::size_t shared_memory() const { return shared_memory_; }  // bytes a block can have at most
-  void wait();  // until all that was started is done
+  std::size_t free_memory() const;                     // bytes
+  std::size_t all_memory() const;                      // bytes, those in use included
+  unsigned processors() const { return processors_; }  // streaming multiprocessors
+  std::size_t shared_memory() const;                   // bytes a block can have at most
+  void wait();                                         // until all that was started is done
   Stream& stream() { return *stream_; }
   void* cuda_stream() const;  // the same as CUDA has it, a cudaStream_t
 
@@ -57,8 +57,9 @@ class Device {
   std::size_t shared_memory_;
 };
 
-int device_count();          // 0 if there is no driver
-extern bool without_bfloat;  // for tests: devices are as before sm_80
+int device_count();                     // 0 if there is no driver
+extern bool without_bfloat;             // for tests: devices are as before sm_80,
+extern std::size_t most_shared_memory;  // and attention is given so much shared memory
 
 // Device memory of the device in use; `what` for the message where there is too little.
 void* allocate(std::size_t bytes, const char* what);
@@ -172,7 +173,7 @@ struct Attention {
 inline constexpr std::size_t attention_kept = 3;
 
 // Queries, and keys, of one tile: so many that what a block holds of a row fits.
-std::size_t query_tile(const Device&, std::size_t D, std::size_t longest);
+std::size_t query_tile(const Device&, std::size_t D, std::size_t longest, bool causal);
 std::size_t key_tile(const Device&, std::size_t D);
 
 void attention_forward(Device&, const Attention&, const float* q, const float* kv, float* kept,

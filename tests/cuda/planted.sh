@@ -51,6 +51,7 @@ rm -f "$folder/failed" "$folder/kernels.o"
 plant nothing ''
 plant "no barrier before a product reads its parts" '/of_a.put(a_part), of_b.put(b_part);/{n;d;}'
 plant "one place where two take turns" '/unsigned turn = 0;  \/\/ two places/,/{$/s/turn ^= 1u/turn ^= 0u/'
+plant "the same for the norm" '/float\* chunk = .* turn \* square_chunk/s/turn/0/'
 plant "no barrier after the scores of a tile" '/dot_rows(m, n, D, q, k,/{n;/__syncthreads/d;}'
 plant "the neighbour's column" 's/return dy\[(first + t) \* width + j\];/return dy[((first + t) * width + j) ^ 1];/'
 plant "blocks added as they come" \

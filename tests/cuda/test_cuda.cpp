@@ -29,6 +29,7 @@ struct Case {
   ModelConfig model;
   TrainConfig train;
   std::size_t rows = 9, shortest = 1, steps = 3;
+  std::size_t shared_memory = std::size_t{1} << 30;  // that attention is given at most
 };
 
 // Rows of `shortest` ... L items, of which some are asked for.
@@ -100,6 +101,14 @@ std::vector<Case> cases() {
   });
   add("wide heads, of 72",
       [](Case& c) { c.model.hidden_size = 72, c.model.num_heads = 1, c.rows = 3, c.steps = 2; });
+  add("a head of 200 and 48 KiB of shared memory", [](Case& c) {
+    c.model.hidden_size = 200, c.model.num_heads = 1, c.model.num_layers = 1, c.rows = 3;
+    c.steps = 1, c.shared_memory = 48 << 10;
+  });
+  add("causal and 8 KiB of shared memory", [](Case& c) {
+    c.model.objective = Objective::causal, c.model.max_length = 70, c.rows = 3, c.steps = 1;
+    c.shared_memory = 8 << 10;
+  });
   add("two groups, of 2,048 tokens and less", [](Case& c) {
     c.model.max_length = 200, c.model.hidden_size = 8, c.rows = 19, c.shortest = 90, c.steps = 1;
     c.model.num_items = 40;
@@ -205,6 +214,7 @@ void check_best(Engine& found, Engine& expected, const Batch& batch) {
 }
 
 void check_case(const Case& at) {
+  cuda::most_shared_memory = at.shared_memory;
   const auto cpu = make_cpu_engine(at.model, at.train, Start::random);
   const auto gpu = make_cuda_engine(at.model, at.train, Start::random);
   for (std::uint64_t step = 0; step < at.steps; ++step) {
