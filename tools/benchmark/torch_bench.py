@@ -301,7 +301,7 @@ def parse():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--benchmark", default="build/benchmark", help="the program")
     parser.add_argument("--shapes", default="seed,ml-1m,inference",
-                        help="of seed, ml-1m, large, inference (or latency, throughput)")
+                        help="of seed, ml-1m, large, bert-base, inference (or latency, throughput)")
     parser.add_argument("--data", help="data folder from which ml-1m takes its rows")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--half", action="store_true", help="with cuda: products in BF16")
