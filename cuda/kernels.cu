@@ -556,7 +556,7 @@ __global__ void __launch_bounds__(Shape::side* Shape::side, Shape::T == 8 ? 2 : 
   constexpr unsigned width = Shape::width, T = Shape::T, depth = Shape::depth;
   const std::size_t down = (m + width - 1) / width;  // tiles of C below one another
   const std::size_t first_row = blockIdx.x % down * width, first_col = blockIdx.x / down * width;
-  const auto [tx, ty] = standing(threadIdx.x, Shape::side);
+  const Standing at = standing(threadIdx.x, Shape::side);
   Operand of_a(a, first_row, m), of_b(b_transposed, first_col, n);
   of_a.fetch(k), of_b.fetch(k);
 
@@ -565,7 +565,8 @@ __global__ void __launch_bounds__(Shape::side* Shape::side, Shape::T == 8 ? 2 : 
   for (unsigned r = 0; r < T; ++r) {
     BERT4REC_UNROLL
     for (unsigned s = 0; s < T; ++s) {
-      const std::size_t i = first_row + Shape::place(ty, r), j = first_col + Shape::place(tx, s);
+      const std::size_t i = first_row + Shape::place(at.y, r),
+                        j = first_col + Shape::place(at.x, s);
       sum[r][s] = start != nullptr && i < m && j < n ? start[i * start_row + j] : 0.0f;
     }
   }
@@ -578,8 +579,8 @@ __global__ void __launch_bounds__(Shape::side* Shape::side, Shape::T == 8 ? 2 : 
     if (left > depth) of_a.fetch(left - depth), of_b.fetch(left - depth);
     const auto multiply_add = [&](unsigned l) {
       float a_values[T], b_values[T];
-      Shape::take(a_part + l * Operand::stride, ty, a_values);
-      Shape::take(b_part + l * Operand::stride, tx, b_values);
+      Shape::take(a_part + l * Operand::stride, at.y, a_values);
+      Shape::take(b_part + l * Operand::stride, at.x, b_values);
       BERT4REC_UNROLL
       for (unsigned r = 0; r < T; ++r) {
         BERT4REC_UNROLL
@@ -597,7 +598,8 @@ __global__ void __launch_bounds__(Shape::side* Shape::side, Shape::T == 8 ? 2 : 
   for (unsigned r = 0; r < T; ++r) {
     BERT4REC_UNROLL
     for (unsigned s = 0; s < T; ++s) {
-      const std::size_t i = first_row + Shape::place(ty, r), j = first_col + Shape::place(tx, s);
+      const std::size_t i = first_row + Shape::place(at.y, r),
+                        j = first_col + Shape::place(at.x, s);
       if (i < m && j < n) c[i * c_row + j] = sum[r][s];
     }
   }
@@ -1080,7 +1082,7 @@ __device__ void dot_rows(unsigned m, unsigned n, unsigned D, const float* a, con
                          std::size_t stride, unsigned part_rows, float* part, float* to,
                          unsigned to_stride) {
   constexpr unsigned across = most_part / 4, down = attention_threads / across;
-  const auto [tx, ty] = standing(threadIdx.x, across);
+  const Standing at = standing(threadIdx.x, across);
   const unsigned width = row_stride(D);
   for (unsigned first = 0; first < n; first += part_rows) {
     const unsigned rows = smaller(n - first, part_rows);
@@ -1088,8 +1090,8 @@ __device__ void dot_rows(unsigned m, unsigned n, unsigned D, const float* a, con
     bring_rows(rows, D, b + first * stride, stride, part);
     __syncthreads();
     for (unsigned top = 0; top < m; top += 4 * down) {
-      const auto i_of = [top, y = ty](unsigned r) { return top + y + r * down; };
-      const auto j_of = [x = tx](unsigned s) { return x + s * across; };
+      const auto i_of = [&](unsigned r) { return top + at.y + r * down; };
+      const auto j_of = [&](unsigned s) { return at.x + s * across; };
       float sum[4][4] = {};
       dot_products(
           D, [&](unsigned r) { return a + smaller(i_of(r), m - 1) * width; },
