@@ -256,6 +256,22 @@ void test_similar() {
   check_equal(recommender.similar(3, 5000).size(), items - 1);
   check(recommender.similar(3, 0).empty(), "none were asked for");
   check_throws([&] { recommender.similar(1100, 1); }, {"item 1100", "among the 1100"});
+
+  // The vector of a history finds what is recommended for it.
+  const ItemSpan history = data.histories.row(0);
+  const std::vector<double> scores = products(recommender.vector(history), vectors, D);
+  std::size_t best = items;
+  for (std::size_t i = 0; i < items; ++i) {
+    const bool seen = std::count(history.begin(), history.end(), static_cast<int>(i)) > 0;
+    if (!seen && (best == items || scores[i] > scores[best])) best = i;
+  }
+  check_equal(static_cast<std::size_t>(recommender.recommend(history, 1).front().item), best);
+
+  // A vector of zeros is like nothing, and like all others of zeros.
+  engine.write(State::parameters, std::vector<float>(engine.table().size()));
+  const auto like_nothing = recommender.similar(1, 3);
+  check_equal(like_nothing.size(), 3u);
+  for (const Recommendation& pick : like_nothing) check_equal(pick.score, 0.0);
 }
 
 // Many users and items at once, more than a block of either, against one at a time.
