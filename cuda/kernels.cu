@@ -392,6 +392,8 @@ __device__ float dropout_scale(const Dropout& dropout) {
   return static_cast<float>(65536.0 / (65536.0 - dropout.threshold));
 }
 
+constexpr unsigned piece_size = 64;
+
 // body(i, kept) for the elements `first` + lane, + 16, + 32 and + 48 of a row that are below n;
 // `kept` says whether dropout leaves element i of row `row`. One draw decides these four.
 template <class Body>
@@ -412,12 +414,10 @@ __device__ void for_piece(const Dropout& dropout, std::size_t row, unsigned firs
 // The same for a whole row, piece by piece.
 template <class Body>
 __device__ void for_dropout(const Dropout& dropout, std::size_t row, unsigned n, Body&& body) {
-  for (unsigned first = 0; first < n; first += 64) for_piece(dropout, row, first, n, body);
+  for (unsigned first = 0; first < n; first += piece_size) for_piece(dropout, row, first, n, body);
 }
 
-// Where elements do not meet, half a warp has not a row but a piece of one, of 64 elements.
-constexpr unsigned piece_size = 64;
-
+// Where elements do not meet, half a warp has not a row but a piece of one.
 struct Piece {
   std::size_t row;
   unsigned first;
@@ -1075,34 +1075,41 @@ __device__ void add_outer_product(const float (&w)[4], const float (&x)[4], floa
 
 __device__ unsigned smaller(unsigned a, unsigned b) { return a < b ? a : b; }
 
+// to[i,j] = a_i b_j for the 4 x 4 pairs of a thread, i_of(r) and j_of(s), that are below m and n; a
+// and b stand in shared memory. Beyond the last row it multiplies the last one again.
+template <class I, class J>
+__device__ void dot_tile(unsigned m, unsigned n, unsigned D, const float* a, const float* b,
+                         I&& i_of, J&& j_of, float* to, unsigned to_stride) {
+  const unsigned width = row_stride(D);
+  float sum[4][4] = {};
+  dot_products(
+      D, [&](unsigned r) { return a + smaller(i_of(r), m - 1) * width; },
+      [&](unsigned s) { return b + smaller(j_of(s), n - 1) * width; }, sum);
+  BERT4REC_UNROLL
+  for (unsigned r = 0; r < 4; ++r) {
+    BERT4REC_UNROLL
+    for (unsigned s = 0; s < 4; ++s) {
+      if (i_of(r) < m && j_of(s) < n) to[i_of(r) * to_stride + j_of(s)] = sum[r][s];
+    }
+  }
+}
+
 // to[i,j] = a_i b_j for i < m, j < n. a[m,D] stands in shared memory, and of b, whose rows are
-// `stride` apart in device memory, `part` takes part_rows at a time. A thread has 4 x 4, of rows
-// and columns that lie apart; beyond the last one it has the last one again.
+// `stride` apart in device memory, `part` takes part_rows at a time.
 __device__ void dot_rows(unsigned m, unsigned n, unsigned D, const float* a, const float* b,
                          std::size_t stride, unsigned part_rows, float* part, float* to,
                          unsigned to_stride) {
   constexpr unsigned across = most_part / 4, down = attention_threads / across;
   const Standing at = standing(threadIdx.x, across);
-  const unsigned width = row_stride(D);
   for (unsigned first = 0; first < n; first += part_rows) {
     const unsigned rows = smaller(n - first, part_rows);
     __syncthreads();
     bring_rows(rows, D, b + first * stride, stride, part);
     __syncthreads();
     for (unsigned top = 0; top < m; top += 4 * down) {
-      const auto i_of = [&](unsigned r) { return top + at.y + r * down; };
-      const auto j_of = [&](unsigned s) { return at.x + s * across; };
-      float sum[4][4] = {};
-      dot_products(
-          D, [&](unsigned r) { return a + smaller(i_of(r), m - 1) * width; },
-          [&](unsigned s) { return part + smaller(j_of(s), rows - 1) * width; }, sum);
-      BERT4REC_UNROLL
-      for (unsigned r = 0; r < 4; ++r) {
-        BERT4REC_UNROLL
-        for (unsigned s = 0; s < 4; ++s) {
-          if (i_of(r) < m && j_of(s) < rows) to[i_of(r) * to_stride + first + j_of(s)] = sum[r][s];
-        }
-      }
+      dot_tile(
+          m, rows, D, a, part, [&](unsigned r) { return top + at.y + r * down; },
+          [&](unsigned s) { return at.x + s * across; }, to + first, to_stride);
     }
   }
 }
@@ -1271,25 +1278,15 @@ std::size_t key_tile_bytes(std::size_t D, std::size_t keys, std::size_t queries)
 // S and dR[m,keys] of the queries q[m,D] and the keys of the tile: half of the threads each.
 __device__ void score_tile(unsigned m, unsigned keys, unsigned D, const float* q, const float* d_o,
                            const float* k, const float* v, float* S, float* d_R) {
-  const unsigned across = (keys + 3) / 4, down = (m + 3) / 4, width = row_stride(D);
+  const unsigned across = (keys + 3) / 4, down = (m + 3) / 4;
   constexpr unsigned half = key_threads / 2;
   const bool first_half = threadIdx.x < half;
   const float *a = first_half ? q : d_o, *b = first_half ? k : v;
   float* to = first_half ? S : d_R;
   for (unsigned at = threadIdx.x % half; at < across * down; at += half) {
-    const auto i_of = [&](unsigned r) { return at / across + r * down; };
-    const auto j_of = [&](unsigned s) { return at % across + s * across; };
-    float sum[4][4] = {};
-    dot_products(
-        D, [&](unsigned r) { return a + smaller(i_of(r), m - 1) * width; },
-        [&](unsigned s) { return b + smaller(j_of(s), keys - 1) * width; }, sum);
-    BERT4REC_UNROLL
-    for (unsigned r = 0; r < 4; ++r) {
-      BERT4REC_UNROLL
-      for (unsigned s = 0; s < 4; ++s) {
-        if (i_of(r) < m && j_of(s) < keys) to[i_of(r) * row_stride(keys) + j_of(s)] = sum[r][s];
-      }
-    }
+    dot_tile(
+        m, keys, D, a, b, [&](unsigned r) { return at / across + r * down; },
+        [&](unsigned s) { return at % across + s * across; }, to, row_stride(keys));
   }
 }
 
