@@ -862,7 +862,7 @@ BERT4REC_IMPORT unsigned long __stdcall FormatMessageW(unsigned long, const void
 
 namespace bert4rec::detail::os {
 
-// create: empty; append, lock: there may be one; stream: to read, and may be a pipe.
+// create: where there is nothing; append, lock: there may be one; stream: to read, may be a pipe.
 enum class Use { read, create, append, lock, stream };
 enum class Kind { regular, other, unknown };
 enum class LockResult { taken, held, failed };
@@ -888,8 +888,8 @@ inline std::string last_problem() {
 inline Handle open(const Path& path, Use use) {
   constexpr unsigned long to_read = 0x80000000, to_write = 0x40000000, to_append = 4;
   constexpr unsigned long access[] = {to_read, to_write, to_append, to_read | to_write, to_read};
-  constexpr unsigned long create_always = 2, open_existing = 3, open_always = 4;
-  constexpr unsigned long way[] = {open_existing, create_always, open_always, open_always,
+  constexpr unsigned long create_new = 1, open_existing = 3, open_always = 4;
+  constexpr unsigned long way[] = {open_existing, create_new, open_always, open_always,
                                    open_existing};
   constexpr unsigned long share_all = 7, normal_file = 0x80;
   const auto index = static_cast<std::size_t>(use);
@@ -938,6 +938,8 @@ inline std::ptrdiff_t write(Handle file, const char* from, std::size_t size) {
 
 inline bool flush(Handle file) { return FlushFileBuffers(file) != 0; }
 
+inline void copy_permissions(const Path&, Handle) {}  // those of a file are its folder's here
+
 // Tries for a second: readers, virus scanners and indexers may hold either file for a moment.
 inline bool replace(const Path& from, const Path& to) {
   constexpr unsigned long replace_existing = 1, write_through = 8;
@@ -985,7 +987,7 @@ inline std::string last_problem() { return std::generic_category().message(errno
 
 inline Handle open(const Path& path, Use use) {
   // O_NONBLOCK: opening a named pipe where a file is meant must not wait for a writer.
-  constexpr int flags[] = {O_RDONLY | O_NONBLOCK, O_WRONLY | O_CREAT | O_TRUNC,
+  constexpr int flags[] = {O_RDONLY | O_NONBLOCK, O_WRONLY | O_CREAT | O_EXCL,
                            O_WRONLY | O_CREAT | O_APPEND, O_RDWR | O_CREAT, O_RDONLY};
   Handle file = no_handle;
   do file = ::open(path.c_str(), flags[static_cast<std::size_t>(use)] | O_CLOEXEC, 0644);
@@ -1021,6 +1023,12 @@ inline std::ptrdiff_t write(Handle file, const char* from, std::size_t size) {
   do count = ::write(file, from, std::min(size, most_at_once));
   while (count < 0 && errno == EINTR);
   return count;
+}
+
+// Who may read a file, may read the one that replaces it, and nobody else.
+inline void copy_permissions(const Path& from, Handle to) {
+  struct stat facts {};
+  if (::stat(from.c_str(), &facts) == 0) ::fchmod(to, facts.st_mode & 0777);
 }
 
 inline bool flush(Handle file) {
@@ -1100,6 +1108,14 @@ class FileHandle {
   ~FileHandle() { close(); }
 
   os::Handle handle() const { return handle_; }
+  // All of the bytes; `path` is for the message.
+  void write(std::string_view bytes, const Path& path) const {
+    while (!bytes.empty()) {
+      const auto count = os::write(handle_, bytes.data(), bytes.size());
+      if (count < 0) fail_system(path, "write");
+      bytes.remove_prefix(static_cast<std::size_t>(count));
+    }
+  }
   bool close() {
     return handle_ == os::no_handle || os::close(std::exchange(handle_, os::no_handle));
   }
@@ -1122,6 +1138,13 @@ inline bool is_temporary_name(std::string_view name) {
 
 inline Path folder_of(const Path& path) {
   return path.has_parent_path() ? path.parent_path() : Path(".");
+}
+
+// The folder in which a folder is, of "." and "models/", too.
+inline Path folder_around(const Path& folder) {
+  std::error_code ignored;
+  const Path whole = std::filesystem::absolute(folder, ignored).lexically_normal();
+  return folder_of(whole.has_filename() ? whole : whole.parent_path());
 }
 
 }  // namespace detail
@@ -1249,8 +1272,10 @@ class TemporaryFile {
  public:
   explicit TemporaryFile(const Path& path)
       : path_(path),
-        temporary_(path.parent_path() / temporary_name(path.filename())),
-        file_(temporary_, os::Use::create, "create") {}
+        temporary_(unused_name(path)),
+        file_(temporary_, os::Use::create, "create") {
+    os::copy_permissions(path, file_.handle());
+  }
   TemporaryFile(const TemporaryFile&) = delete;
   TemporaryFile& operator=(const TemporaryFile&) = delete;
   ~TemporaryFile() {
@@ -1263,13 +1288,7 @@ class TemporaryFile {
   const Path& path() const { return path_; }
   const Path& temporary() const { return temporary_; }
 
-  void write(std::string_view bytes) {
-    while (!bytes.empty()) {
-      const auto count = os::write(file_.handle(), bytes.data(), bytes.size());
-      if (count < 0) fail_system(path_, "write");
-      bytes.remove_prefix(static_cast<std::size_t>(count));
-    }
-  }
+  void write(std::string_view bytes) { file_.write(bytes, path_); }
 
   // Everything is on the disk then.
   void finish() {
@@ -1280,6 +1299,15 @@ class TemporaryFile {
   void keep() { kept_ = true; }
 
  private:
+  // (A process of the same number may have been killed here.)
+  static Path unused_name(const Path& path) {
+    std::error_code ignored;
+    Path name;
+    do name = path.parent_path() / temporary_name(path.filename());
+    while (std::filesystem::exists(std::filesystem::symlink_status(name, ignored)));
+    return name;
+  }
+
   Path path_, temporary_;
   FileHandle file_;
   bool kept_ = false;
@@ -1490,7 +1518,7 @@ class FileSet {
     --unwritten_;
   }
 
-  // Lets commit() remove that file, if there is one.
+  // Lets commit() remove that file, if there is one and the set writes none of that name.
   void remove(std::string_view name) {
     static_cast<void>(detail::journal_path(folder_, name));  // checked
     removed_.emplace_back(name);
@@ -1506,7 +1534,11 @@ class FileSet {
     }
     Json orders;
     orders.set("replace", std::move(replace));
-    orders.set("remove", Json::Array(removed_.begin(), removed_.end()));
+    Json::Array remove;
+    for (const std::string& name : removed_) {
+      if (!files_.contains(name)) remove.push_back(name);
+    }
+    orders.set("remove", std::move(remove));
     const Path journal = folder_ / detail::journal_name;
     const auto keep = [&] {
       for (const auto& member : files_) member.second->keep();
@@ -5529,8 +5561,9 @@ class PieceTree {
 // Many threads may use one.
 class WordPiece {
  public:
-  // vocab.txt has a token a line; the number of the line, from 0, is its id. Lines end at "\n" or
-  // "\r\n" and nowhere else: there are vocabularies in which U+2028 is a token.
+  // vocab.txt has a token a line; the number of the line, from 0, is its id. Lines end at "\n" and
+  // nowhere else: there are vocabularies in which U+2028 is a token. Spaces and "\r" behind a token
+  // and a byte order mark before the first, which editors leave, are no part of it.
   static WordPiece load(const Path& path, WordPieceRules rules = WordPieceRules::google) {
     return WordPiece(read_file(path), path_text(path), rules);
   }
@@ -5538,11 +5571,14 @@ class WordPiece {
   explicit WordPiece(std::string_view text, std::string_view file = "vocabulary",
                      WordPieceRules rules = WordPieceRules::google)
       : rules_(rules), tree_(text.size()) {
+    if (text.starts_with("\xEF\xBB\xBF")) text.remove_prefix(3);
     while (!text.empty()) {
       const std::size_t length = std::min(text.find('\n'), text.size());
       std::string_view token = text.substr(0, length);
       text.remove_prefix(std::min(length + 1, text.size()));
       if (token.ends_with('\r')) token.remove_suffix(1);
+      const std::size_t last = token.find_last_not_of(" \t");
+      if (last != token.npos) token = token.substr(0, last + 1);
       in_context(join(file, ":", tokens_.size() + 1), [&] { add(token); });
     }
     require(!tokens_.empty(), file, ": empty, expected a token a line");
@@ -8487,7 +8523,7 @@ Config stored_config(const Safetensors& file, std::string_view name) {
 
 // The file of a model in the models folder of a run.
 inline Safetensors open_model(const Path& models, std::string_view name = "best_model") {
-  settle(detail::folder_of(models.has_filename() ? models : models.parent_path()));
+  for (const Path& folder : {detail::folder_around(models), models}) settle(folder);
   const Path file = path_from(join(name, ".safetensors"));
   require(path_exists(models / file) || !path_exists(models / "models" / file), models,
           ": holds a run, expected its models folder, ", models / "models");
@@ -8822,6 +8858,7 @@ class Trainer {
     remove_stale_temporaries(output_);
     for (const char* folder : {"models", "checkpoints", "plots", "logs"}) {
       make_folder(output_ / folder);
+      settle(output_ / folder);  // a set that another program wrote there
       remove_stale_temporaries(output_ / folder);
       AtomicFile probe(output_ / folder / "probe");  // never committed, so it leaves nothing
     }
@@ -9136,8 +9173,8 @@ class Trainer {
     if (found == file.metadata().end()) return;
     std::uint64_t number = 0;
     const char *begin = found->second.data(), *end = begin + found->second.size();
-    const bool known = std::from_chars(begin, end, number).ptr == end && begin != end &&
-                       number <= checkpoint_format;
+    std::from_chars(begin, end, number);
+    const bool known = number <= checkpoint_format && found->second == join(number);
     require(known, "checkpoint_format is ", shown(found->second), ", made by a later version? ",
             "Expected at most ", checkpoint_format);
   }
@@ -9154,7 +9191,8 @@ class Trainer {
       }
       for (const std::string_view name :
            {detail::best_model_file, detail::final_model_file, detail::metrics_file,
-            detail::table_file, detail::log_file, detail::confusion_file}) {
+            detail::table_file, detail::log_file, detail::confusion_file, detail::mappings_file,
+            detail::labels_file, detail::vocabulary_file}) {
         set.remove(name);
       }
     }
@@ -9182,8 +9220,7 @@ class Trainer {
     const std::string line = join(stamp, " ", text, "\n");
     const Path path = output_ / detail::log_file;
     const detail::FileHandle log(path, detail::os::Use::append, "open");
-    const auto count = detail::os::write(log.handle(), line.data(), line.size());
-    if (count != std::ssize(line)) detail::fail_system(path, "append to");
+    log.write(line, path);
   }
 
   void log_start() const {
@@ -9268,7 +9305,11 @@ class SharedEngine {
   void make_twin() {
     engines_.reserve(engines_.size() + 1);
     idle_.reserve(engines_.size() + 1);  // so that take_back() cannot fail
-    std::unique_ptr<Engine> twin = first_->twin(1);
+    std::unique_ptr<Engine> twin;
+    try {
+      twin = first_->twin(1);
+    } catch (const std::exception&) {  // no memory for another: those that there are do the work
+    }
     has_twins_ = twin != nullptr;
     if (!has_twins_) return;
     idle_.push_back(twin.get());
@@ -10553,9 +10594,17 @@ inline std::vector<std::string> labels_from_hugging_face(const Json& json) {
   const Json* count = detail::field_of(json, "num_labels");
   std::vector<std::string> labels;
   if (names != nullptr) {
-    for (std::size_t i = 0; i < names->object().size(); ++i) {
-      in_context("id2label", [&] { labels.push_back(names->at(join(i)).string()); });
-    }
+    labels.resize(names->object().size());
+    in_context("id2label", [&] {
+      for (const auto& member : names->object()) {
+        const std::string& number = member.first;
+        std::size_t id = 0;
+        detail::parse_number(number.data(), number.data() + number.size(), id);
+        require(id < labels.size() && number == join(id), "\"", shown(number),
+                "\" is none of 0 ... ", labels.size() - 1);
+        labels[id] = member.second.string();
+      }
+    });
     return labels;
   }
   const std::int64_t number = count == nullptr ? 2 : count->integer();

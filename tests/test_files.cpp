@@ -282,6 +282,20 @@ void check_set_not_committed() {
   check_equal(names_in(folder.path()).size(), std::size_t{4});
 }
 
+// The one written stays, whatever the order of the calls.
+void check_set_of_both() {
+  const TemporaryFolder folder;
+  fill(folder.path());
+  const FolderLock lock(folder.path());
+  FileSet set(lock);
+  set.remove("a");
+  set.write("a", "A");
+  set.write("sub/b", "B");
+  set.remove("sub/b");
+  set.commit();
+  check_equal(contents(folder.path()), "ABc");
+}
+
 // A file that cannot be written stops the set before it is decided.
 void check_set_refused() {
   const TemporaryFolder folder;
@@ -931,6 +945,41 @@ void limit_file_size(std::size_t size, void (*action)(int)) {
   ::signal(SIGXFSZ, action);
 }
 
+// A history that only its owner may read stays so.
+void check_permissions() {
+  const TemporaryFolder folder;
+  const auto permissions = [&](const char* name) {
+    return std::filesystem::status(folder / name).permissions();
+  };
+  write_file(folder / "new", "a");
+  const auto usual = permissions("new");
+  for (const auto kept : {std::filesystem::perms(0600), std::filesystem::perms(0444)}) {
+    write_file(folder / "own", "a");
+    std::filesystem::permissions(folder / "own", kept);
+    write_file(folder / "own", "b");
+    check_equal(read_file(folder / "own"), "b");
+    check(permissions("own") == kept, "as they were");
+  }
+  write_file(folder / "another", "a");
+  check(permissions("another") == usual, "of a new file");
+}
+
+// A link under the name of the next temporary, as a folder from elsewhere may hold it, is passed by.
+void check_links_of_temporaries() {
+  const TemporaryFolder folder;
+  put(folder / "mine", "kept");
+  const Path name = detail::temporary_name("file");
+  const std::string text = path_text(name);
+  const std::size_t dot = text.rfind('.') + 1;
+  for (int next = 1; next <= 3; ++next) {
+    std::filesystem::create_symlink(
+        "mine", folder / join(text.substr(0, dot), std::stoi(text.substr(dot)) + next));
+  }
+  write_file(folder / "file", "new");
+  check_equal(read_file(folder / "file"), "new");
+  check_equal(read_file(folder / "mine"), "kept");
+}
+
 void check_pipe_does_not_hang() {
   const TemporaryFolder folder;
   const Path pipe = folder / "pipe";
@@ -1043,6 +1092,8 @@ void check_devices() {
 
 void test_system() {
   test("devices, and links that lead nowhere", check_devices);
+  test("who may read a file that is replaced", check_permissions);
+  test("links where temporaries go", check_links_of_temporaries);
   test("a named pipe does not hang", check_pipe_does_not_hang);
   test("disk full at every byte", check_full_disk);
   test("killed at every byte", check_kill_at_every_byte);
@@ -1072,6 +1123,7 @@ int main(int argc, char** argv) {
   test("two writers of one path", check_two_writers_of_one_path);
   test("a set of files", check_set);
   test("a set that is not committed", check_set_not_committed);
+  test("a set that writes and removes", check_set_of_both);
   test("a set that cannot be written", check_set_refused);
   test("a set with names outside its folder", check_set_outside);
   test("a reader does the rest", check_reader_settles);

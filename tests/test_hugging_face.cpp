@@ -555,7 +555,9 @@ void test_refused_configs() {
   refuses(R"({"vocab_size": 0})", {"num_items is 0"});
   const std::string classifier = R"({"architectures": ["BertForSequenceClassification"], )";
   refuses(classifier + R"("id2label": {"0": "a"}})", {"classes is 1, expected at least 2"});
-  refuses(classifier + R"("id2label": {"0": "a", "2": "b"}})", {"id2label", "\"1\""});
+  refuses(classifier + R"("id2label": {"0": "a", "2": "b"}})", {"id2label", "\"2\" is none of 0 ... 1"});
+  refuses(classifier + R"("id2label": {"0": "a", "00": "b"}})", {"id2label", "\"00\""});
+  refuses(classifier + R"("id2label": {"0": "a", "b": "b"}})", {"id2label", "\"b\""});
   refuses(classifier + R"("num_labels": 1000000000000})", {"num_labels is 1000000000000"});
   refuses("[]", {"expected an object"});
 }

@@ -129,16 +129,18 @@ void test_no_replacement_unasked() {
   write_file(folder / "plots/loss_curve.png", "old");
   write_file(folder / "plots/confusion_matrix.png", "old");
   write_file(folder / "plots/mine.png", "kept");
+  write_file(folder / "models/labels.json", "of a classifier");
   Trainer trainer(data, tiny_model(), other, folder.path());
   check(!trainer.overwrite().run(callbacks), "stopped at its first step");
   for (const char* name :
        {"models/final_model.safetensors", "models/best_model.safetensors",
         "checkpoints/checkpoint_epoch_1.safetensors", "checkpoints/checkpoint_epoch_2.safetensors",
         "plots/training_metrics.json", "plots/metrics.csv", "plots/loss_curve.png",
-        "plots/confusion_matrix.png"}) {
+        "plots/confusion_matrix.png", "models/labels.json"}) {
     check(!path_exists(folder / name), join(name, " of the old run is gone"));
   }
   check(path_exists(folder / "plots/mine.png"), "what is not of a run stays");
+  check(path_exists(folder / "models/item_mappings.json"), "what the new run wrote, too");
   check(trainer.run(), "the same Trainer goes on");
 }
 

@@ -204,7 +204,7 @@ void check_vocabulary() {
   check_equal(joined(copy.tokens("playing")), "play ##ing");
 }
 
-// Lines end at "\n", "\r\n" or the end of the file.
+// Lines end at "\n", "\r\n" or the end of the file; what editors leave is no part of a token.
 void check_lines() {
   const TemporaryFolder folder;
   const Path path = folder / "vocab.txt";
@@ -214,6 +214,12 @@ void check_lines() {
   check_equal(vocabulary.token(2), "\u2028");
   check_equal(vocabulary.find("last"), 9);
   check_equal(joined(vocabulary.tokens("last ## b c")), "last [UNK] [UNK] [UNK] [UNK]");
+  write_file(path, "\xEF\xBB\xBF[PAD]\n[UNK] \n[CLS]\t\r\n[SEP]\n[MASK]\na \t \n \nb\u3000\n");
+  const WordPiece edited = WordPiece::load(path);
+  check_equal(edited.pad(), 0);
+  check_equal(joined(edited.tokens("a")), "a");
+  check_equal(edited.token(6), " ");
+  check_equal(edited.token(7), "b\u3000");
 }
 
 void check_refused() {
@@ -235,6 +241,7 @@ void check_refused() {
   refused(special + "##a\n##a\n", "vocab.txt:7: the token \"##a\" again, first on line 6");
   refused(special + "\u4E2D\n\xE4\xB8\n", "vocab.txt:7: invalid UTF-8 in \"\\xe4\\xb8\"");
   refused(special + "a\n\nb\n", "vocab.txt:7: an empty line, expected a token");
+  refused(special + "a\r\n\r\nb\r\n", "vocab.txt:7: an empty line, expected a token");
   check_throws([&] { WordPiece::load(folder / "none.txt"); }, {"none.txt: cannot open"});
   check_throws([] { WordPiece(""); }, {"vocabulary: empty"});
 }

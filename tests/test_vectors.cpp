@@ -407,6 +407,37 @@ void test_many_threads() {
   check(alone == together, "other answers where many ask at once");
 }
 
+// Where memory for a second engine is short, the second caller waits for the first.
+void test_no_memory_for_a_twin() {
+  struct Large : CpuEngine<float, ItemHead> {
+    using CpuEngine::CpuEngine;
+    std::unique_ptr<Engine> twin(std::size_t) override {
+      asked = true;
+      throw std::bad_alloc();
+    }
+    std::atomic<bool> asked{false};
+  };
+  ModelConfig model = small_model();
+  model.num_items = 5;
+  auto only = std::make_unique<Large>(model, small_train());
+  const Large& large = *only;
+  SharedEngine shared(std::move(only));
+  std::size_t served = 0;
+  std::thread second;
+  shared.lend([&](Engine&) {
+    second = std::thread([&] {
+      try {
+        shared.lend([&](Engine&) { return ++served; });
+      } catch (const std::bad_alloc&) {
+      }
+    });
+    while (!large.asked) std::this_thread::yield();
+    return ++served;
+  });
+  second.join();
+  check_equal(served, std::size_t{2});
+}
+
 // The fall of the log-probability, against models that are asked one by one.
 void test_reasons() {
   const TemporaryFolder folder;
@@ -455,6 +486,7 @@ int main() {
   test("many users at once, misused", test_recommend_all_misuse);
   test("what may be recommended", test_options);
   test("many threads at once", test_many_threads);
+  test("no memory for a second engine", test_no_memory_for_a_twin);
   test("reasons", test_reasons);
   return finish();
 }

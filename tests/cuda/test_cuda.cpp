@@ -111,7 +111,7 @@ std::vector<Case> cases() {
   });
   add("two groups, of 2,048 tokens and less", [](Case& c) {
     c.model.max_length = 200, c.model.hidden_size = 8, c.rows = 19, c.shortest = 90, c.steps = 1;
-    c.model.num_items = 40;
+    c.model.num_items = 40, c.model.num_layers = c.model.num_heads = 1;  // slow enough so
   });
   add("more items than a block of their softmax",
       [](Case& c) { c.model.num_items = 4200, c.model.hidden_size = 8, c.rows = 2, c.steps = 1; });
@@ -127,6 +127,7 @@ std::vector<Case> cases() {
   add("two groups of drawn items", [](Case& c) {
     c.train.loss = Loss::sampled_softmax, c.train.negatives = 20, c.model.max_length = 200;
     c.model.hidden_size = 8, c.rows = 19, c.shortest = 90, c.steps = 1;
+    c.model.num_layers = c.model.num_heads = 1;
   });
   add("matching", [](Case& c) { c.model.task = TaskKind::matching, c.steps = 5; });
   add("matching with a fixed scale",

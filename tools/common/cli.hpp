@@ -262,8 +262,21 @@ class CommandLine {
   void option(std::string name, Value& value, std::string meaning, std::string alias = "") {
     const std::string shown = detail::show_value(value);
     options_.push_back({std::move(name), std::move(alias), detail::placeholder<Value>(),
-                        join(meaning, shown.empty() ? "" : join(" (", shown, ")")),
+                        std::move(meaning),
                         [&value](std::string_view text) { detail::parse_value(text, value); }});
+    options_.back().otherwise = shown.empty() ? "" : join(" (", shown, ")");
+  }
+
+  // The few values, "a|b", that this tool takes for an option, and what they mean.
+  void choices(std::string_view name, std::string few, std::string meaning) {
+    Option& option = options_[index_of(name)];
+    option.assign = [few, assign = std::move(option.assign)](std::string_view text) {
+      const bool known = join("|", few, "|").find(join("|", text, "|")) != std::string::npos;
+      bert4rec::require(known, "expected ", few);
+      assign(text);
+    };
+    option.placeholder = std::move(few);
+    option.meaning = std::move(meaning);
   }
 
   // --name N, --name=N, or --name alone, which stands for `alone`.
@@ -385,7 +398,7 @@ class CommandLine {
     std::string name, alias, placeholder, meaning;
     std::function<void(std::string_view)> assign;
     bool given = false, may_stand_alone = false;
-    std::string heading = {};
+    std::string otherwise = {}, heading = {};
   };
 
   std::size_t index_of(std::string_view name) const {
@@ -403,7 +416,7 @@ class CommandLine {
     else
       left.resize(column, ' ');
     text += left;
-    detail::append_wrapped(text, option.meaning, column);
+    detail::append_wrapped(text, option.meaning + option.otherwise, column);
     text += '\n';
   }
 

@@ -123,6 +123,9 @@ inline void add_flags(cli::CommandLine& line, Options& options) {
   line.configuration(options.train, flag_names,
                      {"augment", "class_balance", "masking", "bigram_dropout"});
   line.configuration(options.model, flag_names, {"num_items", "segments", "classes", "bigrams"});
+  line.choices("task", "items|matching",
+               "score all items, or match a user's vector with items' vectors (texts: "
+               "train_classifier)");
   line.option("init-from", options.init_from,
               "models folder to begin on, with its sizes: items are matched by id, so the data may "
               "have grown");
