@@ -885,7 +885,7 @@ inline std::string last_problem() {
 }
 
 // Others may read, write, rename and delete what is open here, as on POSIX.
-inline Handle open(const Path& path, Use use) {
+inline Handle open(const Path& path, Use use, unsigned = 0) {
   constexpr unsigned long to_read = 0x80000000, to_write = 0x40000000, to_append = 4;
   constexpr unsigned long access[] = {to_read, to_write, to_append, to_read | to_write, to_read};
   constexpr unsigned long create_new = 1, open_existing = 3, open_always = 4;
@@ -938,7 +938,7 @@ inline std::ptrdiff_t write(Handle file, const char* from, std::size_t size) {
 
 inline bool flush(Handle file) { return FlushFileBuffers(file) != 0; }
 
-inline void copy_permissions(const Path&, Handle) {}  // those of a file are its folder's here
+inline void copy_permissions(const Path&, Handle) {}  // a new file has those of its folder
 
 // Tries for a second: readers, virus scanners and indexers may hold either file for a moment.
 inline bool replace(const Path& from, const Path& to) {
@@ -985,12 +985,12 @@ inline constexpr Handle no_handle = -1;
 
 inline std::string last_problem() { return std::generic_category().message(errno); }
 
-inline Handle open(const Path& path, Use use) {
+inline Handle open(const Path& path, Use use, unsigned permissions = 0644) {
   // O_NONBLOCK: opening a named pipe where a file is meant must not wait for a writer.
   constexpr int flags[] = {O_RDONLY | O_NONBLOCK, O_WRONLY | O_CREAT | O_EXCL,
                            O_WRONLY | O_CREAT | O_APPEND, O_RDWR | O_CREAT, O_RDONLY};
   Handle file = no_handle;
-  do file = ::open(path.c_str(), flags[static_cast<std::size_t>(use)] | O_CLOEXEC, 0644);
+  do file = ::open(path.c_str(), flags[static_cast<std::size_t>(use)] | O_CLOEXEC, permissions);
   while (file < 0 && errno == EINTR);
   return file;
 }
@@ -1025,17 +1025,24 @@ inline std::ptrdiff_t write(Handle file, const char* from, std::size_t size) {
   return count;
 }
 
-// Who may read a file, may read the one that replaces it, and nobody else.
+// Who may read a file, may read the one that replaces it, and nobody else. (Where the group cannot
+// be that of the old one, there is none.)
 inline void copy_permissions(const Path& from, Handle to) {
   struct stat facts {};
-  if (::stat(from.c_str(), &facts) == 0) ::fchmod(to, facts.st_mode & 0777);
+  if (::stat(from.c_str(), &facts) != 0) return;
+  const bool same_group = ::fchown(to, facts.st_uid, facts.st_gid) == 0 ||
+                          ::fchown(to, static_cast<uid_t>(-1), facts.st_gid) == 0;
+  ::fchmod(to, facts.st_mode & (same_group ? 0777 : 0707));
 }
 
 inline bool flush(Handle file) {
 #ifdef __APPLE__
   if (::fcntl(file, F_FULLFSYNC) == 0) return true;  // fsync() stops at the cache of the disk
 #endif
-  return ::fsync(file) == 0;
+  int failed = 0;
+  do failed = ::fsync(file);
+  while (failed != 0 && errno == EINTR);
+  return failed == 0;
 }
 
 inline bool replace(const Path& from, const Path& to) {
@@ -1045,7 +1052,7 @@ inline bool replace(const Path& from, const Path& to) {
 inline bool flush_folder(const Path& folder) {
   const Handle file = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (file < 0) return false;
-  const bool flushed = flush(file) || errno == EINVAL;  // not every file system can
+  const bool flushed = flush(file) || errno == EINVAL || errno == ENOTSUP;  // not all can
   const int number = errno;
   ::close(file);
   errno = number;
@@ -1099,8 +1106,8 @@ namespace detail {
 // Owns an open file.
 class FileHandle {
  public:
-  FileHandle(const Path& path, os::Use use, std::string_view action)
-      : handle_(os::open(path, use)) {
+  FileHandle(const Path& path, os::Use use, std::string_view action, unsigned permissions = 0644)
+      : handle_(os::open(path, use, permissions)) {
     if (handle_ == os::no_handle) fail_system(path, action);
   }
   FileHandle(const FileHandle&) = delete;
@@ -1138,13 +1145,6 @@ inline bool is_temporary_name(std::string_view name) {
 
 inline Path folder_of(const Path& path) {
   return path.has_parent_path() ? path.parent_path() : Path(".");
-}
-
-// The folder in which a folder is, of "." and "models/", too.
-inline Path folder_around(const Path& folder) {
-  std::error_code ignored;
-  const Path whole = std::filesystem::absolute(folder, ignored).lexically_normal();
-  return folder_of(whole.has_filename() ? whole : whole.parent_path());
 }
 
 }  // namespace detail
@@ -1271,9 +1271,9 @@ namespace detail {
 class TemporaryFile {
  public:
   explicit TemporaryFile(const Path& path)
-      : path_(path),
+      : path_(checked(path)),
         temporary_(unused_name(path)),
-        file_(temporary_, os::Use::create, "create") {
+        file_(temporary_, os::Use::create, "create", path_exists(path) ? 0600u : 0644u) {
     os::copy_permissions(path, file_.handle());
   }
   TemporaryFile(const TemporaryFile&) = delete;
@@ -1299,13 +1299,21 @@ class TemporaryFile {
   void keep() { kept_ = true; }
 
  private:
+  // (A device such as /dev/null would be gone.)
+  static const Path& checked(const Path& path) {
+    std::error_code ignored;
+    require(!std::filesystem::is_other(path, ignored), path, ": not a regular file");
+    return path;
+  }
+
   // (A process of the same number may have been killed here.)
   static Path unused_name(const Path& path) {
     std::error_code ignored;
-    Path name;
-    do name = path.parent_path() / temporary_name(path.filename());
-    while (std::filesystem::exists(std::filesystem::symlink_status(name, ignored)));
-    return name;
+    for (int attempt = 1;; ++attempt) {
+      const Path name = path.parent_path() / temporary_name(path.filename());
+      const auto status = std::filesystem::symlink_status(name, ignored);
+      if (!std::filesystem::exists(status) || attempt == 1000) return name;
+    }
   }
 
   Path path_, temporary_;
@@ -1357,6 +1365,11 @@ class FolderLock {
   }
 
   const Path& folder() const { return folder_; }
+
+  static bool is_held(const Path& folder) {
+    const detail::FileHandle file(folder / ".lock", detail::os::Use::lock, "create the lock file");
+    return detail::os::lock(file.handle()) == detail::os::LockResult::held;
+  }
 
  private:
   Path folder_;
@@ -1470,6 +1483,22 @@ inline Path journal_path(const Path& folder, std::string_view name) {
   return folder / path;
 }
 
+// Each once, if it is there.
+inline void flush_folders(std::vector<Path> folders) {
+  std::sort(folders.begin(), folders.end());
+  folders.erase(std::unique(folders.begin(), folders.end()), folders.end());
+  for (const Path& folder : folders) {
+    if (path_exists(folder) && !os::flush_folder(folder)) fail_system(folder, "flush to the disk");
+  }
+}
+
+// Whether a file may be renamed by a journal: it was its temporary.
+inline bool is_temporary_of(const Path& from, const Path& to) {
+  const std::string name = path_text(from.filename());
+  return from.parent_path() == to.parent_path() && is_temporary_name(name) &&
+         name.starts_with(join(".", to.filename(), ".tmp."));
+}
+
 // Does what the journal of a folder says, if there is one. Doing so twice does no harm.
 inline void obey_journal(const Path& folder) {
   const Path journal = folder / journal_name;
@@ -1481,22 +1510,21 @@ inline void obey_journal(const Path& folder) {
       require(pair.array().size() == 2, "expected pairs of names");
       const Path from = journal_path(folder, pair.array()[0].string());
       const Path to = journal_path(folder, pair.array()[1].string());
+      require(is_temporary_of(from, to), from, " is no temporary of ", to);
       if (path_exists(from) && !os::replace(from, to)) fail_system(to, "replace");
       folders.push_back(to.parent_path());
     }
     for (const Json& name : orders.at("remove").array()) {
       const Path path = journal_path(folder, name.string());
+      std::error_code ignored;  // a folder further in could stand behind a link, elsewhere
+      require(!path_from(name.string()).has_parent_path() ||
+                  !std::filesystem::is_directory(path, ignored),
+              path, " is a folder, expected a file");
       remove_path(path);
       folders.push_back(path.parent_path());
     }
   });
-  std::sort(folders.begin(), folders.end());
-  folders.erase(std::unique(folders.begin(), folders.end()), folders.end());
-  for (const Path& changed : folders) {
-    if (path_exists(changed) && !os::flush_folder(changed)) {
-      fail_system(changed, "flush to the disk");
-    }
-  }
+  flush_folders(std::move(folders));
   remove_path(journal);
   // Or a loss of power could bring it back, and what it removes may be there anew.
   if (!os::flush_folder(folder)) fail_system(folder, "flush to the disk");
@@ -1526,12 +1554,17 @@ class FileSet {
 
   void commit() {
     require(unwritten_ == 0, folder_, ": a file of a set could not be written: none is replaced");
+    detail::obey_journal(folder_);  // of a set before, which could not be replaced
     Json::Array replace;
+    std::vector<Path> folders;
     for (const auto& [name, file] : files_) {
       file->finish();
+      require(path_exists(file->temporary()), file->temporary(), ": is gone: none is replaced");
       const Path temporary = path_from(name).parent_path() / file->temporary().filename();
       replace.push_back(Json::Array{path_text(temporary), name});
+      folders.push_back(file->path().parent_path());
     }
+    detail::flush_folders(std::move(folders));  // the journal must not last longer than they do
     Json orders;
     orders.set("replace", std::move(replace));
     Json::Array remove;
@@ -1564,9 +1597,14 @@ class FileSet {
 // Completes what a killed writer had begun in a folder: for the holder of the lock ...
 inline void settle(const FolderLock& lock) { detail::obey_journal(lock.folder()); }
 
-// ... and for a reader, who takes the lock only if there is something to do.
+// ... and for a reader, who takes the lock only if there is something to do. A writer who is at it
+// is waited for, two seconds at most.
 inline void settle(const Path& folder) {
-  if (path_exists(folder / detail::journal_name)) settle(FolderLock(folder));
+  const auto unfinished = [&] { return path_exists(folder / detail::journal_name); };
+  for (int look = 0; look < 100 && unfinished() && FolderLock::is_held(folder); ++look) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+  if (unfinished()) settle(FolderLock(folder));
 }
 
 // ---- Safetensors -------------------------------------------------------------------------------
@@ -8523,7 +8561,8 @@ Config stored_config(const Safetensors& file, std::string_view name) {
 
 // The file of a model in the models folder of a run.
 inline Safetensors open_model(const Path& models, std::string_view name = "best_model") {
-  for (const Path& folder : {detail::folder_around(models), models}) settle(folder);
+  const Path above = detail::folder_of(models.has_filename() ? models : models.parent_path());
+  for (const Path& folder : {above, models / "..", models}) settle(folder);
   const Path file = path_from(join(name, ".safetensors"));
   require(path_exists(models / file) || !path_exists(models / "models" / file), models,
           ": holds a run, expected its models folder, ", models / "models");
@@ -8858,10 +8897,21 @@ class Trainer {
     remove_stale_temporaries(output_);
     for (const char* folder : {"models", "checkpoints", "plots", "logs"}) {
       make_folder(output_ / folder);
-      settle(output_ / folder);  // a set that another program wrote there
-      remove_stale_temporaries(output_ / folder);
+      tidy(output_ / folder);
       AtomicFile probe(output_ / folder / "probe");  // never committed, so it leaves nothing
     }
+  }
+
+  // Another program may write a set of its own into a folder of this one, and hold its lock.
+  static void tidy(const Path& folder) {
+    const std::vector<Path> names = names_in_folder(folder);
+    const bool unfinished = std::any_of(names.begin(), names.end(), [](const Path& name) {
+      return name == detail::journal_name || detail::is_temporary_name(path_text(name));
+    });
+    if (!unfinished) return;
+    const FolderLock lock(folder);
+    settle(lock);
+    remove_stale_temporaries(folder);
   }
 
   // ---- Among ranks -----------------------------------------------------------------------------
@@ -9184,6 +9234,10 @@ class Trainer {
     FileSet set(*lock_);
     set.write(detail::configuration_file, sealed(configuration().text(2)) + "\n");
     task_->write_files(set);
+    if (anew && overwrites_) {  // those that the set writes stay
+      set.remove(detail::mappings_file), set.remove(detail::labels_file);
+      set.remove(detail::vocabulary_file);
+    }
     if (anew) {
       for (const std::string& name : detail::checkpoint_files(output_)) set.remove(name);
       for (const std::string_view name : detail::picture_files) {
@@ -9191,8 +9245,7 @@ class Trainer {
       }
       for (const std::string_view name :
            {detail::best_model_file, detail::final_model_file, detail::metrics_file,
-            detail::table_file, detail::log_file, detail::confusion_file, detail::mappings_file,
-            detail::labels_file, detail::vocabulary_file}) {
+            detail::table_file, detail::log_file, detail::confusion_file}) {
         set.remove(name);
       }
     }
@@ -9295,7 +9348,12 @@ class SharedEngine {
 
   Engine* take() {
     std::unique_lock lock(mutex_);
-    if (idle_.empty() && has_twins_) make_twin();
+    if (idle_.empty() && has_twins_) {
+      try {
+        make_twin();
+      } catch (const std::bad_alloc&) {  // those that there are do the work
+      }
+    }
     returned_.wait(lock, [this] { return !idle_.empty(); });
     Engine* const engine = idle_.back();
     idle_.pop_back();
@@ -9305,11 +9363,7 @@ class SharedEngine {
   void make_twin() {
     engines_.reserve(engines_.size() + 1);
     idle_.reserve(engines_.size() + 1);  // so that take_back() cannot fail
-    std::unique_ptr<Engine> twin;
-    try {
-      twin = first_->twin(1);
-    } catch (const std::exception&) {  // no memory for another: those that there are do the work
-    }
+    std::unique_ptr<Engine> twin = first_->twin(1);
     has_twins_ = twin != nullptr;
     if (!has_twins_) return;
     idle_.push_back(twin.get());
@@ -10836,10 +10890,13 @@ inline std::vector<std::string> HuggingFaceFolder::names_of_heads(
 }
 
 inline std::string vocabulary_text(const Path& path, const ModelConfig& config) {
-  std::string text = read_file(path);
-  const WordPiece words(text, path_text(path));
+  const WordPiece words = WordPiece::load(path);
   require(words.size() <= config.num_items, path, ": ", words.size(), " tokens, the model has ",
           config.num_items);
+  std::string text;  // without what an editor may have left, which other readers would not forgive
+  for (std::size_t i = 0; i < words.size(); ++i) {
+    text += words.token(static_cast<std::int32_t>(i)) + "\n";
+  }
   return text;
 }
 

@@ -308,6 +308,32 @@ void check_set_refused() {
   check_equal(contents(folder.path()), "abc");
 }
 
+// What another process took for left behind, and removed: nothing is replaced by what is gone.
+void check_set_removed_by_others() {
+  const TemporaryFolder folder;
+  fill(folder.path());
+  const FolderLock lock(folder.path());
+  FileSet set(lock);
+  set.write("a", "A");
+  set.write("sub/b", "B");
+  remove_stale_temporaries(folder / "sub");
+  check_throws([&] { set.commit(); }, {".b.tmp.", "is gone: none is replaced"});
+  check_equal(contents(folder.path()), "abc");
+}
+
+// A set that was decided, but could not be replaced, comes before the next.
+void check_set_after_another() {
+  const TemporaryFolder folder;
+  fill(folder.path());
+  put(folder / ".a.tmp.1.0", "old");
+  put(folder / ".replacing", sealed(R"({"replace": [[".a.tmp.1.0", "a"]], "remove": ["c"]})"));
+  const FolderLock lock(folder.path());
+  FileSet set(lock);
+  set.write("sub/b", "B");
+  set.commit();
+  check_equal(contents(folder.path()), "oldB");
+}
+
 // Names that no journal could hold are refused before there is one.
 void check_set_outside() {
   const TemporaryFolder folder;
@@ -337,6 +363,24 @@ void check_reader_settles() {
   settle(folder.path());
 }
 
+// A reader waits for a writer who is replacing a set.
+void check_reader_waits() {
+  const TemporaryFolder folder;
+  fill(folder.path());
+  put(folder / ".a.tmp.1.0", "A");
+  auto lock = std::make_unique<FolderLock>(folder.path());
+  put(folder / ".replacing", sealed(R"({"replace": [[".a.tmp.1.0", "a"]], "remove": ["c"]})"));
+  std::thread writer([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    settle(*lock);
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));  // and goes on holding the lock
+    lock.reset();
+  });
+  settle(folder.path());
+  check_equal(contents(folder.path()), "Ab");
+  writer.join();
+}
+
 void check_bad_journals() {
   const TemporaryFolder folder;
   fill(folder.path());
@@ -349,6 +393,12 @@ void check_bad_journals() {
     refused(sealed(join(R"({"replace": [], "remove": [")", name, "\"]}")), "no place");
   }
   refused(sealed(R"({"replace": [["c"]], "remove": []})"), "pairs");
+  for (const std::string from : {"c", "sub/.a.tmp.1.0", ".b.tmp.1.0", ".a.tmp.x"}) {
+    refused(sealed(join(R"({"replace": [[")", from, R"(", "a"]], "remove": []})")),
+            "is no temporary of");
+  }
+  make_folder(folder / "sub" / "more");
+  refused(sealed(R"({"replace": [], "remove": ["sub/more"]})"), "is a folder, expected a file");
   refused(sealed(R"({"replace": []})"), "missing field \"remove\"");
   std::string damaged = sealed(R"({"replace": [], "remove": ["d"]})");
   damaged[damaged.find("\"d\"") + 1] = 'c';
@@ -980,6 +1030,16 @@ void check_links_of_temporaries() {
   check_equal(read_file(folder / "mine"), "kept");
 }
 
+// Nobody wants a file in place of /dev/null.
+void check_no_file_for_a_device() {
+  const TemporaryFolder folder;
+  check(::mkfifo((folder / "pipe").c_str(), 0600) == 0, "a pipe");
+  for (const Path& path : {folder / "pipe", Path("/dev/null")}) {
+    check_throws([&] { AtomicFile file(path); }, {path_text(path), "not a regular file"});
+  }
+  check_only(folder.path(), "pipe");
+}
+
 void check_pipe_does_not_hang() {
   const TemporaryFolder folder;
   const Path pipe = folder / "pipe";
@@ -1094,6 +1154,7 @@ void test_system() {
   test("devices, and links that lead nowhere", check_devices);
   test("who may read a file that is replaced", check_permissions);
   test("links where temporaries go", check_links_of_temporaries);
+  test("no file in place of a device", check_no_file_for_a_device);
   test("a named pipe does not hang", check_pipe_does_not_hang);
   test("disk full at every byte", check_full_disk);
   test("killed at every byte", check_kill_at_every_byte);
@@ -1125,8 +1186,11 @@ int main(int argc, char** argv) {
   test("a set that is not committed", check_set_not_committed);
   test("a set that writes and removes", check_set_of_both);
   test("a set that cannot be written", check_set_refused);
+  test("a set whose files others removed", check_set_removed_by_others);
+  test("a set after one that is half replaced", check_set_after_another);
   test("a set with names outside its folder", check_set_outside);
   test("a reader does the rest", check_reader_settles);
+  test("a reader waits", check_reader_waits);
   test("bad journals", check_bad_journals);
   test("sealed JSON: every flipped bit", check_sealed);
   test("a folder's lock", check_lock_twice);

@@ -555,7 +555,8 @@ void test_refused_configs() {
   refuses(R"({"vocab_size": 0})", {"num_items is 0"});
   const std::string classifier = R"({"architectures": ["BertForSequenceClassification"], )";
   refuses(classifier + R"("id2label": {"0": "a"}})", {"classes is 1, expected at least 2"});
-  refuses(classifier + R"("id2label": {"0": "a", "2": "b"}})", {"id2label", "\"2\" is none of 0 ... 1"});
+  refuses(classifier + R"("id2label": {"0": "a", "2": "b"}})",
+          {"id2label", "\"2\" is none of 0 ... 1"});
   refuses(classifier + R"("id2label": {"0": "a", "00": "b"}})", {"id2label", "\"00\""});
   refuses(classifier + R"("id2label": {"0": "a", "b": "b"}})", {"id2label", "\"b\""});
   refuses(classifier + R"("num_labels": 1000000000000})", {"num_labels is 1000000000000"});
@@ -616,10 +617,16 @@ void test_saving() {
   refuses({"a", "b", "c"}, {"words.txt", "[PAD]"});
   remove_path(vocab);
   refuses({"a", "b", "c"}, {"words.txt", "cannot open"});
+  std::string edited = "\xEF\xBB\xBF" + vocabulary;  // as some editors save it: others get it clean
+  edited.replace(edited.find('\n'), 1, " \r\n");
+  write_file(vocab, edited);
+  save_hugging_face(to, *other, {"a", "b", "c"}, vocab);
+  check_equal(read_file(to / "vocab.txt"), vocabulary);
 
   // A writer that was killed in the middle: whoever reads finishes its work.
-  write_file(to / "new", replaced(config, "\"b\"", "\"B\""));
-  write_file(to / ".replacing", R"({"replace": [["new", "config.json"]], "remove": []})");
+  write_file(to / ".config.json.tmp.1.0", replaced(config, "\"b\"", "\"B\""));
+  write_file(to / ".replacing",
+             R"({"replace": [[".config.json.tmp.1.0", "config.json"]], "remove": []})");
   check_equal(HuggingFaceFolder(to).labels()[1], "B");
 
   save_hugging_face(to, *other);

@@ -144,6 +144,27 @@ void test_no_replacement_unasked() {
   check(trainer.run(), "the same Trainer goes on");
 }
 
+// Other programs write sets into folders of a run: what they had begun is done, and who is at it is
+// not disturbed.
+void test_sets_of_others() {
+  const Dataset data = ring_data(15, 30);
+  const TemporaryFolder folder;
+  const Path models = folder / "models";
+  make_folder(models);
+  write_file(models / ".vectors.npy.tmp.1.0", "new");
+  {
+    const FolderLock lock(models);
+    check_throws([&] { Trainer(data, tiny_model(), tiny_train(1), folder.path()); },
+                 {path_text(models), "another process"});
+  }
+  check(path_exists(models / ".vectors.npy.tmp.1.0"), "not removed while somebody writes");
+  write_file(models / ".replacing",
+             sealed(R"({"replace": [[".vectors.npy.tmp.1.0", "vectors.npy"]], "remove": []})"));
+  Trainer(data, tiny_model(), tiny_train(1), folder.path());
+  check_equal(read_file(models / "vectors.npy"), "new");
+  check(!path_exists(models / ".replacing"), "settled");
+}
+
 // ---- Models -------------------------------------------------------------------------------------
 
 void test_mappings() {
@@ -400,6 +421,7 @@ int main() {
   test("fewer epochs than are done", test_fewer_epochs);
   test("what a resumed run may change", test_what_may_change);
   test("no run is replaced unasked", test_no_replacement_unasked);
+  test("sets of other programs", test_sets_of_others);
   test("item mappings", test_mappings);
   test("item mappings: flipped bits", test_flipped_mappings);
   test("sizes of models", test_sizes_of_models);

@@ -50,6 +50,13 @@ case $train_flags in
     [ "${listed:-0}" -ge 20 ] || train_flags="$train_flags --split=last"
     ;;
 esac
+for program in prepare_dataset train_model; do  # the first is not built where libcurl is missing
+  if [ ! -x "$bin/$program" ]; then
+    echo "run_all: $bin/$program is missing: build first (sh tools/install_dependencies.sh &&" \
+      "cmake -S . -B build && cmake --build build)" >&2
+    exit 1
+  fi
+done
 step() { printf '\n== %s\n' "$1"; }
 fetch="--endpoint $endpoint --requests-per-minute $pace"
 

@@ -355,8 +355,11 @@ void report(const Options& options, const Corpus& corpus, const TrainingMetrics&
             << std::endl;
 }
 
-int stopped(const Options& options, std::string command) {
+int stopped(const Options& options, int argc, char** argv) {
   const int signal = cli::received_signal;
+  std::vector<char*> words(argv, argv + argc);
+  std::erase_if(words, [](std::string_view word) { return word == "--overwrite"; });
+  std::string command = cli::command_text(static_cast<int>(words.size()), words.data());
   if (!options.resume) command += " --resume";
   std::cout << "stopped; everything is saved. Continue with:\n  " << command << std::endl;
   return 128 + signal;
@@ -386,12 +389,12 @@ int run(int argc, char** argv) {
     from = options.output / "pretrained" / "models";
     const bool done = options.resume && is_finished(options.output / "pretrained");
     if (!done && !pretrain(options, corpus, vocabulary)) {
-      return stopped(options, cli::command_text(argc, argv));
+      return stopped(options, argc, argv);
     }
   }
   auto task = std::make_unique<ClassificationTask>(data, options.model, options.train);
   const auto metrics = train(std::move(task), options.train, options.output, from, options);
-  if (!metrics) return stopped(options, cli::command_text(argc, argv));
+  if (!metrics) return stopped(options, argc, argv);
   report(options, corpus, *metrics);
   return 0;
 }
