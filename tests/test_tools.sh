@@ -804,7 +804,7 @@ expect 1 "item_mappings" "$bin/recommend" --data good --model letters/models --u
 expect 1 "run/models/vocab.txt" "$bin/predict_text" --models run/models --text a
 expect 2 "expected one of --text, --input and --evaluate" predict
 expect 2 "--task classification: expected items|matching" train good o --task classification
-echo '{"model": {"task": "classification"}}' >text_task.json
+echo '{"model": {"task": "classification", "classes": 2}}' >text_task.json
 expect 1 "needs texts (train_classifier)" train good o --preset text_task.json
 
 # ---- BERT of Hugging Face ----------------------------------------------------------------------
