@@ -3,8 +3,8 @@
 # and beauty.txt of the BERT4Rec authors). Trains the presets of that data, ranks the last item of
 # every user among all items that the user has not seen, and prints our rows beside the published
 # ones, in Markdown. Chosen on validation, so far: ml-1m, ml-1m-causal, ml-1m-causal-sampled,
-# beauty-causal-sampled and beauty-sampled. The others were written after them and run once, but
-# for beauty, which has not been run to the end.
+# beauty-causal-sampled and beauty-sampled. The others were written after them and run once.
+#
 # Run again, it goes on where it was, and what is done is not done again.
 #
 #   sh tools/studies/compare_objectives.sh FILE [OUTPUT [PRESET...]]   (OUTPUT: output/objectives)
