@@ -1026,13 +1026,18 @@ inline std::ptrdiff_t write(Handle file, const char* from, std::size_t size) {
 }
 
 // Who may read a file, may read the one that replaces it, and nobody else. (Where the group cannot
-// be that of the old one, there is none.)
+// be that of the old one, it gets what everybody has.)
 inline void copy_permissions(const Path& from, Handle to) {
-  struct stat facts {};
-  if (::stat(from.c_str(), &facts) != 0) return;
-  const bool same_group = ::fchown(to, facts.st_uid, facts.st_gid) == 0 ||
-                          ::fchown(to, static_cast<uid_t>(-1), facts.st_gid) == 0;
-  ::fchmod(to, facts.st_mode & (same_group ? 0777 : 0707));
+  struct stat old {};
+  struct stat own {};
+  if (::stat(from.c_str(), &old) != 0 || ::fstat(to, &own) != 0) return;
+  bool same_group = own.st_gid == old.st_gid;
+  if (!same_group || own.st_uid != old.st_uid) {
+    same_group = ::fchown(to, old.st_uid, old.st_gid) == 0 || same_group ||
+                 ::fchown(to, static_cast<uid_t>(-1), old.st_gid) == 0;
+  }
+  const mode_t of_group = same_group ? 070 : (old.st_mode & 07) << 3;
+  ::fchmod(to, old.st_mode & (0707 | of_group));
 }
 
 inline bool flush(Handle file) {
@@ -1352,24 +1357,34 @@ inline void write_file(const Path& path, std::string_view bytes) {
   file.commit();
 }
 
+namespace detail {
+
+// Waits `attempts` times 20 ms for the lock of a folder as long as wanted() is true, and returns
+// whether it is still wanted; throws if somebody else has it.
+template <class Wanted>
+bool take_lock(const Path& folder, const FileHandle& file, int attempts, Wanted&& wanted) {
+  for (int attempt = 1; wanted(); ++attempt) {
+    const auto result = os::lock(file.handle());
+    if (result == os::LockResult::taken) return wanted();
+    if (result == os::LockResult::failed) fail_system(folder, "lock");
+    require(attempt < attempts, folder, ": another process or Trainer is writing to this folder");
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+  return false;
+}
+
+}  // namespace detail
+
 // Keeps a second process out of a folder. The kernel drops the lock when its owner ends, however it
 // ends, so there are no stale locks.
 class FolderLock {
  public:
   explicit FolderLock(const Path& folder)
       : folder_(folder), file_(folder / ".lock", detail::os::Use::lock, "create the lock file") {
-    const auto result = detail::os::lock(file_.handle());
-    if (result == detail::os::LockResult::failed) detail::fail_system(folder, "lock");
-    require(result == detail::os::LockResult::taken, folder,
-            ": another process or Trainer is writing to this folder");
+    detail::take_lock(folder, file_, 1, [] { return true; });
   }
 
   const Path& folder() const { return folder_; }
-
-  static bool is_held(const Path& folder) {
-    const detail::FileHandle file(folder / ".lock", detail::os::Use::lock, "create the lock file");
-    return detail::os::lock(file.handle()) == detail::os::LockResult::held;
-  }
 
  private:
   Path folder_;
@@ -1499,6 +1514,15 @@ inline bool is_temporary_of(const Path& from, const Path& to) {
          name.starts_with(join(".", to.filename(), ".tmp."));
 }
 
+// What a journal may remove: a folder in a folder could stand behind a link, somewhere else.
+inline Path removable_path(const Path& folder, std::string_view name) {
+  const Path path = journal_path(folder, name);
+  std::error_code ignored;
+  require(!path_from(name).has_parent_path() || !std::filesystem::is_directory(path, ignored), path,
+          " is a folder, expected a file");
+  return path;
+}
+
 // Does what the journal of a folder says, if there is one. Doing so twice does no harm.
 inline void obey_journal(const Path& folder) {
   const Path journal = folder / journal_name;
@@ -1515,11 +1539,7 @@ inline void obey_journal(const Path& folder) {
       folders.push_back(to.parent_path());
     }
     for (const Json& name : orders.at("remove").array()) {
-      const Path path = journal_path(folder, name.string());
-      std::error_code ignored;  // a folder further in could stand behind a link, elsewhere
-      require(!path_from(name.string()).has_parent_path() ||
-                  !std::filesystem::is_directory(path, ignored),
-              path, " is a folder, expected a file");
+      const Path path = removable_path(folder, name.string());
       remove_path(path);
       folders.push_back(path.parent_path());
     }
@@ -1548,7 +1568,7 @@ class FileSet {
 
   // Lets commit() remove that file, if there is one and the set writes none of that name.
   void remove(std::string_view name) {
-    static_cast<void>(detail::journal_path(folder_, name));  // checked
+    static_cast<void>(detail::removable_path(folder_, name));  // checked
     removed_.emplace_back(name);
   }
 
@@ -1601,10 +1621,9 @@ inline void settle(const FolderLock& lock) { detail::obey_journal(lock.folder())
 // is waited for, two seconds at most.
 inline void settle(const Path& folder) {
   const auto unfinished = [&] { return path_exists(folder / detail::journal_name); };
-  for (int look = 0; look < 100 && unfinished() && FolderLock::is_held(folder); ++look) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
-  }
-  if (unfinished()) settle(FolderLock(folder));
+  if (!unfinished()) return;
+  const detail::FileHandle lock(folder / ".lock", detail::os::Use::lock, "create the lock file");
+  if (detail::take_lock(folder, lock, 100, unfinished)) detail::obey_journal(folder);
 }
 
 // ---- Safetensors -------------------------------------------------------------------------------
@@ -8561,8 +8580,11 @@ Config stored_config(const Safetensors& file, std::string_view name) {
 
 // The file of a model in the models folder of a run.
 inline Safetensors open_model(const Path& models, std::string_view name = "best_model") {
-  const Path above = detail::folder_of(models.has_filename() ? models : models.parent_path());
-  for (const Path& folder : {above, models / "..", models}) settle(folder);
+  settle(detail::folder_of(models.has_filename() ? models : models.parent_path()));
+  std::error_code not_seen;  // the folder around "." or behind a link may be nobody's business
+  if (std::filesystem::exists(models / ".." / detail::journal_name, not_seen))
+    settle(models / "..");
+  settle(models);
   const Path file = path_from(join(name, ".safetensors"));
   require(path_exists(models / file) || !path_exists(models / "models" / file), models,
           ": holds a run, expected its models folder, ", models / "models");
@@ -9351,7 +9373,8 @@ class SharedEngine {
     if (idle_.empty() && has_twins_) {
       try {
         make_twin();
-      } catch (const std::bad_alloc&) {  // those that there are do the work
+      } catch (const std::bad_alloc&) {
+        has_twins_ = false;  // those that there are do the work
       }
     }
     returned_.wait(lock, [this] { return !idle_.empty(); });

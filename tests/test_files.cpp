@@ -6,6 +6,7 @@
 
 #include <csignal>
 #include <fstream>
+#include <future>
 
 #ifdef _WIN32
 #define WIN32_LEAN_AND_MEAN
@@ -305,6 +306,8 @@ void check_set_refused() {
   set.write("a", "A");
   check_throws([&] { set.write("none/b", "B"); }, {"none", "cannot create"});
   check_throws([&] { set.commit(); }, {"could not be written: none is replaced"});
+  make_folder(folder / "sub" / "more");
+  check_throws([&] { set.remove("sub/more"); }, {"is a folder, expected a file"});
   check_equal(contents(folder.path()), "abc");
 }
 
@@ -368,17 +371,14 @@ void check_reader_waits() {
   const TemporaryFolder folder;
   fill(folder.path());
   put(folder / ".a.tmp.1.0", "A");
-  auto lock = std::make_unique<FolderLock>(folder.path());
+  FolderLock lock(folder.path());
   put(folder / ".replacing", sealed(R"({"replace": [[".a.tmp.1.0", "a"]], "remove": ["c"]})"));
-  std::thread writer([&] {
+  const auto writer = std::async(std::launch::async, [&] {
     std::this_thread::sleep_for(std::chrono::milliseconds(100));
-    settle(*lock);
-    std::this_thread::sleep_for(std::chrono::milliseconds(100));  // and goes on holding the lock
-    lock.reset();
+    settle(lock);  // and goes on holding the lock
   });
   settle(folder.path());
   check_equal(contents(folder.path()), "Ab");
-  writer.join();
 }
 
 void check_bad_journals() {

@@ -746,6 +746,21 @@ expect 1 "holds a run already" classify part $learn
 expect 0 "" classify part $learn --overwrite
 cmp -s part/models/best_model.safetensors letters/models/best_model.safetensors && ok ||
   bad "the same seed gave another model"
+# Stopped while it learns masked text for a run that replaces another: of that nothing is left, and
+# the command that is printed goes on.
+(exec "$bin/train_classifier" --texts letters.tsv --vocab letters.txt --output part --threads 1 \
+  --hidden-size 16 --num-heads 2 --max-length 12 --pretrain 100000 --overwrite) >out 2>err &
+pid=$!
+for look in $(seq 300); do
+  grep -q "^epoch 2" out && break
+  sleep 0.1
+done
+kill -INT $pid
+wait $pid
+[ $? = 130 ] && tail -1 out | grep -q -- "--pretrain 100000 --resume$" && ok ||
+  bad "the command that goes on"
+[ ! -e part/models/best_model.safetensors ] && [ -e part/pretrained/checkpoints ] && ok ||
+  bad "the run before is gone"
 expect 0 "== masked text: 216 texts" classify masked --epochs 2 --pretrain 2
 grep -q "begins anew: pooler.dense.weight" out && ok || bad "which tensors begin anew"
 grep -q "begins anew: encoder" out && bad "the encoder is that of the masked text" || ok

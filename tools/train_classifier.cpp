@@ -264,6 +264,19 @@ bool is_finished(const Path& output) {
   return path_exists(output / bert4rec::detail::final_model_file);
 }
 
+// A run that is replaced goes before the pretraining for the new one, which can be stopped: resuming
+// would find the old one.
+void remove_run(const Path& output) {
+  if (!holds_run(output)) return;
+  const FolderLock lock(output);
+  settle(lock);
+  FileSet set(lock);
+  for (const std::string& name : bert4rec::detail::checkpoint_files(output)) set.remove(name);
+  set.remove(bert4rec::detail::best_model_file);
+  set.remove(bert4rec::detail::final_model_file);
+  set.commit();
+}
+
 // Trains in `output`; nothing if a signal stopped it.
 std::optional<TrainingMetrics> train(std::unique_ptr<Task> task, const TrainConfig& config,
                                      const Path& output, const Path& from, const Options& options) {
@@ -387,6 +400,7 @@ int run(int argc, char** argv) {
   Path from = options.from;
   if (options.pretrain > 0) {
     from = options.output / "pretrained" / "models";
+    if (options.overwrite) remove_run(options.output);
     const bool done = options.resume && is_finished(options.output / "pretrained");
     if (!done && !pretrain(options, corpus, vocabulary)) {
       return stopped(options, argc, argv);
