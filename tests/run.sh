@@ -62,13 +62,13 @@ everywhere() {
   mkdir -p build/everywhere
   xargs -P "$jobs" -L 1 sh tests/run.sh same-bits <<EOF
 aarch64-linux-gnu-g++ -O2 -static
+clang++ -O1 -DBERT4REC_PORTABLE
 clang++ -O0
 g++ -O0
 g++ -O3
 g++ -O3 -march=native
 g++ -O2 -march=native -ffp-contract=off
 clang++ -O3 -march=native -ffp-contract=fast
-clang++ -O1 -DBERT4REC_PORTABLE
 EOF
   sh tests/cuda/planted.sh
   if [ -x build/g++/explain ]; then  # once more, with a browser
