@@ -1279,7 +1279,7 @@ class TemporaryFile {
       : path_(checked(path)),
         temporary_(unused_name(path)),
         file_(temporary_, os::Use::create, "create", path_exists(path) ? 0600u : 0644u) {
-    os::copy_permissions(path, file_.handle());
+    os::copy_permissions(path, file_.handle());  // until then, nobody else may read it
   }
   TemporaryFile(const TemporaryFile&) = delete;
   TemporaryFile& operator=(const TemporaryFile&) = delete;
@@ -1359,8 +1359,9 @@ inline void write_file(const Path& path, std::string_view bytes) {
 
 namespace detail {
 
-// Waits `attempts` times 20 ms for the lock of a folder as long as wanted() is true, and returns
-// whether it is still wanted; throws if somebody else has it.
+// Takes the lock of a folder, of which `file` is the lock file. While somebody else has it, tries
+// again every 20 ms, `attempts` times in all, and then throws. False: wanted() no longer holds, so
+// there is nothing to do with the lock.
 template <class Wanted>
 bool take_lock(const Path& folder, const FileHandle& file, int attempts, Wanted&& wanted) {
   for (int attempt = 1; wanted(); ++attempt) {
@@ -1498,7 +1499,7 @@ inline Path journal_path(const Path& folder, std::string_view name) {
   return folder / path;
 }
 
-// Each once, if it is there.
+// Flushes each folder once, if it is there.
 inline void flush_folders(std::vector<Path> folders) {
   std::sort(folders.begin(), folders.end());
   folders.erase(std::unique(folders.begin(), folders.end()), folders.end());
@@ -1507,7 +1508,7 @@ inline void flush_folders(std::vector<Path> folders) {
   }
 }
 
-// Whether a file may be renamed by a journal: it was its temporary.
+// What a journal may rename: the temporary of a file to that file.
 inline bool is_temporary_of(const Path& from, const Path& to) {
   const std::string name = path_text(from.filename());
   return from.parent_path() == to.parent_path() && is_temporary_name(name) &&
@@ -8581,7 +8582,7 @@ Config stored_config(const Safetensors& file, std::string_view name) {
 // The file of a model in the models folder of a run.
 inline Safetensors open_model(const Path& models, std::string_view name = "best_model") {
   settle(detail::folder_of(models.has_filename() ? models : models.parent_path()));
-  std::error_code not_seen;  // the folder around "." or behind a link may be nobody's business
+  std::error_code not_seen;  // where "." and links are, which a reader may not be allowed to see
   if (std::filesystem::exists(models / ".." / detail::journal_name, not_seen))
     settle(models / "..");
   settle(models);

@@ -1014,7 +1014,8 @@ void check_permissions() {
   check(permissions("another") == usual, "of a new file");
 }
 
-// A link under the name of the next temporary, as a folder from elsewhere may hold it, is passed by.
+// Links under the names of the next temporaries, as a folder from elsewhere may hold them, are
+// passed by.
 void check_links_of_temporaries() {
   const TemporaryFolder folder;
   put(folder / "mine", "kept");

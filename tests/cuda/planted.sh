@@ -39,6 +39,7 @@ try_fault() {
   esac
 }
 
+# plant NAME SED...: the same in a folder of the next number, one after the other.
 number=0
 plant() {
   number=$((number + 1))
@@ -46,7 +47,7 @@ plant() {
 }
 rm -f "$folder/failed" "$folder/kernels.o"
 
-# Only the last case finds this one: it runs beside all the others.
+# Only the last case finds this one: it runs beside all the others, as number 1.
 plant "a loss of another rank that is no number goes unheard" \
   's/if (!(fabs(loss) <= largest)) decision->broken/if (false) decision->broken/' &
 number=1

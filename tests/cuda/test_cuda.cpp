@@ -111,7 +111,8 @@ std::vector<Case> cases() {
   });
   add("two groups, of 2,048 tokens and less", [](Case& c) {
     c.model.max_length = 200, c.model.hidden_size = 8, c.rows = 19, c.shortest = 90, c.steps = 1;
-    c.model.num_items = 40, c.model.num_layers = c.model.num_heads = 1;  // slow enough so
+    c.model.num_items = 40;
+    c.model.num_layers = c.model.num_heads = 1;  // emulated, a layer takes seconds
   });
   add("more items than a block of their softmax",
       [](Case& c) { c.model.num_items = 4200, c.model.hidden_size = 8, c.rows = 2, c.steps = 1; });
