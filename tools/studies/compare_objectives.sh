@@ -2,8 +2,8 @@
 # One table, one code: objectives and losses compared on MovieLens-1M or Amazon Beauty (ml-1m.txt
 # and beauty.txt of the BERT4Rec authors). Trains the presets of that data, ranks the last item of
 # every user among all items that the user has not seen, and prints our rows beside the published
-# ones, in Markdown. Chosen on validation, so far: ml-1m, ml-1m-causal, ml-1m-causal-sampled,
-# beauty-causal-sampled and beauty-sampled. The others were written after them and run once.
+# ones, in Markdown. The presets were chosen on validation (README.md beside this); not tuned are
+# beauty and beauty-gbce, and beauty-causal and beauty-causal-gbce are beauty-causal-sampled's.
 #
 # Run again, it goes on where it was, and what is done is not done again.
 #
