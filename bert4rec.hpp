@@ -43,7 +43,8 @@
 //   M  asked places of all rows           L  longest window (number of position vectors)
 //   V  vocabulary rows: 0 PAD, 1 MASK, 2 UNK, and item i at row i + 3; or the tokens of texts
 //   I  items, V - 3                       K  items drawn as negatives, R for each asked place
-//   C  labels of a classifier
+//   C  labels of a classifier             F  inner width of the feed-forward (4 H if not said)
+// "Section" and "eq." without a name are those of the paper above.
 // A batch is ragged: rows stand one behind the other in tokens[N] without padding, row r being
 // tokens[offsets[r]] ... tokens[offsets[r + 1] - 1]. So no attention mask exists, and no padding
 // bug.
@@ -584,7 +585,9 @@ constexpr std::uint64_t random_bits(Key key, std::uint64_t counter) {
 // An independent stream for each number: fold_in(fold_in(key, purpose), step).
 constexpr Key fold_in(Key key, std::uint64_t number) { return make_key(random_bits(key, number)); }
 
-// What each stream of a run is for: the first number folded into the seed.
+// What each stream of a run is for: the first number folded into the seed. The order is part of
+// every result: a new one goes to the end. Of tools alone are demo (make_demo_data), audit and
+// reordering (audit_dataset, evaluate_model --shuffle-histories).
 enum class Stream : std::uint64_t {
   weights,
   split,
@@ -1706,9 +1709,12 @@ class Safetensors {
 
 class ThreadPool {
  public:
-  // 0: one thread a core. The caller of parallel_for is one of them.
+  static constexpr std::size_t most = 1024;  // threads
+
+  // 0: one for each that the hardware runs at once. The caller of parallel_for is one of them.
   explicit ThreadPool(std::size_t threads = 0) {
     const std::size_t cores = std::max(1u, std::thread::hardware_concurrency());
+    require(threads <= most, "threads is ", threads, ", expected 0 ... ", most);
     if (threads == 0) threads = cores;
     looks_ = threads > cores ? 10 : 10'000;
     workers_.reserve(threads - 1);
@@ -1732,8 +1738,8 @@ class ThreadPool {
   std::size_t size() const { return workers_.size() + 1; }
 
   // Runs body(index, worker) for each index < tasks; worker < size() owns its scratch memory.
-  // Returns when all are done; rethrows the first exception. A task must not call it for the pool
-  // that runs it: nobody would be left to do the work.
+  // Returns when all are done; rethrows the first exception. One caller at a time; and no task may
+  // call it for a pool that is at work, as the one that runs it is: nobody would be left for that.
   template <class Body>
   void parallel_for(std::size_t tasks, Body&& body) {
     require(running() != this, "parallel_for inside a task of the same ThreadPool");
@@ -2011,7 +2017,7 @@ struct EncoderConfig {
   double attention_dropout;  // of attention weights
   double inner_dropout;      // inside the feed-forward
   double norm_epsilon;       // of every LayerNorm
-  bool causal;               // attention looks at earlier tokens alone
+  bool causal;               // attention looks at no later token
 
   std::size_t head_size() const { return hidden_size / num_heads; }
 };
@@ -2054,7 +2060,7 @@ struct ModelConfig {
           "output: a linear layer, that of the paper, or the item table alone");
     visit("objective", self.objective, 0, 1, "name hidden items, or the next one at every item");
     visit("task", self.task, 0, 3,
-          "score all items, match a user's vector with items' vectors, or classify texts");
+          "name items, match vectors of users and items, name hidden tokens of texts, or labels");
     visit("fixed_scale", self.fixed_scale, 0.0, 100.0,
           "matching: of the similarity; 0: it is learned");
     visit("inner_size", self.inner_size, 0, 262'144,
@@ -2148,7 +2154,8 @@ struct TrainConfig {
     visit("adam_beta2", self.adam_beta2, 0.0, 0.999999, "AdamW: memory of its square");
     visit("adam_epsilon", self.adam_epsilon, 1e-16, 1.0, "AdamW: added to the root");
     visit("clip_norm", self.clip_norm, 0.0, 1e9, "largest gradient norm of a step; 0: no limit");
-    visit("schedule", self.schedule, 0, 2, "learning rate after the warm-up: to the end or to 0");
+    visit("schedule", self.schedule, 0, 2,
+          "learning rate after the warm-up; linear and cosine fall to 0");
     visit("warmup_steps", self.warmup_steps, 0, 1'000'000'000, "steps of linear rise from 0");
     visit("mask_probability", self.mask_probability, 0.0, 1.0,
           "share of items hidden; at least one");
@@ -2172,7 +2179,8 @@ struct TrainConfig {
           "stop after so many validations without a better one; 0: never");
     visit("seed", self.seed, 0, 9'223'372'036'854'775'807, "all randomness comes from this number");
     visit("save_every", self.save_every, 1, 10'000'000, "epochs between checkpoints");
-    visit("threads", self.threads, 0, 1024, "threads; 0: one a core. Never changes a result");
+    visit("threads", self.threads, 0, ThreadPool::most,
+          "threads; 0: one a core. Never changes a result");
     visit("kernels", self.kernels, 0, 5,
           "instructions; automatic: BERT4REC_KERNELS or the widest. Never changes a result");
     visit("loss", self.loss, 0, 3, "over all items, or over drawn negatives");
@@ -2196,8 +2204,12 @@ struct TrainConfig {
 template <class Config>
 void validate_ranges(const Config& config) {
   Config::fields(config, [](std::string_view name, auto value, auto low, auto high, auto) {
-    if constexpr (std::is_arithmetic_v<decltype(value)>) {
-      using Value = decltype(value);
+    using Value = decltype(value);
+    if constexpr (std::is_enum_v<Value>) {
+      const auto number = static_cast<int>(value);
+      require(number >= low && number <= high, name, " is number ", number, ", expected ",
+              enum_choices<Value>());
+    } else {
       const bool inside = value >= static_cast<Value>(low) && value <= static_cast<Value>(high);
       require(inside, name, " is ", value, ", expected ", low, " ... ", high);
     }
@@ -2216,6 +2228,9 @@ inline void validate(const ModelConfig& config) {
   require(config.bigrams == 0 || config.reads_text(), "bigrams is ", config.bigrams,
           ", but task is ", enum_name(config.task), ": only texts have bigrams");
   require(config.bigrams != 1, "bigrams is 1, expected 0 or at least 2");
+  require(config.fixed_scale == 0 || config.task == TaskKind::matching, "fixed_scale is ",
+          config.fixed_scale, ", but task is ", enum_name(config.task),
+          ": only matching has a scale");
 }
 
 inline void validate(const TrainConfig& config) {
@@ -2358,7 +2373,7 @@ void add_tensors(TensorTable& table, const Config& config) {
 
 template <class Tensors, class Config, class Real>
 Tensors tensors_at(const Config& config, const TensorTable& table, Real* flat) {
-  Tensors tensors;
+  Tensors tensors{};
   tensors.for_each(config, [&](Real*& tensor, const std::string& name, const auto&...) {
     tensor = flat + table.at(name).offset;
   });
@@ -2372,7 +2387,7 @@ struct EncoderTensors {
   struct Layer {
     Real *in_weight, *in_bias;            // [3H,H] [3H], rows: queries, keys, values
     Real *out_weight, *out_bias;          // [H,H] [H]
-    Real *w1, *b1, *w2, *b2;              // [4H,H] [4H] [H,4H] [H]
+    Real *w1, *b1, *w2, *b2;              // [F,H] [F] [H,F] [H]
     Real *gain1, *bias1, *gain2, *bias2;  // [H]
   };
   Real *item, *position;    // [V,H] [L,H]
@@ -2462,12 +2477,16 @@ struct SoftmaxSum {
   Real largest, sum;
 };
 
-// AdamW's constants of one step (chapter 15).
+// AdamW's constants of step t (the formulas: chapter 15).
 template <class Real>
 struct AdamConstants {
-  Real rate1, rate2;  // 1 - beta
-  Real epsilon, step_size, root_correction, decay_factor, gradient_scale;
-  Real rest_factor;  // of adamw_replay alone: see there
+  Real rate1, rate2;  // 1 - b1, 1 - b2
+  Real epsilon;
+  Real step_size;        // lr / (1 - b1^t)
+  Real root_correction;  // 1 / sqrt(1 - b2^t)
+  Real decay_factor;     // 1 - lr decay; 1 for what does not decay
+  Real gradient_scale;   // min(1, c / |g|), of clipping
+  Real rest_factor;      // of adamw_replay alone: see there
 };
 
 struct RankCounts {
@@ -2509,7 +2528,7 @@ struct Kernels {
                 std::size_t n);
   void (*adamw_replay)(Real* p, Real* m, Real* v, std::span<const AdamConstants<Real>> steps,
                        std::size_t n);
-  // What softmax and gelu stand on, by themselves: layers do not call them, tests measure them.
+  // e^x and erf x by themselves. exp serves tanh and single scales; erf is for tests to measure.
   void (*exp)(const Real* x, Real* y, std::size_t n);
   void (*erf)(const Real* x, Real* y, std::size_t n);
 };
@@ -2545,7 +2564,7 @@ inline constexpr float erf_middle = 0.875f, erf_end = 3.925f;
 
 namespace plain {
 
-// For -87.33 < x < 88.73.
+// For least_exponent <= x <= largest_exponent.
 inline float exp_in_range(float x) {
   const float shifted = fused(x, one_over_log2, round_to_integer), n = shifted - round_to_integer;
   const float r = fused(n, -log2_low, fused(n, -log2_high, x));
@@ -3002,8 +3021,8 @@ class Compute {
           const detail::Kernels<Real>& kernels_of_this_machine)
       : pool(threads), kernels(kernels_of_this_machine), block_sums_(sums_size) {
     for (std::size_t worker = 0; worker < pool.size(); ++worker) {
-      multiply_scratch_.emplace_back(kernels.scratch_size + 1);
-      scratch_.emplace_back(scratch_size + 1);
+      multiply_scratch_.emplace_back(kernels.scratch_size);
+      scratch_.emplace_back(scratch_size);
     }
   }
 
@@ -3105,7 +3124,7 @@ void dropout_rows(Compute<Real>& compute, std::size_t N, std::size_t H, std::siz
   });
 }
 
-// ---- Linear: y[N,O] = x[N,I] w[O,I]^T + b[O] ---------------------------------------------------
+// ---- Linear: y[N,O] = x[N,I] w[O,I]^T + b[O], from I numbers to O ------------------------------
 
 template <class Real>
 void linear_forward(Compute<Real>& compute, std::size_t N, std::size_t O, std::size_t I,
@@ -3297,6 +3316,8 @@ struct Queries {
 // One head of one row, and where it lies in the arrays of the group.
 class AttentionHead {
  public:
+  static constexpr std::size_t causal_block = 32;
+
   std::size_t m, n, D;      // queries, keys, width
   std::size_t block;        // queries computed at a time
   std::size_t dropout_row;  // of its first query, among the rows that dropout counts
@@ -3340,7 +3361,6 @@ class AttentionHead {
   }
 
  private:
-  static constexpr std::size_t causal_block = 32;
   std::size_t H_, weights_at_;
   std::size_t first_query_, first_key_, column_;  // rows of q and of kv, first column of both
   bool causal_;
@@ -3417,10 +3437,10 @@ void attention_backward(Compute<Real>& compute, const EncoderConfig& config, con
   });
 }
 
-// Scratch numbers that one thread needs for attention: two matrices [L,L].
+// Scratch numbers that one thread needs for attention: two matrices [L,L]; [block,L] if causal.
 inline std::size_t attention_scratch(const EncoderConfig& config) {
   const std::size_t L = config.max_length;
-  return 2 * L * L;
+  return 2 * L * (config.causal ? std::min(L, AttentionHead::causal_block) : L);
 }
 
 // ---- Embedding: e_t = item[tokens_t] + position[positions_t] (section 3.4) ---------------------
@@ -3645,25 +3665,25 @@ class Encoder {
     return is_last(layer) ? Queries{group.asked_rows, group.asked} : Queries{group.all, {}};
   }
 
-  // What forward() leaves for backward() in one layer, of at most C tokens.
+  // What forward() leaves for backward() in one layer, of so many tokens at most.
   struct Activations {
-    Activations(const EncoderConfig& c, std::size_t C)
-        : q(C * c.hidden_size),
-          kv(C * 2 * c.hidden_size),
-          weights(C * Machine::attention_numbers(c)),
-          context(C * c.hidden_size),
-          sum1(C * c.hidden_size),
-          a(C * c.hidden_size),
-          u(C * c.inner_size),
-          h(C * c.inner_size),
-          sum2(C * c.hidden_size),
-          x(C * c.hidden_size),
-          statistics1(C),
-          statistics2(C) {}
+    Activations(const EncoderConfig& c, std::size_t tokens)
+        : q(tokens * c.hidden_size),
+          kv(tokens * 2 * c.hidden_size),
+          weights(tokens * Machine::attention_numbers(c)),
+          context(tokens * c.hidden_size),
+          sum1(tokens * c.hidden_size),
+          a(tokens * c.hidden_size),
+          u(tokens * c.inner_size),
+          h(tokens * c.inner_size),
+          sum2(tokens * c.hidden_size),
+          x(tokens * c.hidden_size),
+          statistics1(tokens),
+          statistics2(tokens) {}
     Array<Real> q, kv;             // [Q,H] and [N,2H], keys before values
     Array<Real> weights;           // what attention keeps: its softmax, [A,m,n] for each row
     Array<Real> context, sum1, a;  // [Q,H] output of attention; x + W_out context; its norm
-    Array<Real> u, h;              // [Q,4H] W1 a; its activation
+    Array<Real> u, h;              // [Q,F] W1 a; its activation
     Array<Real> sum2, x;           // [Q,H] a + W2 h; its norm, the output of the layer
     Array<detail::RowStatistics<Real>> statistics1, statistics2;  // [Q] of the two norms
   };
@@ -3675,7 +3695,7 @@ class Encoder {
   Array<Real> x0_{capacity_ * config_.hidden_size};        // [N,H] its norm, the first layer's x
   Array<Real> query_x_{capacity_ * config_.hidden_size};   // [M,H] the last layer's x where asked
   Array<detail::RowStatistics<Real>> statistics_{capacity_};  // [N]
-  // Gradients on their way: [N,H], and [N,4H] of the inner layer or of q, kv and context.
+  // Gradients on their way: [N,H], and [N,max(F,4H)] of the inner layer or of q, kv and context.
   Array<Real> d_narrow_{capacity_ * config_.hidden_size};
   Array<Real> d_wide_{capacity_ * std::max(config_.inner_size, 4 * config_.hidden_size)};
   std::vector<Activations> layers_;
@@ -3694,9 +3714,10 @@ class Encoder {
 //   gbce             (beta log(1 + exp -t') + sum_j log(1 + exp s'_j)) / (K + 1),
 //                    beta = 1 - c (1 - alpha), alpha = K / (I - 1), c = TrainConfig::gbce_t
 //                    (Petrov and Macdonald, RecSys 2023, whose transform of the score this is, in
-//                    closed form): with c > 0 the scores do not overestimate, as they do where few
-//                    negatives are seen
-//   bce              gbce with c = 0 (SASRec)
+//                    closed form): the nearer c is to 1 the less scores overestimate, as they do
+//                    where few negatives are seen; with c = 1 and negatives drawn evenly,
+//                    1 / (1 + exp -t') is the probability of the target
+//   bce              gbce with c = 0: SASRec's loss, but for one set of negatives a batch
 // In these two t' = t - log(K / beta), and s' likewise: a shift of the bias, which changes no
 // ranking. With it scores of 0, from which training starts, balance one target and K negatives.
 // Without it all scores have to fall that far first, in steps of the learning rate, and what moves
@@ -3715,6 +3736,10 @@ struct Tally {
   double loss() const { return loss_sum / static_cast<double>(count); }
   double accuracy(std::size_t i) const {
     return static_cast<double>(hits[i]) / static_cast<double>(count);
+  }
+  void add_rank(std::size_t rank) {
+    ++count;
+    for (std::size_t i = 0; i < hits.size(); ++i) hits[i] += rank <= top_k[i];
   }
   Tally& operator+=(const Tally& other) {
     loss_sum += other.loss_sum;
@@ -3746,9 +3771,9 @@ double softmax_loss(const detail::Kernels<Real>& kernels, Real* s, std::size_t n
 }
 
 // Of gbce: beta, and log(K / beta).
-inline double gbce_beta(double t, std::size_t K, std::size_t num_items) {
+inline double gbce_beta(double c, std::size_t K, std::size_t num_items) {
   const double alpha = static_cast<double>(K) / static_cast<double>(num_items - 1);
-  return 1 - detail::rounded(t * (1 - std::min(1.0, alpha)));
+  return 1 - detail::rounded(c * (1 - std::min(1.0, alpha)));
 }
 inline double gbce_balance(double beta, std::size_t K) {
   return detail::natural_log(static_cast<double>(K) / beta);
@@ -3761,7 +3786,7 @@ template <class Real>
 double logistic_loss(const detail::Kernels<Real>& kernels, Real* s, std::size_t K, double beta) {
   const Real share = Real(1) / static_cast<Real>(K + 1);
   s[0] = -s[0];
-  const double target_loss = beta * kernels.logistic(s, 1);
+  const double target_loss = detail::rounded(beta * kernels.logistic(s, 1));
   const double loss = target_loss + kernels.logistic(s + 1, K);
   s[0] *= -static_cast<Real>(beta);
   kernels.scale(s, share, K + 1);
@@ -3890,11 +3915,9 @@ void softmax_place(const Kernels<Real>& kernels, Real* s, std::size_t n, std::si
 inline Tally tally_of(std::size_t M, const Buffer<double>& losses,
                       const Buffer<RankCounts>& counts) {
   Tally tally;
-  tally.count = M;
   for (std::size_t i = 0; i < M; ++i) {
     tally.loss_sum += losses[i];
-    const std::size_t rank = rank_of(counts[i].better, counts[i].ties);
-    for (std::size_t k = 0; k < top_k.size(); ++k) tally.hits[k] += rank <= top_k[k];
+    tally.add_rank(rank_of(counts[i].better, counts[i].ties));
   }
   return tally;
 }
@@ -4170,7 +4193,7 @@ class ItemHead {
 //   s = exp(log_scale) c,   c = u e / (|u| |e|),
 // and the loss that of telling the target from R items drawn for the place (Batch::own_negatives),
 // the mean binary cross-entropy of all 1 + R:
-//   L = (log(1 + exp -s+) + sum_j log(1 + exp s_j)) / (1 + R)
+//   L = (log(1 + exp -s+) + sum_j log(1 + exp s_j)) / (1 + R)          (in shapes here C = 1 + R)
 // A cosine is at most 1, so with a scale of 1 no loss could fall below log(1 + exp -1) = 0.313; the
 // scale is learned, as in CLIP (Radford et al., ICML 2021): from 1 / 0.07 on, by its logarithm so
 // that it stays positive, and at most 100, where the gradient of a wrong pair is large enough.
@@ -4207,6 +4230,14 @@ class MatchingHead {
     });
     add_gradients(compute.kernels, group, C, a);
     return detail::tally_of(M, losses_, counts_);
+  }
+
+  // Of the gradient of a whole batch: beyond the bound of log_scale a larger scale changes nothing,
+  // and only the way back is open.
+  void bound_gradient() {
+    if (w_.log_scale == nullptr) return;
+    const bool beyond = *w_.log_scale > static_cast<Real>(largest_log_scale);
+    if (beyond && *g_.log_scale < 0) *g_.log_scale = 0;
   }
 
   // Softmax over all items and ranks among them.
@@ -4279,7 +4310,7 @@ class MatchingHead {
   }
 
   Real length(const detail::Kernels<Real>& kernels, const Real* vector) const {
-    // Of a vector of zeros, which has no direction; the gradient is that of the cosine without it.
+    // A vector of zeros has no direction. (The gradient takes the bound for a length.)
     constexpr Real least = Real(1e-8);
     return std::max(std::sqrt(kernels.sum_of_squares(vector, config_.hidden_size)), least);
   }
@@ -4303,7 +4334,7 @@ class MatchingHead {
     return static_cast<std::size_t>(item) * config_.hidden_size;
   }
 
-  // s_c = a c_c, whose places receive dL/ds_c
+  // s_j = a c_j of each candidate j, whose places receive dL/ds_j
   void place_forward(const detail::Kernels<Real>& kernels, const RowGroup& group, std::size_t i,
                      std::size_t C, Real a) {
     Real *s = scores_.data() + i * C, *cosine = cosines_.data() + i * C;
@@ -4318,7 +4349,7 @@ class MatchingHead {
     losses_[i] = logistic_loss(kernels, s, C - 1, 1.0);
   }
 
-  // c = u e / (|u| |e|):  du = sum_c ds_c a (e_c / |e_c| - c_c u / |u|) / |u|
+  // c = u e / (|u| |e|):  du = sum_j ds_j a (e_j / |e_j| - c_j u / |u|) / |u|
   void place_backward(const detail::Kernels<Real>& kernels, const RowGroup& group, std::size_t i,
                       std::size_t C, Real a, Real* du) {
     const Real *ds = scores_.data() + i * C, *cosine = cosines_.data() + i * C;
@@ -4348,10 +4379,7 @@ class MatchingHead {
         d_log_scale = detail::fused(scores_[at] * a, cosines_[at], d_log_scale);
       }
     }
-    if (w_.log_scale == nullptr) return;
-    // Beyond the bound a larger scale changes nothing, and only the way back is open.
-    const bool beyond = *w_.log_scale > static_cast<Real>(largest_log_scale);
-    if (!beyond || d_log_scale > 0) *g_.log_scale += d_log_scale;
+    if (w_.log_scale != nullptr) *g_.log_scale += d_log_scale;
   }
 
   ModelConfig config_;
@@ -4562,10 +4590,14 @@ class DatasetWriter {
   void source(Json facts) { source_ = std::move(facts); }
 
   void commit() {
-    if (!items_sum_) {
-      const Path items = folder_ / detail::items_name;
-      items_sum_ = detail::checksum_of_lines(detail::read_data_file(items));
+    const auto sum_of = [&](std::string_view name) {
+      return detail::checksum_of_lines(detail::read_data_file(folder_ / name));
+    };
+    const bool source_alone = !items_sum_ && !histories_sum_;
+    if (source_alone && exists(folder_ / detail::histories_name)) {
+      histories_sum_ = sum_of(detail::histories_name);
     }
+    if (!items_sum_) items_sum_ = sum_of(detail::items_name);
     if (!source_) source_ = dataset_source(folder_);
     Json manifest;
     manifest.set("format", 1);
@@ -4732,7 +4764,8 @@ class Catalogue {
   std::int32_t find_typed(const std::string& text) const {
     std::int64_t integer = 0;
     const auto end = text.data() + text.size();
-    const bool whole = std::from_chars(text.data(), end, integer).ptr == end && !text.empty();
+    const auto [stop, problem] = std::from_chars(text.data(), end, integer);
+    const bool whole = problem == std::errc() && stop == end;
     const std::int32_t item = whole ? find(integer) : -1;
     return item >= 0 ? item : find(text);
   }
@@ -4790,6 +4823,7 @@ class Histories {
  public:
   // `items` must not be a row of this very object; row() is valid until the next add().
   void add(std::string user, ItemSpan items) {
+    require(!items.empty(), "user \"", shown(user), "\" has no item");
     require(by_name_.emplace(user, size()).second, "user \"", shown(user), "\" stands twice");
     users_.push_back(std::move(user));
     items_.insert(items_.end(), items.begin(), items.end());
@@ -5052,6 +5086,10 @@ inline void check_batch(const Batch& batch, const ModelConfig& config) {
                                     config.task == TaskKind::classification),
           "a batch with ", batch.asked.size(), " asked places and ", batch.weights.size(),
           " weights of losses, which only a classifier has");
+  for (const float weight : batch.weights) {
+    require(std::isfinite(weight) && weight >= 0, "a loss of a batch has the weight ", weight);
+  }
+  require(batch.weights.empty() || batch.total_weight() > 0, "all losses of a batch weigh 0");
   require(batch.log_expected.size() == batch.negatives.size(), "a batch with ",
           batch.negatives.size(), " negatives and ", batch.log_expected.size(), " log_expected");
   require(batch.own_negatives.size() == batch.asked.size() * batch.ratio(), "a batch with ",
@@ -5219,15 +5257,17 @@ inline void add_causal_row(Batch& batch, ItemSpan history, const ModelConfig& mo
   batch.end_row();
 }
 
-// What the model sees where an item is hidden: [MASK], as in the paper; or, as in BERT (80/10/10),
-// sometimes a random item or the item itself, since [MASK] never occurs in a real history.
-inline std::int32_t shown_token(std::int32_t item, const ModelConfig& model,
+// What the model sees where a token is hidden: [MASK], as in the paper; or, as in BERT (80/10/10),
+// sometimes a random one of those there are, or the token itself, since [MASK] never occurs in a
+// real history.
+inline std::int32_t shown_token(std::int32_t token, std::int32_t mask, Range there_are,
                                 const TrainConfig& train, Key key) {
   const double draw = uniform(key, 0);
   if (draw < train.random_share) {
-    return token_of(static_cast<std::int32_t>(below(key, 1, model.num_items)));
+    const std::size_t random = below(key, 1, there_are.end - there_are.begin);
+    return static_cast<std::int32_t>(there_are.begin + random);
   }
-  return draw < train.random_share + train.keep_share ? token_of(item) : mask_token;
+  return draw < train.random_share + train.keep_share ? token : mask;
 }
 
 // A row of training: add_cloze_row() with the choices of `train`. A share mask_last of the rows
@@ -5235,17 +5275,20 @@ inline std::int32_t shown_token(std::int32_t item, const ModelConfig& model,
 // share is reversed. `key` decides all of it.
 inline void add_training_row(Batch& batch, ItemSpan window, const ModelConfig& model,
                              const TrainConfig& train, Key key) {
+  require(!window.empty(), "a window of no item has nothing to learn from");
   const Key choices = fold_in(key, ~std::uint64_t{0});  // apart from the counters of the masks
   if (uniform(choices, 0) < train.mask_last) {
     const std::size_t before = window.size() - 1;
     return add_next_item_row(batch, window.first(before), model, window[before]);
   }
   const ItemSpan items = newest(window, model.max_length);
+  const Range tokens{special_rows, special_rows + model.num_items};
   const bool reversed = uniform(choices, 1) < train.reversed_share;
   choose_masks(items.size(), train.mask_probability, key, [&](std::size_t i, bool hidden) {
     const std::int32_t item = items[reversed ? items.size() - 1 - i : i];
     if (hidden)
-      batch.ask(item, shown_token(item, model, train, fold_in(choices, 2 + i)));
+      batch.ask(item,
+                shown_token(token_of(item), mask_token, tokens, train, fold_in(choices, 2 + i)));
     else
       batch.tokens.push_back(token_of(item));
   });
@@ -5329,13 +5372,12 @@ class DataSplit {
   }
 
  private:
-  // Which of the shuffled users are held out: begin and end.
-  static std::pair<std::size_t, std::size_t> held_out_range(std::size_t users,
-                                                            const TrainConfig& config) {
+  // Which of the shuffled users are held out.
+  static Range held_out_range(std::size_t users, const TrainConfig& config) {
     if (config.folds > 0) {
       require(config.folds <= users, "folds is ", config.folds, ", but there are ", users,
               " users");
-      return {users * (config.fold - 1) / config.folds, users * config.fold / config.folds};
+      return part_of(users, config.fold - 1, config.folds);
     }
     const double share = detail::rounded(config.validation_ratio * static_cast<double>(users));
     const auto count = static_cast<std::size_t>(share + 0.5);
@@ -5802,6 +5844,7 @@ class Texts {
 //   m = m + (1 - b1) (g - m)       v = v + (1 - b2) (g^2 - v)
 //   w = w - lr decay w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + epsilon)
 // Biases and LayerNorms do not decay. With clip_norm c, g is first scaled by min(1, c / |g|).
+// 1 - lr decay is rounded to float: where lr decay < 2^-25 nothing decays, as in PyTorch.
 // (tests/exercises/derivations.md, sections 20 to 22, has the reasons for these and what follows.)
 //
 // A loss over drawn items has gradients for a few rows of the item table (and of what else has a
@@ -5978,7 +6021,7 @@ class AdamW {
                       });
   }
 
-  // |g|, in parts of a fixed size so that the sum has one order.
+  // |g|, in a fixed number of parts so that the sum has one order.
   double gradient_norm() {
     double sum = 0;
     for (const auto& [first, last] : parts_.whole) sum += sum_of_squares(first, last);
@@ -6099,8 +6142,10 @@ class AdamW {
   Real *parameters_, *gradients_;                              // in the order of table_
   Buffer<Real> first_{table_.size()}, second_{table_.size()};  // m and v
   std::vector<double> squares_;                                // of gradients of touched rows
-  std::array<std::vector<Constants>, 2> late_;                 // steps since all rows had all
-  std::vector<Buffer<std::uint32_t>> taken_;  // of each table [rows]: of which a row has so many
+  // Of the steps since the last catch_up(), without decay and with it; and of each table [rows] how
+  // many of them a row has taken.
+  std::array<std::vector<Constants>, 2> late_;
+  std::vector<Buffer<std::uint32_t>> taken_;
 };
 
 // ================================================================================================
@@ -6161,8 +6206,10 @@ class SoftmaxParts {
 
   void add(const detail::SoftmaxSum<float>& part) {
     const float largest = std::max(largest_, part.largest);
-    sum_ = sum_ * static_cast<double>(exp_of(largest_ - largest)) +
-           static_cast<double>(part.sum) * static_cast<double>(exp_of(part.largest - largest));
+    const auto share = [&](double sum, float its_largest) {
+      return detail::rounded(sum * static_cast<double>(exp_of(its_largest - largest)));
+    };
+    sum_ = share(sum_, largest_) + share(static_cast<double>(part.sum), part.largest);
     largest_ = largest;
   }
 
@@ -6396,6 +6443,8 @@ class Engine {
   Tally train(
       const Batch& batch, std::uint64_t step, double learning_rate,
       const std::function<void()>& meanwhile = [] {}) {
+    require(std::isfinite(learning_rate) && learning_rate >= 0, "step ", step,
+            ": the learning rate is ", learning_rate, ", expected 0 or more");
     return train_step(batch, step, learning_rate, meanwhile);
   }
 
@@ -6574,6 +6623,7 @@ class CpuEngine : public Engine {
     const Key step_key = fold_in(stream_key(train_.seed, Stream::dropout), step);
     Tally metrics = loss_and_gradient(batch, DropoutPlan(config_.encoder(), step_key));
     if (ranks().size() > 1) add_ranks(batch, metrics);
+    if constexpr (requires { head_.bound_gradient(); }) head_.bound_gradient();
     require(std::isfinite(metrics.loss_sum), "step ", step, ": the loss is ", metrics.loss(),
             "; nothing was updated. A lower learning rate or clip_norm may help");
     const double norm = optimizer_.gradient_norm();
@@ -6612,7 +6662,7 @@ class CpuEngine : public Engine {
   CpuEngine(const ModelConfig& model, const TrainConfig& train,
             const detail::Kernels<Real>& kernels, std::shared_ptr<Buffer<Real>> parameters)
       : config_(model),
-        train_(train),
+        train_((validate(train), train)),
         compute_(train.threads, attention_scratch(model.encoder()), block_sums(model.encoder()),
                  kernels),
         parameters_(std::move(parameters)) {
@@ -6789,6 +6839,9 @@ inline RankMetrics rank_metrics(std::span<const std::size_t> ranks) {
 // Area under the ROC curve: the share of pairs of a positive and a negative in which the positive
 // scores higher, ties half. NaN if there is no pair.
 inline double roc_auc(std::vector<float> positives, std::vector<float> negatives) {
+  for (const std::vector<float>* scores : {&positives, &negatives}) {
+    for (const float score : *scores) require(!std::isnan(score), "AUC: a score is NaN");
+  }
   std::sort(positives.begin(), positives.end());
   std::sort(negatives.begin(), negatives.end());
   std::size_t below = 0, not_above = 0;  // of the negatives, for the positive at hand
@@ -7005,9 +7058,10 @@ inline Scorer markov_scorer(std::span<const ItemSpan> histories, std::size_t num
     popularity(cases, scores);
     for (std::size_t i = 0; i < cases.size(); ++i) {
       if (cases[i].before.empty()) continue;
+      detail::require_items(cases[i].before.last(1), followers.size());
       const auto last = static_cast<std::size_t>(cases[i].before.back());
       float* row = scores.data() + i * followers.size();
-      for (const std::int32_t item : followers.at(last)) row[item] += weight;
+      for (const std::int32_t item : followers[last]) row[item] += weight;
     }
   };
 }
@@ -7040,6 +7094,8 @@ inline std::size_t rank_unseen(std::span<float> scores, const NextItemCase& ques
 // Rank of the target among itself and the negatives, which do not hold it.
 inline std::size_t rank_among(std::span<const float> scores, std::int32_t target,
                               ItemSpan negatives) {
+  detail::require_items({&target, 1}, scores.size());
+  detail::require_items(negatives, scores.size());
   std::vector<float> candidates{scores[static_cast<std::size_t>(target)]};
   for (const std::int32_t item : negatives) {
     candidates.push_back(scores[static_cast<std::size_t>(item)]);
@@ -7083,7 +7139,8 @@ Baseline make_baseline(std::string name, const Scorer& scorer, std::span<const N
 
 // ---- Protocols ---------------------------------------------------------------------------------
 
-// Whom a target competes with. Unseen: not in the history before the target.
+// Whom a target competes with. Unseen: not in the history before the target. Where no 100 are left
+// to draw, all that are (RankingTask::fewest_negatives()).
 enum class Protocol {
   all_unseen,   // every unseen item: the headline, as nobody is shown what they have seen
   all_items,    // every item
@@ -7172,7 +7229,15 @@ class RankingTask {
   const std::vector<NextItemCase>& cases() const { return cases_; }
   std::size_t num_items() const { return num_items_; }
   ItemSpan negatives(Protocol protocol, std::size_t number) const {
-    return negatives_.at(protocol)[number];
+    const auto& drawn = drawn_for(protocol);
+    require(number < drawn.size(), "case ", number, " of ", drawn.size());
+    return drawn[number];
+  }
+  // num_negatives; less if a user has seen nearly all, or popular_100 knows too few unseen items.
+  std::size_t fewest_negatives(Protocol protocol) const {
+    std::size_t fewest = num_negatives;
+    for (const auto& drawn : drawn_for(protocol)) fewest = std::min(fewest, drawn.size());
+    return fewest;
   }
 
   // The ranks under every protocol, from one pass of the scorer over the cases; see(question,
@@ -7188,6 +7253,12 @@ class RankingTask {
   }
 
  private:
+  const std::vector<std::vector<std::int32_t>>& drawn_for(Protocol protocol) const {
+    const auto found = negatives_.find(protocol);
+    require(found != negatives_.end(), "protocol ", enum_name(protocol), " draws no negatives");
+    return found->second;
+  }
+
   void draw_negatives(Protocol protocol, ItemSampler sampler, std::uint64_t seed) {
     const Key key =
         fold_in(stream_key(seed, Stream::negatives), static_cast<std::uint64_t>(protocol));
@@ -7247,7 +7318,9 @@ class ListAudit {
 
   // `known`: of whom the scorer could know.
   ListAudit(std::span<const ItemSpan> known, std::size_t num_items) : share_(num_items) {
+    require(!known.empty(), "nobody's history is known: no item has a share of users");
     for (const ItemSpan history : known) {
+      detail::require_items(history, num_items);
       for (const std::int32_t item : std::unordered_set(history.begin(), history.end())) {
         share_[static_cast<std::size_t>(item)] += 1;
       }
@@ -7257,6 +7330,8 @@ class ListAudit {
   }
 
   void add(const NextItemCase& question, std::span<const float> scores) {
+    require(scores.size() == share_.size(), "lists: ", scores.size(), " scores of ", share_.size(),
+            " items");
     std::vector<std::int32_t> list;
     for (const Recommendation& pick : top_unseen(scores, question.before, length)) {
       const auto item = static_cast<std::size_t>(pick.item);
@@ -7358,8 +7433,26 @@ class Confusion {
 // what was held out. Of everything else (steps, checkpoints, curves, files) a task knows nothing.
 
 namespace detail {
+
 inline constexpr std::string_view mappings_file = "models/item_mappings.json";
+
+// Options that a task would ignore.
+inline void require_unused(std::initializer_list<std::pair<std::string_view, double>> options,
+                           std::string_view why) {
+  for (const auto& [name, value] : options) {
+    require(value == 0, name, " is ", value, ", but ", why);
+  }
 }
+
+// Those of how the Cloze task shows its rows.
+inline void require_no_choice_of_rows(const TrainConfig& train, std::string_view why) {
+  require_unused({{"mask_last", train.mask_last},
+                  {"reversed_share", train.reversed_share},
+                  {"static_masks", static_cast<double>(train.static_masks)}},
+                 why);
+}
+
+}  // namespace detail
 
 // What a task found on held-out data.
 struct Validation {
@@ -7554,13 +7647,9 @@ class CatalogueTask : public Task {
 
   // Options of the Cloze task, of which another would make nothing.
   void require_no_choice_of_masks(std::string_view why) const {
-    for (const auto& [name, value] :
-         {std::pair("mask_last", train_.mask_last), std::pair("random_share", train_.random_share),
-          std::pair("keep_share", train_.keep_share),
-          std::pair("reversed_share", train_.reversed_share)}) {
-      require(value == 0, name, " is ", value, ", but ", why);
-    }
-    require(train_.static_masks == 0, "static_masks is ", train_.static_masks, ", but ", why);
+    detail::require_unused(
+        {{"random_share", train_.random_share}, {"keep_share", train_.keep_share}}, why);
+    detail::require_no_choice_of_rows(train_, why);
   }
 
   const Dataset& data_;
@@ -7846,11 +7935,11 @@ class MatchingTask : public CatalogueTask {
       }
       return batch.end_row();
     }
-    std::vector<std::size_t> part_of(window.end);
-    for (std::size_t i = 0; i < window.end; ++i) part_of[i] = i % window.parts;
-    shuffle(part_of, masks);
+    std::vector<std::size_t> parts(window.end);
+    for (std::size_t i = 0; i < window.end; ++i) parts[i] = i % window.parts;
+    shuffle(parts, masks);
     for (std::size_t i = 0; i < n; ++i) {
-      if (i < window.end && part_of[i] == part)
+      if (i < window.end && parts[i] == part)
         batch.ask(window.items[i]);
       else
         batch.tokens.push_back(token_of(window.items[i]));
@@ -7898,11 +7987,8 @@ class MatchingTask : public CatalogueTask {
 
   Tally tally_of(const Found& found, double loss) const {
     Tally tally;
-    tally.count = found.positives.size();
     tally.loss_sum = loss / static_cast<double>(1 + train_.neg_ratio);
-    for (const std::size_t rank : found.ranks) {
-      for (std::size_t k = 0; k < top_k.size(); ++k) tally.hits[k] += rank <= top_k[k];
-    }
+    for (const std::size_t rank : found.ranks) tally.add_rank(rank);
     return tally;
   }
 
@@ -8001,6 +8087,9 @@ class TextTask : public Task {
     model_.classes = model.task == TaskKind::classification ? data.labels.size() : 0;
     bert4rec::validate(model_);
     detail::check_loss(model_, train_.loss);
+    detail::require_no_choice_of_rows(train_, "texts are shown whole, as they are");
+    require(train_.window_stride == 0, "window_stride is ", train_.window_stride,
+            ", but texts have no windows");
     require(data.train.size() > 0 && data.held_out.size() > 0, "texts: ", data.train.size(),
             " to train on and ", data.held_out.size(), " held out, expected some of both");
     std::uint64_t hash = checksum(data.vocabulary);
@@ -8094,7 +8183,12 @@ class ClassificationTask : public TextTask {
     require(model.task == TaskKind::classification, "task is ", enum_name(model.task),
             ", expected classification");
     counts_.resize(model_.classes);
-    for (std::size_t i = 0; i < data.train.size(); ++i) ++counts_[at(data.train.label(i))];
+    for (std::size_t i = 0; i < data.train.size(); ++i) {
+      const std::int32_t label = data.train.label(i);
+      require(label >= 0 && at(label) < model_.classes, "text ", i, " to train on: label ", label,
+              ", expected 0 ... ", model_.classes - 1);
+      ++counts_[at(label)];
+    }
     double sum = 0;
     for (std::size_t c = 0; c < model_.classes; ++c) {
       require(counts_[c] > 0, "label \"", shown(data.labels[c]), "\" has no text to train on");
@@ -8145,10 +8239,8 @@ class ClassificationTask : public TextTask {
         double loss = 0;
         detail::softmax_place(detail::kernels<float>(), row.data(), C, label, loss, counts);
         tally.loss_sum += loss;
-        const std::size_t rank = rank_of(counts.better, counts.ties);
-        for (std::size_t k = 0; k < top_k.size(); ++k) tally.hits[k] += rank <= top_k[k];
+        tally.add_rank(rank_of(counts.better, counts.ties));
       }
-      tally.count += batch.rows();
     });
     return tally;
   }
@@ -8197,9 +8289,15 @@ class MaskedTextTask : public TextTask {
     for (std::int32_t id = 0; id < static_cast<std::int32_t>(words_.size()); ++id) {
       inside_.push_back(words_.token(id).starts_with("##"));
     }
+    for (std::size_t i = 0; i < data.train.size(); ++i) {
+      if (data.train.row(i).size() > 2) asking_.push_back(i);
+    }
+    require(!asking_.empty(), "texts: all to train on are empty");
   }
 
   MaskedTextTask(const TextData&&, ModelConfig, TrainConfig) = delete;  // data would be gone
+
+  std::size_t examples() const override { return asking_.size(); }
 
   Validation validate(Engine& engine) const override {
     Tally tally;
@@ -8222,7 +8320,7 @@ class MaskedTextTask : public TextTask {
  private:
   void add_row(Batch& batch, std::size_t example, std::size_t epoch) const override {
     const Key key = fold_in(stream_key(train_.seed, Stream::masks), epoch);
-    add_masked(batch, data_.train.row(example), fold_in(key, example));
+    add_masked(batch, data_.train.row(asking_[example]), fold_in(key, asking_[example]));
   }
 
   void add_held_out(Batch& batch, std::size_t text) const override {
@@ -8244,7 +8342,8 @@ class MaskedTextTask : public TextTask {
     choose_masks(begins.size() - 1, train_.mask_probability, key, [&](std::size_t u, bool hidden) {
       for (std::size_t i = begins[u]; i < begins[u + 1]; ++i) {
         if (hidden)
-          batch.ask(inner[i], shown_for(inner[i], fold_in(choices, i)));
+          batch.ask(inner[i], shown_token(inner[i], words_.mask(), {0, words_.size()}, train_,
+                                          fold_in(choices, i)));
         else
           batch.tokens.push_back(inner[i]);
       }
@@ -8253,15 +8352,8 @@ class MaskedTextTask : public TextTask {
     batch.end_row();
   }
 
-  std::int32_t shown_for(std::int32_t token, Key key) const {
-    const double draw = uniform(key, 0);
-    if (draw < train_.random_share) {
-      return static_cast<std::int32_t>(below(key, 1, words_.size()));
-    }
-    return draw < train_.random_share + train_.keep_share ? token : words_.mask();
-  }
-
-  std::vector<bool> inside_;  // of each token: whether it goes on with a word
+  std::vector<bool> inside_;         // of each token: whether it goes on with a word
+  std::vector<std::size_t> asking_;  // the texts to train on that are not empty
 };
 
 // ================================================================================================

@@ -622,11 +622,9 @@ class Results {
     Tally all;
     for (const Part& part : parts) {
       Tally tally;
-      tally.count = part.end_asked - part.first_asked;
       for (std::size_t i = part.first_asked; i < part.end_asked; ++i) {
         tally.loss_sum += weights.empty() ? host_losses_[i] : host_losses_[i] * double{weights[i]};
-        const std::size_t rank = rank_of(host_counts_[i].better, host_counts_[i].ties);
-        for (std::size_t k = 0; k < top_k.size(); ++k) tally.hits[k] += rank <= top_k[k];
+        tally.add_rank(rank_of(host_counts_[i].better, host_counts_[i].ties));
       }
       all += tally;
     }
@@ -910,6 +908,11 @@ class CudaMatchingHead {
       cuda::matching_scale(compute.device(), at_, part.first_asked * at_.C, part.end_asked * at_.C,
                            g_.log_scale);
     };
+  }
+
+  void bound_gradient(CudaCompute& compute) {
+    if (w_.log_scale == nullptr) return;
+    cuda::bound_scale(compute.device(), w_.log_scale, g_.log_scale);
   }
 
   void evaluate(CudaCompute& compute, const float* x, const cuda::PlaceResults& results) {
@@ -1217,9 +1220,9 @@ class CudaAdamW {
   std::vector<Parcel::Place> places_;
   DeviceArray<float> squares_;                            // [ranges,norm_parts]
   DeviceArray<double> row_squares_;                       // of the rows
-  std::array<DeviceArray<cuda::AdamConstants>, 2> late_;  // steps since all rows had all
+  std::array<DeviceArray<cuda::AdamConstants>, 2> late_;  // steps since catch_up()
   std::uint32_t late_steps_ = 0;
-  std::vector<DeviceArray<std::uint32_t>> taken_;  // of each table [rows]: a row has so many
+  std::vector<DeviceArray<std::uint32_t>> taken_;  // how many of those a row took
 };
 
 // ---- Engine (chapter 16) -----------------------------------------------------------------------
@@ -1241,7 +1244,7 @@ class CudaEngine : public Engine {
  public:
   CudaEngine(const ModelConfig& model, const TrainConfig& train, Start start, int device,
              cuda::Products products)
-      : config_(model), train_(train), compute_(device, products, model, train) {
+      : config_(model), train_((validate(train), train)), compute_(device, products, model, train) {
     if (start == Start::zeros) return;
     ThreadPool pool(train.threads);
     write(State::parameters, initial_parameters(table_, model.initializer_range, train.seed, pool));
@@ -1368,10 +1371,15 @@ class CudaEngine : public Engine {
  private:
   cuda::Device& device() { return compute_.device(); }
 
+  void bound_gradient() {
+    if constexpr (requires { head_.bound_gradient(compute_); }) head_.bound_gradient(compute_);
+  }
+
   // Both are what follows when the device has been told to compute the gradient, up to the tally
   // and what was decided, for which they wait.
   Tally step_alone(const Batch& batch, std::uint64_t step, double learning_rate,
                    const std::function<void()>& meanwhile, cuda::Decision& decision) {
+    bound_gradient();
     optimizer_.step(step + 1, learning_rate, nullptr, results_.decision());
     meanwhile();  // until here the device was only told what to do
     return results_.tally(device(), runs_.parts(), batch.weights, decision);
@@ -1388,6 +1396,7 @@ class CudaEngine : public Engine {
     cuda::copy_in(device(), tally, numbers.data(), sizeof(numbers));
     add_ranks(size + numbers.size());
     optimizer_.unpack(message_.data());
+    bound_gradient();
     optimizer_.step(step + 1, learning_rate, tally, results_.decision());
     cuda::copy_out(device(), numbers.data(), tally, sizeof(numbers));
     decision = results_.decided(device());

@@ -1786,8 +1786,11 @@ __global__ void matching_scale_kernel(Candidates at, std::size_t first, std::siz
         return Scaled{at.s[first + i] * a, at.cosines[first + i]};
       },
       add_scaled);
-  const bool beyond = *at.scale.log_scale > largest_log_scale;
-  if (!beyond || sum > 0) *d_log_scale += sum;
+  *d_log_scale += sum;
+}
+
+__global__ void bound_scale_kernel(const float* log_scale, float* d_log_scale) {
+  if (*log_scale > largest_log_scale && *d_log_scale < 0) *d_log_scale = 0;
 }
 
 __global__ void divide_columns_kernel(std::size_t M, std::size_t I, const float* lengths,
@@ -2297,6 +2300,10 @@ void matching_scale(Device& device, const Candidates& at, std::size_t first, std
                     float* d_log_scale) {
   launch(device, "matching_scale", matching_scale_kernel, dim3(1), 1, 0, at, first, end,
          d_log_scale);
+}
+
+void bound_scale(Device& device, const float* log_scale, float* d_log_scale) {
+  launch(device, "bound_scale", bound_scale_kernel, dim3(1), 1, 0, log_scale, d_log_scale);
 }
 
 void divide_columns(Device& device, std::size_t M, std::size_t I, const float* lengths, float* s) {

@@ -271,6 +271,8 @@ void matching_users(Device&, const Candidates&, const float* user_lengths, float
 void matching_items(Device&, const Candidates&, const Sorted&, float* d_item);
 void matching_scale(Device&, const Candidates&, std::size_t first, std::size_t end,
                     float* d_log_scale);
+// d_log_scale of the whole batch becomes 0 where it would raise a log_scale beyond its bound.
+void bound_scale(Device&, const float* log_scale, float* d_log_scale);
 // s[M,I] *= 1 / |e_j|
 void divide_columns(Device&, std::size_t M, std::size_t I, const float* lengths, float* s);
 

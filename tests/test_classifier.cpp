@@ -230,6 +230,28 @@ void test_masks() {
   check(changed > 90 && changed < 230, join(changed, " of about 150"));
 }
 
+// Of texts without a token nothing is asked: they are left out, so that no batch asks for nothing.
+void test_empty_texts() {
+  const WordPiece words(vocabulary);
+  TextData data{vocabulary, {}, {}, {}};
+  for (const char* text : {"", "a b", "", "", "b c", ""}) data.train.add(words, text, 0, 8);
+  data.held_out.add(words, "a", 0, 8);
+  TrainConfig train = small_train();
+  train.batch_size = 1;
+  const ModelConfig model = small_model(TaskKind::masked_text);
+  const MaskedTextTask task(data, model, train);
+  check_equal(task.examples(), 2u);
+  Batch batch;
+  for (std::size_t i = 0; i < 2; ++i) {
+    batch.clear();
+    task.add_example(batch, i, 0);
+    check(!batch.asked.empty(), "each asks");
+  }
+  data.train = {};
+  data.train.add(words, "", 0, 8);
+  check_throws([&] { MaskedTextTask(data, model, train); }, {"all to train on are empty"});
+}
+
 // Always one label, the first of those with most texts to train on; and of masked text the tokens
 // in the order of their counts, [CLS] and [SEP] left out.
 void test_baselines() {
@@ -411,6 +433,17 @@ void test_refused() {
   refused(causal, {"objective is causal"});
   data.labels.push_back("never");
   refused(small_model(), {"label \"never\" has no text to train on"});
+  for (const std::int32_t label : {-1, 3}) {
+    data = ordered_texts(60, 20);
+    data.labels.push_back("never");
+    data.train.add(WordPiece(vocabulary), "a", label, 8);
+    refused(small_model(), {"text 60 to train on", "expected 0 ... 2"});
+  }
+  train.mask_last = 0.1;
+  refused(small_model(), {"mask_last is 0.1, but texts are shown whole"});
+  train.mask_last = 0, train.window_stride = 4;
+  refused(small_model(), {"window_stride is 4, but texts have no windows"});
+  train.window_stride = 0;
   data.labels = {"one"};
   data.train = {}, data.train.add(WordPiece(vocabulary), "a", 0, 8);
   refused(small_model(), {"classes is 1, expected at least 2"});
@@ -451,6 +484,7 @@ int main() {
   test("augment", test_augment);
   test("bigrams", test_bigrams);
   test("masks", test_masks);
+  test("empty texts", test_empty_texts);
   test("same bits", test_same_bits);
   test("evaluations", test_evaluations);
   test("learns", test_learns);

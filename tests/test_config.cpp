@@ -202,6 +202,19 @@ void check_train_values() {
 }
 
 // Fields that are good by themselves, but not together.
+// Values that no name has.
+void check_no_choice() {
+  ModelConfig model = default_model();
+  model.architecture = static_cast<Architecture>(3);
+  check_throws([&] { validate(model); }, {"architecture is number 3, expected torch|paper|tied"});
+  TrainConfig train;
+  train.loss = static_cast<Loss>(-1);
+  check_throws([&] { validate(train); }, {"loss is number -1"});
+  model = default_model();
+  model.fixed_scale = 20;
+  check_throws([&] { validate(model); }, {"fixed_scale is 20, but task is items"});
+}
+
 void check_train_pairs() {
   TrainConfig train;
   train.random_share = 0.6, train.keep_share = 0.5;
@@ -423,6 +436,7 @@ int main() {
   test("values of ModelConfig", check_model_values);
   test("values of TrainConfig", check_train_values);
   test("values of TrainConfig that go together", check_train_pairs);
+  test("values that are no choice", check_no_choice);
   test("negative counts", check_negative_counts);
   test("heads", check_heads);
   test("missing fields of ModelConfig", check_missing_fields<ModelConfig>);

@@ -24,10 +24,11 @@ void test_catalogue() {
            "\n"
            "{\"title\": \"Plain\", \"id\": \"7\", \"genres\": [\"A\", \"B\"], \"x\": [1]}\n"
            "{\"id\": -5, \"average_score\": null, \"popularity\": 3}\n"
-           "{\"id\": 9000000000}",
+           "{\"id\": 9000000000}\n"
+           "{\"id\": 0}\n{\"id\": \"10000000000000000000\"}",
            "{\"user\": \"u\", \"entries\": [{\"id\": 7}]}");
   const Catalogue& catalogue = data.catalogue;
-  check_equal(catalogue.size(), 4u);
+  check_equal(catalogue.size(), 6u);
   check_equal(catalogue.title(0), "R");
   check_equal(catalogue.title(1), "Plain");
   check_equal(catalogue.title(2), "-5");
@@ -38,6 +39,9 @@ void test_catalogue() {
   check_equal(catalogue.find(8), -1);
   check_equal(catalogue.find_typed("7"), 0);
   check_equal(catalogue.find_typed("nothing"), -1);
+  check_equal(catalogue.find_typed("0"), 4);
+  check_equal(catalogue.find_typed("10000000000000000000"), 5);  // no 64 bits hold it
+  check_equal(catalogue.find_typed("99999999999999999999"), -1);
   check_equal(*catalogue[2].popularity, 3);
   check(!catalogue[2].average_score, "null score");
   for (const Item& item : catalogue) {  // what is written is read again
@@ -68,6 +72,7 @@ void test_histories() {
   check_equal(histories.untimed_users, 1u);
   check_equal(*histories.find("both"), 2u);
   check(!histories.find("plans"), "nobody who only plans");
+  check_throws([] { Histories().add("nobody", {}); }, {"user \"nobody\" has no item"});
 }
 
 void test_fingerprint() {
@@ -353,6 +358,17 @@ void test_bad_batches() {
   refused({"asks for nothing"}, [](Batch& b) { b.asked.clear(), b.targets.clear(); });
   refused({"targets"}, [](Batch& batch) { batch.targets.pop_back(); });
   refused({"offsets"}, [](Batch& batch) { batch.offsets.back() = 9; });
+  for (const double rate : {std::nan(""), -1e-3}) {
+    Batch batch;
+    add_cloze_row(batch, std::vector<std::int32_t>{0, 1, 2, 3}, model, 0.5, make_key(1));
+    check_throws([&] { engine.train(batch, 7, rate); }, {"step 7: the learning rate is"});
+  }
+  Batch none;
+  check_throws([&] { add_training_row(none, {}, model, small_train(), make_key(1)); },
+               {"a window of no item"});
+  TrainConfig train = small_train();
+  train.adam_beta2 = 1;
+  check_throws([&] { CpuEngine<float>(model, train); }, {"adam_beta2 is 1"});
   refused({"13 tokens"}, [](Batch& batch) {
     batch.tokens.resize(13, 3), batch.positions.resize(13, 0), batch.offsets.back() = 13;
   });

@@ -128,6 +128,38 @@ void test_negatives() {
   // Counts 1 ... 50 have the mean 25.5 and, weighted by themselves, 33.7, less what is used up.
   check(mean_count[0] > 31 && mean_count[0] < 33.7, join("by popularity: ", mean_count[0]));
   check(std::abs(mean_count[1] - 25.5) < 1, join("evenly: ", mean_count[1]));
+  check_throws([&] { task.negatives(Protocol::all_unseen, 0); }, {"all-unseen draws no negatives"});
+  check_throws([&] { task.negatives(Protocol::uniform_100, 30); }, {"case 30 of 30"});
+}
+
+// Of 103 items user 0 has seen 2 before the target, user 1 one; three have a count.
+void test_few_negatives() {
+  const std::vector<std::int32_t> two{0, 1}, one{2};
+  std::vector<std::uint64_t> counts(103);
+  counts[0] = 5, counts[1] = 1, counts[102] = 2;
+  const RankingTask task({{two, 7, 0}, {one, 7, 1}}, counts, 1);
+  check_equal(task.fewest_negatives(Protocol::uniform_100), 100u);
+  check_equal(task.fewest_negatives(Protocol::popular_100), 1u);
+  counts.resize(102);
+  const RankingTask smaller({{two, 7, 0}, {one, 7, 1}}, counts, 1);
+  check_equal(smaller.fewest_negatives(Protocol::uniform_100), 99u);
+}
+
+// What is no item is told, not read.
+void test_no_items() {
+  const std::vector<std::int32_t> beyond{0, 5}, right{0, 1};
+  std::vector<float> scores(5);
+  check_throws([&] { rank_among(scores, 5, right); }, {"item 5"});
+  check_throws([&] { rank_among(scores, 2, beyond); }, {"item 5"});
+  const std::vector<ItemSpan> known{right}, wrong{beyond};
+  const Scorer markov = markov_scorer(known, 5);
+  check_throws([&] { markov(std::vector<NextItemCase>{{beyond, 1, 0}}, scores); }, {"item 5"});
+  check_throws([&] { ListAudit(wrong, 5); }, {"item 5"});
+  check_throws([] { ListAudit({}, 5); }, {"nobody's history is known"});
+  ListAudit audit(known, 5);
+  check_throws([&] { audit.add({right, 2}, std::vector<float>(6)); }, {"6 scores of 5 items"});
+  check_throws([] { roc_auc({1}, {0, std::nanf("")}); }, {"a score is NaN"});
+  check_throws([] { roc_auc({std::nanf("")}, {0}); }, {"a score is NaN"});
 }
 
 void test_sampler() {
@@ -364,6 +396,8 @@ int main() {
   test("ranks of each protocol", test_ranks_of_each_protocol);
   test("one pass over the cases", test_one_pass);
   test("negatives", test_negatives);
+  test("fewer negatives than 100", test_few_negatives);
+  test("no items", test_no_items);
   test("weighted draws", test_sampler);
   test("popularity", test_popularity);
   test("what baselines know of held-out users", test_known_histories_of_users);

@@ -39,8 +39,29 @@ std::uint64_t initial_weights() {
 
 constexpr std::size_t num_items = 97, longest = 23;
 
-// Rows of 1 ... 9 items and one of the longest: 68 tokens, in two blocks of a sum over tokens.
-Batch ragged_batch(const ModelConfig& model, std::uint64_t step) {
+struct Steps {
+  Architecture architecture;
+  std::size_t hidden_size;
+  std::uint64_t expected;
+  Loss loss = Loss::softmax;
+  TaskKind task = TaskKind::items;
+};
+
+constexpr Steps all_steps[] = {
+    {Architecture::torch, 36, 0x0636e43df6b36ca7},
+    {Architecture::torch, 50, 0x17f6a6260cb63f5c},
+    {Architecture::torch, 64, 0xf1d649350241f202},
+    {Architecture::paper, 36, 0xeb9a038621f0b057},
+    {Architecture::paper, 50, 0x4316a1edeb6cb9f0},
+    {Architecture::paper, 64, 0x1b59eed1a92e04da},
+    {Architecture::tied, 36, 0xffe55b4d5a1ed456},
+    {Architecture::tied, 50, 0xc0e96d4e4b29287f, Loss::sampled_softmax},
+    {Architecture::paper, 36, 0x9a058f7fd7bde016, Loss::gbce},
+    {Architecture::torch, 50, 0x848b93f353c387f9, Loss::softmax, TaskKind::matching}};
+
+// Rows of 1 ... 9 items and one of the longest: 68 tokens, in two blocks of a sum over tokens; and
+// 13 items drawn for all places, or 2 for each.
+Batch ragged_batch(const ModelConfig& model, Loss loss, std::uint64_t step) {
   Batch batch;
   for (std::size_t row = 0; row < 10; ++row) {
     const Key key = fold_in(fold_in(make_key(17), step), row);
@@ -50,22 +71,32 @@ Batch ragged_batch(const ModelConfig& model, std::uint64_t step) {
     }
     add_cloze_row(batch, items, model, 0.3, key);
   }
+  const Key drawn = fold_in(make_key(18), step);
+  const auto draw = [&](std::size_t i) {
+    return static_cast<std::int32_t>(below(drawn, i, num_items));
+  };
+  for (std::size_t i = 0; draws_negatives(loss) && i < 13; ++i) {
+    batch.negatives.push_back(draw(i));
+    batch.log_expected.push_back(static_cast<float>(uniform(drawn, 100 + i)) - 2);
+  }
+  if (model.task != TaskKind::matching) return batch;
+  for (std::size_t i = 0; i < 2 * batch.asked.size(); ++i) batch.own_negatives.push_back(draw(i));
   return batch;
 }
 
 // Losses, parameters and both moments after 20 steps.
-std::uint64_t twenty_steps(Architecture architecture, std::size_t hidden_size,
-                           const Kernels<float>& kernels, std::size_t threads) {
+template <template <class> class Head>
+std::uint64_t twenty_steps(const Steps& steps, const Kernels<float>& kernels, std::size_t threads) {
   ModelConfig model;
-  model.num_items = num_items, model.max_length = longest;
-  model.hidden_size = hidden_size, model.num_heads = hidden_size % 3 == 0 ? 3 : 2;
-  model.dropout = 0.1, model.attention_dropout = 0.2, model.architecture = architecture;
+  model.num_items = num_items, model.max_length = longest, model.task = steps.task;
+  model.hidden_size = steps.hidden_size, model.num_heads = steps.hidden_size % 3 == 0 ? 3 : 2;
+  model.dropout = 0.1, model.attention_dropout = 0.2, model.architecture = steps.architecture;
   TrainConfig train;
-  train.threads = threads, train.clip_norm = 1;
-  CpuEngine<float> engine(model, train, kernels);
+  train.threads = threads, train.clip_norm = 1, train.loss = steps.loss;
+  CpuEngine<float, Head> engine(model, train, kernels);
   std::uint64_t sum = 0;
   for (std::uint64_t step = 0; step < 20; ++step) {
-    const double loss = engine.train(ragged_batch(model, step), step, 1e-3).loss_sum;
+    const double loss = engine.train(ragged_batch(model, train.loss, step), step, 1e-3).loss_sum;
     sum = checksum({reinterpret_cast<const char*>(&loss), sizeof loss}, sum);
   }
   std::vector<float> numbers(engine.table().size());
@@ -76,24 +107,14 @@ std::uint64_t twenty_steps(Architecture architecture, std::size_t hidden_size,
   return sum;
 }
 
-struct Steps {
-  Architecture architecture;
-  std::size_t hidden_size;
-  std::uint64_t expected;
-};
-
-constexpr Steps all_steps[] = {
-    {Architecture::torch, 36, 0x0636e43df6b36ca7}, {Architecture::torch, 50, 0x17f6a6260cb63f5c},
-    {Architecture::torch, 64, 0xf1d649350241f202}, {Architecture::paper, 36, 0xeb9a038621f0b057},
-    {Architecture::paper, 50, 0x4316a1edeb6cb9f0}, {Architecture::paper, 64, 0x1b59eed1a92e04da},
-    {Architecture::tied, 36, 0xffe55b4d5a1ed456}};
-
 void check_steps(const Kernels<float>& kernels, std::size_t threads) {
   for (const Steps& steps : all_steps) {
+    const auto sum =
+        steps.task == TaskKind::matching ? twenty_steps<MatchingHead> : twenty_steps<ItemHead>;
     check_golden(join(kernels.name, ", ", threads, " threads, ", enum_name(steps.architecture),
-                      ", hidden size ", steps.hidden_size),
-                 twenty_steps(steps.architecture, steps.hidden_size, kernels, threads),
-                 steps.expected);
+                      ", hidden size ", steps.hidden_size, ", ", enum_name(steps.task), ", ",
+                      enum_name(steps.loss)),
+                 sum(steps, kernels, threads), steps.expected);
   }
 }
 
@@ -163,8 +184,7 @@ int main() {
     Kernels<float> changed = widest;
     changed.softmax_backward = softmax_backward_rounded_twice;
     const Steps& steps = all_steps[1];
-    check(twenty_steps(steps.architecture, steps.hidden_size, changed, 1) != steps.expected,
-          "the checksum is another");
+    check(twenty_steps<ItemHead>(steps, changed, 1) != steps.expected, "the checksum is another");
   });
   return finish();
 }

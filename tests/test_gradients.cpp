@@ -288,11 +288,44 @@ void check_matching() {
   double* item = tensor(sure, "item_embedding.weight") + special_rows * H;
   for (std::size_t c = 0; c < H; ++c) gain[c] = 0, bias[c] = 1, item[c] = 1, item[H + c] = -1;
   const std::size_t at = sure.table().at("log_scale").offset;
-  for (const double value : {0.0, std::log(1000.0)}) {
+  for (const double value : {std::log(1000.0), 0.0}) {
     sure.parameters()[at] = value;
-    const Tally tally = sure.loss_and_gradient(right, DropoutPlan());
+    const Tally tally = sure.train(right, 0, 1e-3);
     check(tally.hits[0] == 1, "the target ranks first");
-    check(value > 0 ? sure.gradients()[at] >= 0 : sure.gradients()[at] < 0, "the scale may grow");
+    check(value > 0 ? sure.parameters()[at] <= value : sure.parameters()[at] > value,
+          "the scale may grow to its bound");
+  }
+}
+
+// Whether a scale beyond its bound may fall is asked of a whole batch: the first group of rows here
+// would raise it by more than the second would lower it.
+void check_bound_of_batch() {
+  ModelConfig model = matching_model(Objective::cloze, 0);
+  CpuEngine<double, MatchingHead> engine(model, TrainConfig{.threads = 1});
+  const std::size_t H = model.hidden_size, last = model.num_layers - 1;
+  const auto tensor = [&](std::string_view name) {
+    return engine.parameters().data() + engine.table().at(name).offset;
+  };
+  double* gain = tensor(join(layer_prefix(last), "norm2.weight"));
+  double* bias = tensor(join(layer_prefix(last), "norm2.bias"));
+  double* item = tensor("item_embedding.weight") + special_rows * H;
+  // All users are (1, ..., 1); item 0 is a little with them and item 1 a little against them.
+  for (std::size_t c = 0; c < H; ++c) {
+    gain[c] = 0, bias[c] = 1;
+    item[c] = (c % 2 == 0 ? 1 : -1) + 0.01, item[H + c] = -item[c];
+  }
+  double& log_scale = engine.parameters()[engine.table().at("log_scale").offset];
+  const std::size_t rows = group_capacity(model.encoder());
+  for (const std::size_t one_in : {3u, 1u}) {  // of the second group is wrong
+    Batch batch;
+    for (std::size_t row = 0; row < 2 * rows; ++row) {
+      const bool right = row < rows || row % one_in != 0;
+      batch.ask(right ? 0 : 1), batch.end_row();
+      batch.own_negatives.push_back(right ? 1 : 0);
+    }
+    log_scale = 5;
+    engine.train(batch, 0, 1e-3);
+    check(one_in == 1 ? log_scale < 5 : log_scale == 5, join("one in ", one_in, ": ", log_scale));
   }
 }
 
@@ -401,6 +434,7 @@ int main() {
   test("a batch of two groups", check_groups);
   test("text", check_text);
   test("matching", check_matching);
+  test("matching, the bound of a batch", check_bound_of_batch);
   test("causal", check_causal);
   for (const Objective objective : {Objective::cloze, Objective::causal}) {
     test(join("all items drawn: ", enum_name(objective)), [&] { check_all_drawn(objective); });

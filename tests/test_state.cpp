@@ -303,6 +303,16 @@ void test_parts_of_a_data_folder() {
   }
   check_equal(Dataset::load(folder.path()).histories.size(), 2u);
   check(dataset_source(folder.path()).has_value(), "the source stays");
+  for (const bool is_new : {false, true}) {  // another source alone
+    if (is_new) std::filesystem::remove(folder / "dataset.json");
+    Json source;
+    source.set("tool", "another");
+    DatasetWriter writer(folder.path());
+    writer.source(source);
+    writer.commit();
+    check_equal(Dataset::load(folder.path()).histories.size(), 2u);
+    check_equal(dataset_source(folder.path())->text(), "{\"tool\": \"another\"}");
+  }
   {
     DatasetWriter writer(folder.path());
     writer.items(two_items);

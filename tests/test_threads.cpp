@@ -210,6 +210,8 @@ void test_no_threads_left() { test("no threads left", check_no_threads_left); }
 int main() {
   test_no_threads_left();
   test("sizes", check_sizes);
+  test("too many",
+       [] { check_throws([] { ThreadPool(1025); }, {"threads is 1025, expected 0 ... 1024"}); });
   test("each index once", check_each_index_once);
   test("tasks run side by side", check_tasks_run_side_by_side);
   test("many small jobs", check_many_small_jobs);

@@ -498,6 +498,36 @@ void check_broken_steps() {
   }
 }
 
+// A scale of matching beyond its bound may only fall. With these parameters all users are (1, ...,
+// 1), item 0 is a little with them and item 1 a little against them.
+void check_bound() {
+  Case at;
+  at.model.task = TaskKind::matching, at.model.num_items = 5, at.model.hidden_size = 8;
+  at.model.num_layers = at.model.num_heads = 1, at.train.threads = 1;
+  const auto cpu = make_cpu_engine(at.model, at.train, Start::random);
+  const auto gpu = make_cuda_engine(at.model, at.train, Start::random);
+  std::vector<float> numbers(cpu->table().size()), found(numbers.size());
+  cpu->read(State::parameters, numbers);
+  const auto tensor = [&](std::string_view name) { return &numbers[cpu->table().at(name).offset]; };
+  float* const item = tensor("item_embedding.weight") + special_rows * 8;
+  for (std::size_t c = 0; c < 8; ++c) {
+    tensor("encoder.layers.0.norm2.weight")[c] = 0, tensor("encoder.layers.0.norm2.bias")[c] = 1;
+    item[c] = (c % 2 == 0 ? 1.0f : -1.0f) + 0.01f, item[8 + c] = -item[c];
+  }
+  *tensor("log_scale") = 5;
+  for (Engine* engine : {cpu.get(), gpu.get()}) engine->write(State::parameters, numbers);
+  for (const std::int32_t target : {0, 1}) {
+    Batch batch;
+    batch.ask(target), batch.end_row();
+    batch.own_negatives = {1 - target};
+    const auto step = static_cast<std::uint64_t>(target);
+    cpu->train(batch, step, 1e-3), gpu->train(batch, step, 1e-3);
+    check_state(join("target ", target), *gpu, *cpu, State::parameters);
+    cpu->read(State::parameters, numbers);
+    check(target == 0 ? *tensor("log_scale") == 5 : *tensor("log_scale") < 5, "it may only fall");
+  }
+}
+
 // Biases of items that are infinite or NaN: what is best, or the message, is that of the processor.
 void check_strange_scores() {
   Case at = cases()[0];
@@ -621,6 +651,7 @@ int main() {
   cuda::without_bfloat = true;
   check_device("half precision is near on older devices, too", check_half_precision);
   cuda::without_bfloat = false;
+  check_device("a scale beyond its bound", check_bound);
   check_device("the best among scores that are infinite or none", check_strange_scores);
 #if defined(BERT4REC_EMULATION)
   check_device("memory that runs out is named, and given back", check_memory);
