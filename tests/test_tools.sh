@@ -107,6 +107,11 @@ expect 0 "BERT4Rec, shuffled" evaluate --model run/models --shuffle-histories
 expect 0 "| popularity | 0." evaluate --baselines-only --markdown
 expect 0 "validation item of 12 users" evaluate --baselines-only --held-out validation
 expect 2 "all-unseen|all-items|popular-100|uniform-100|every" evaluate --protocol half
+expect 0 "100 unseen items drawn evenly (3 where no more are left)" \
+  evaluate --baselines-only --protocol uniform-100
+expect 2 "--seed 9223372036854775808: expected 0" evaluate --seed 9223372036854775808
+expect 1 "ranks.json" evaluate --model run/models --ranks missing/ranks.json
+[ ! -s out ] && ok || bad "ranks that cannot be written are told first"
 expect 2 "not both" evaluate --json --markdown
 expect 2 "needs a model" evaluate --baselines-only --shuffle-histories
 
@@ -166,6 +171,12 @@ expect 1 "holds a single run" train good by_top10 --seeds 2 --overwrite
 expect 2 "--init-from begins one run" train good o --seeds 2 --init-from run/models
 expect 1 "--overwrite would remove it" \
   train good seeds --overwrite --init-from seeds/../seeds/seed_7/models
+expect 2 "--fp16 needs --gpu" train good seeds --overwrite --fp16
+expect 1 "num_heads is 3" train good seeds --overwrite --num-heads 3
+[ -s seeds/seeds.json ] && [ -s seeds/seed_7/models/final_model.safetensors ] && ok ||
+  bad "what cannot be trained removes nothing"
+expect 1 "num_heads is 3" train good new_seeds --seeds 2 --num-heads 3
+[ ! -e new_seeds ] && ok || bad "what cannot be trained writes nothing"
 expect 0 "" train good seeds --overwrite
 [ ! -e seeds/seeds.json ] && [ ! -e seeds/seed_7 ] && ok || bad "--overwrite removes older seeds"
 
@@ -299,6 +310,8 @@ pick --input ask.fifo --count 1 >out 2>err &
   [ -s out ] && echo '[11]'
 } >ask.fifo
 wait $! && [ "$(wc -l <out)" = 2 ] && ok || bad "a line is answered before the next is written"
+printf '[10]\n\n' | pick --input - --count 1 >out 2>err && [ "$(wc -l <out)" = 1 ] && ok ||
+  bad "a blank line at the end keeps no answer back"
 similar() { "$bin/recommend" --model run/models --similar-to "$@"; }
 expect 0 "most like it, by cosine" similar "title 3"
 [ "$(grep -c "Title 3" out)" = 1 ] && [ "$(grep -c "  Title" out)" = 9 ] && ok ||
@@ -463,6 +476,19 @@ while [ ! -s busy/logs/training.log ] && [ $tries -lt 600 ]; do
   sleep 0.05
 done
 expect 1 "another process or Trainer is writing to this folder" train good busy --overwrite
+# So is a folder of several seeds, all the while.
+"$bin/train_model" --data good --output busy_seeds --hidden-size 8 --num-heads 2 --epochs 100000 \
+  --split last --seeds 2 >/dev/null 2>&1 &
+second=$!
+tries=0
+while [ ! -s busy_seeds/seed_42/logs/training.log ] && [ $tries -lt 600 ]; do
+  tries=$((tries + 1))
+  sleep 0.05
+done
+expect 1 "another process or Trainer is writing to this folder" train good busy_seeds --overwrite
+[ -s busy_seeds/seed_42/logs/training.log ] && ok || bad "a run of several seeds was removed"
+kill -TERM $second
+wait $second
 # A signal finishes the step, saves, and prints the command that continues.
 kill -TERM $first
 wait $first
@@ -804,6 +830,11 @@ expect 2 "--texts is missing" "$bin/train_classifier"
 expect 2 "--vocab is missing" "$bin/train_classifier" --texts letters.tsv
 expect 2 "expected between 0 and 1" classify o --dev-share 1
 expect 2 "--from or --pretrain, not both" classify o --from letters/models --pretrain 1
+expect 2 "--unlabelled needs --pretrain" classify o --unlabelled letters.csv
+expect 2 "--masking needs --pretrain" classify o --masking words
+expect 1 "num_heads is 3" classify other --overwrite --pretrain 1 --num-heads 3
+[ -s other/models/best_model.safetensors ] && [ -s other/evaluation.json ] && ok ||
+  bad "what cannot be trained removes nothing"
 expect 1 'no column is called "words"' classify o --text-column words
 expect 1 "give --no-header" classify o --texts bare.tsv
 printf 'text\tlabel\na\tx\nb\tx\n' >one.tsv
@@ -811,13 +842,16 @@ expect 1 'all texts have the label "x"' classify o --texts one.tsv
 printf 'text\tlabel\na\t1\nb\t\n' >unlabelled.tsv
 expect 1 "unlabelled.tsv:3: a text without a label" classify o --texts unlabelled.tsv
 printf 'text\tlabel\na b\t2\n' >strange.tsv
-expect 1 'label "2" does not occur in the training texts' predict --evaluate strange.tsv
-expect 1 'label "2" does not occur in the training texts' classify o --dev strange.tsv
+for use in "predict --evaluate" "classify o --dev" "classify o --test"; do
+  expect 1 'strange.tsv: label "2" does not occur in the training texts' $use strange.tsv
+done
+[ ! -e o ] && ok || bad "a label that is unknown is told before the training"
 expect 1 "texts.txt: no line is [PAD]" classify o --vocab texts.txt
 expect 1 "none/best_model.safetensors" predict --models none --text a
 expect 1 "item_mappings" "$bin/recommend" --data good --model letters/models --user u1
 expect 1 "run/models/vocab.txt" "$bin/predict_text" --models run/models --text a
 expect 2 "expected one of --text, --input and --evaluate" predict
+expect 2 "--input : expected a file or folder" predict --input ""
 expect 2 "--task classification: expected items|matching" train good o --task classification
 echo '{"model": {"task": "classification", "classes": 2}}' >text_task.json
 expect 1 "needs texts (train_classifier)" train good o --preset text_task.json

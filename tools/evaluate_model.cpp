@@ -52,6 +52,7 @@ Options parse(int argc, char** argv) {
       {"Computing", {}},
   });
   line.parse(argc, argv);
+  cli::check_range("seed", options.seed, 0, std::numeric_limits<std::int64_t>::max());
   if (options.json && options.markdown) throw cli::UsageError("--json or --markdown, not both");
   if (options.baselines_only && options.shuffle_histories) {
     throw cli::UsageError("--shuffle-histories needs a model");
@@ -154,7 +155,8 @@ struct Row {
 
 struct Table {
   Protocol protocol;
-  std::string asked;  // "last item"
+  std::string asked;             // "last item"
+  std::size_t fewest_negatives;  // of a protocol that draws them
   std::vector<Row> rows;
 };
 
@@ -170,7 +172,7 @@ Scorer with_progress(const std::string& name, std::size_t total, Scorer scorer) 
           bar = std::make_shared<cli::ProgressBar>()](std::span<const NextItemCase> cases,
                                                       std::span<float> scores) mutable {
     scorer(cases, scores);
-    bar->show(done += cases.size(), total, name, "users");
+    bar->show_rate(done += cases.size(), total, name, "users");
   };
 }
 
@@ -206,10 +208,12 @@ std::vector<Competitor> rank_all_competitors(const Options& options, const Datas
   return competitors;
 }
 
-Table make_table(Protocol protocol, const std::vector<Competitor>& competitors,
+Table make_table(Protocol protocol, const RankingTask& task,
+                 const std::vector<Competitor>& competitors,
                  const std::vector<PublishedRow>& published, const Options& options) {
-  Table table{protocol, asked_item(options), {}};
   const bool full = protocol == Protocol::all_unseen || protocol == Protocol::all_items;
+  Table table{
+      protocol, asked_item(options), full ? num_negatives : task.fewest_negatives(protocol), {}};
   for (const Competitor& competitor : competitors) {
     if (competitor.only_sampled && full) continue;
     const std::vector<std::size_t>& ranks = competitor.ranks.at(protocol);
@@ -232,8 +236,10 @@ std::string title(const Table& table) {
   static constexpr std::array<const char*, 4> candidates{
       "all items they had not seen", "all items, seen ones too",
       "100 unseen items drawn by popularity", "100 unseen items drawn evenly"};
+  const std::string fewer = join(" (", table.fewest_negatives, " where no more are left)");
   return join(table.asked, " of ", cli::grouped(table.rows.front().metrics.users),
-              " users, ranked among ", candidates[static_cast<std::size_t>(table.protocol)]);
+              " users, ranked among ", candidates[static_cast<std::size_t>(table.protocol)],
+              table.fewest_negatives < num_negatives ? fewer : "");
 }
 
 // The metrics that are printed: all but NDCG@1, which is HR@1.
@@ -306,6 +312,13 @@ void print_text(const Table& table) {
   if (table.rows[0].lists) print_lists(table);
 }
 
+// A bar within a cell of Markdown.
+std::string cell(std::string text) {
+  for (std::size_t at = 0; (at = text.find('|', at)) != text.npos; at += 2)
+    text.insert(at, 1, '\\');
+  return text;
+}
+
 void print_markdown(const Table& table) {
   const auto [names, sources] = labels(table);
   std::printf("%s:\n\n| |", title(table).c_str());
@@ -315,7 +328,7 @@ void print_markdown(const Table& table) {
   for (std::size_t i = 0; i < names.size(); ++i) {
     const Row& row = table.rows[i];
     const std::vector<double> values = cells(row.metrics);
-    std::printf("\n| %s |", names[i].c_str());
+    std::printf("\n| %s |", cell(names[i]).c_str());
     for (std::size_t column = 0; column < values.size(); ++column) {
       std::printf(" %s", number(values[column]).c_str());
       if (row.interval) std::printf(" ± %s", number(half_widths(*row.interval)[column]).c_str());
@@ -559,6 +572,7 @@ int evaluate(int argc, char** argv) {
   const Dataset before = has_grown ? Dataset::load(options.grown_from) : Dataset();
   const std::vector<PublishedRow> published = read_published(options.published, data);
   const Model model = load(options, has_grown ? before : data);
+  if (!options.ranks.empty()) const AtomicFile can_be_written(options.ranks);
   require(published.empty() || model.train.split == Split::last, model.path,
           ": trained with split users; published rows are about split last");
   const DataSplit split((has_grown ? before : data).histories, model.train);
@@ -583,7 +597,7 @@ int evaluate(int argc, char** argv) {
   }
   std::vector<Table> tables;
   for (const Protocol protocol : chosen) {
-    tables.push_back(make_table(protocol, competitors, published, options));
+    tables.push_back(make_table(protocol, task, competitors, published, options));
   }
   if (options.json) {
     print_json(options, model, validation, tables);

@@ -37,6 +37,9 @@ Options parse(int argc, char** argv) {
   line.option("header", options.header, "bert4rec.hpp, of which the page quotes lines");
   line.option("threads", options.threads, "threads; 0: one a core");
   line.parse(argc, argv);
+  if (!line.given("header") && !path_exists(options.header)) {
+    options.header = explain::installed_header;
+  }
   options.command = cli::command_text(argc, argv);
   if (options.items < 2 || options.items > 64) {
     throw cli::UsageError(join("--items ", options.items, ": expected 2 ... 64"));
@@ -298,6 +301,9 @@ Json quoted_code(const Path& path, std::string_view header, std::string_view fun
 
 Json code_json(const Path& path) {
   const std::string header = read_file(path);
+  constexpr std::string_view version = "bert4rec.hpp " BERT4REC_VERSION_STRING;
+  require(header.find("_STRING \"" BERT4REC_VERSION_STRING "\"") != header.npos, path,
+          ": expected ", version, ", of which this program was made");
   Json code;
   for (const std::string_view function :
        {"embedding_forward", "norm_forward", "norm_backward", "normalize", "normalize_backward",

@@ -54,7 +54,7 @@ int export_vectors(int argc, char** argv) {
   if (histories) {
     cli::ProgressBar bar;
     vectors::write_users(set, options.format, engine, *histories, [&](std::size_t done) {
-      bar.show(done, histories->size(), "export", "users");
+      bar.show_rate(done, histories->size(), "export", "users");
     });
   }
   vectors::remove_others(set, options.format, histories.has_value());

@@ -94,7 +94,7 @@ void print_all(std::span<const float> probabilities, const std::vector<std::stri
     return probabilities[a] > probabilities[b];
   });
   for (const std::size_t c : order) {
-    std::cout << cli::fixed(double{probabilities[c]}, 4) << "  " << labels[c] << "\n";
+    std::cout << cli::fixed(double{probabilities[c]}, 4) << "  " << shown(labels[c]) << "\n";
   }
 }
 
@@ -120,8 +120,8 @@ void predict_lines(Ensemble& ensemble, const Options& options) {
         continue;
       }
       const std::size_t best = best_label(probabilities[i]);
-      std::cout << ensemble.labels()[best] << "\t" << cli::fixed(double{probabilities[i][best]}, 4)
-                << "\t" << some[i] << "\n";
+      std::cout << shown(ensemble.labels()[best]) << "\t"
+                << cli::fixed(double{probabilities[i][best]}, 4) << "\t" << some[i] << "\n";
     }
     std::cout.flush();
     lines.clear();
@@ -136,6 +136,7 @@ void predict_lines(Ensemble& ensemble, const Options& options) {
 
 void evaluate(Ensemble& ensemble, const Options& options) {
   const auto all = texts::read(options.evaluate, options.columns, true);
+  texts::check_labels(ensemble.labels(), all, tables::source_name(options.evaluate));
   const Confusion confusion = texts::evaluate(ensemble, all);
   if (options.json)
     std::cout << texts::to_json(confusion, ensemble.labels()).text(2) << "\n";

@@ -6,6 +6,7 @@
 #   sh tools/quickstart.sh [text] [OUTPUT]   (default: output/demo, or output/demo_text; a run that
 #                                             is there is replaced)
 set -eu
+here=$PWD
 cd "$(dirname "$0")/.."
 case ${1:-} in
   -h | --help) sed -n '2,7s/^# \{0,1\}//p' tools/quickstart.sh && exit ;;
@@ -13,6 +14,10 @@ case ${1:-} in
 esac
 what=items
 [ "${1:-}" != text ] || { what=text && shift; }
+case ${1:-} in
+  '' | /*) ;;
+  *) [ "$here" = "$PWD" ] || set -- "$here/$1" ;; # below the folder that it was called in
+esac
 step() { printf '\n== %s\n' "$1"; }
 
 step "looking for compiler and libraries"

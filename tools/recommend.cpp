@@ -175,7 +175,12 @@ std::vector<std::int32_t> items_of(const Options& options, titles::Finder& finde
 }
 
 Histories load_histories(const Options& options, const Catalogue& catalogue) {
-  return Histories::load(options.data / "histories.jsonl", catalogue);
+  Histories histories = Histories::load(options.data / "histories.jsonl", catalogue);
+  if (histories.unknown_entries > 0) {
+    std::cerr << cli::grouped(histories.unknown_entries)
+              << " entries of histories left out: the model does not know their items\n";
+  }
+  return histories;
 }
 
 std::vector<std::int32_t> items_of_user(const Options& options, const Catalogue& catalogue) {
@@ -188,9 +193,8 @@ std::vector<std::int32_t> items_of_user(const Options& options, const Catalogue&
 
 // What somebody watched, of the titles the model knows; the others are counted on stderr.
 std::vector<std::int32_t> items_on_anilist(const Options& options, const Catalogue& catalogue) {
-  anilist::Client client(options.anilist, [](const std::string& what) {
-    if (cli::on_terminal()) std::cerr << what << "\n";
-  });
+  cli::ProgressBar bar;
+  anilist::Client client(options.anilist, [&bar](const std::string& what) { bar.tell(what); });
   std::vector<std::int32_t> items;
   std::size_t unknown = 0;
   const std::vector<anilist::Entry> entries =
@@ -219,13 +223,10 @@ std::vector<std::int32_t> history_of(const Options& options, const Catalogue& ca
 
 // ---- What may be recommended -------------------------------------------------------------------
 
-constexpr std::string_view byte_order_mark = "\xEF\xBB\xBF";
-
 std::vector<std::string> lines_of(const Path& path) {
   cli::LineReader reader(path);
   std::vector<std::string> lines;
   for (std::string line; reader.next(line);) {
-    if (lines.empty() && line.starts_with(byte_order_mark)) line.erase(0, byte_order_mark.size());
     const std::size_t begin = std::min(line.find_first_not_of(" \t\r"), line.size());
     const std::size_t end = line.find_last_not_of(" \t\r") + 1;
     if (begin < end) lines.push_back(line.substr(begin, end - begin));
@@ -417,6 +418,7 @@ class Answers {
   std::size_t size() const { return lines_.size(); }
 
   void print() {
+    if (lines_.empty()) return;
     std::vector<ItemSpan> asked;
     for (const std::vector<std::int32_t>& history : histories_) {
       if (!history.empty()) asked.push_back(history);
@@ -454,8 +456,9 @@ int answer_all_users(const Options& options, const Catalogue& catalogue, Answers
     const ItemSpan items = histories.row(row);
     answers.ask(std::move(line), {items.begin(), items.end()});
     if (answers.size() < at_once && row + 1 < histories.size()) continue;
+    bar.clear();
     answers.print();
-    bar.show(row + 1, histories.size(), "recommend", "users");
+    bar.show_rate(row + 1, histories.size(), "recommend", "users");
   }
   return 0;
 }
@@ -492,14 +495,11 @@ std::vector<std::int32_t> read_line(JsonReader& reader, const Options& options,
   return items;
 }
 
-// Every line is answered, one that cannot be read by {"line": 3, "error": "..."}.
+// Every line is answered, one that cannot be read by {"line": 3, "error": "..."}; but blank ones.
 int answer_lines(const Options& options, const Catalogue& catalogue, Answers answers) {
   cli::LineReader reader(options.input);
   std::size_t number = 0, problems = 0;
-  for (std::string text; reader.next(text);) {
-    ++number;
-    if (number == 1 && text.starts_with(byte_order_mark)) text.erase(0, byte_order_mark.size());
-    if (text.find_first_not_of(" \t\r") == text.npos) continue;  // as in histories.jsonl
+  const auto ask = [&](const std::string& text) {
     Json line;
     try {
       JsonReader json(text, reader.name(), number);
@@ -512,6 +512,10 @@ int answer_lines(const Options& options, const Catalogue& catalogue, Answers ans
       problem.set("error", error.what());
       answers.tell(std::move(problem));
     }
+  };
+  for (std::string text; reader.next(text);) {
+    ++number;
+    if (text.find_first_not_of(" \t\r") != text.npos) ask(text);  // as in histories.jsonl
     if (answers.size() == at_once || !reader.has_line()) answers.print();
   }
   require(problems == 0, reader.name(), ": ", problems, " of ", number,

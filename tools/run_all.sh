@@ -70,6 +70,14 @@ resume=--overwrite # of what was killed before it had a checkpoint there is noth
 for checkpoint in "$output"/checkpoints/*.safetensors; do
   [ ! -e "$checkpoint" ] || resume=--resume
 done
+# A run goes on with the data that it was begun with. Lists that came later make other data.
+begun_with=$output/begun_with.json
+if [ $resume = --resume ] && [ -e "$begun_with" ] && ! cmp -s "$data/dataset.json" "$begun_with"; then
+  echo "other data than those of the last run: training anew"
+  resume=--overwrite
+fi
+mkdir -p "$output"
+cp "$data/dataset.json" "$begun_with"
 "$bin/train_model" --data "$data" --output "$output" --epochs "$epochs" $train_flags $resume
 step "pictures"
 ls "$output"/plots/*.png

@@ -98,6 +98,11 @@ Options parse(int argc, char** argv) {
   if (!options.from.empty() && options.pretrain > 0) {
     throw cli::UsageError("--from or --pretrain, not both");
   }
+  for (const std::string_view name : {"unlabelled", "pretrain-lr", "masking"}) {
+    if (line.given(std::string(name)) && options.pretrain == 0) {
+      throw cli::UsageError(join("--", name, " needs --pretrain"));
+    }
+  }
   if (!(options.dev_share > 0 && options.dev_share < 1)) {
     throw cli::UsageError(join("--dev-share ", options.dev_share, ": expected between 0 and 1"));
   }
@@ -157,6 +162,8 @@ Corpus read_corpus(const Options& options) {
   const std::vector<std::string> labels = texts::labels_of(corpus.train);
   require(labels.size() >= 2, tables::source_name(options.texts), ": all texts have the label \"",
           shown(labels.front()), "\", expected two labels or more");
+  texts::check_labels(labels, corpus.dev, tables::source_name(options.dev));
+  texts::check_labels(labels, corpus.test, tables::source_name(options.test));
   if (options.dev.empty()) hold_out(corpus, labels, options);
   const texts::FirstLabels first = texts::first_labels(corpus.train);
   texts::Overlap inside = texts::overlap(first, corpus.train);
@@ -390,13 +397,16 @@ int run(int argc, char** argv) {
       vocabulary, path_text(options.vocab.empty() ? options.from / "vocab.txt" : options.vocab));
   if (!options.from.empty()) take_sizes(options);
   cli::catch_stop_signals();
-  if (options.overwrite) std::filesystem::remove(options.output / evaluation_name);
   TextData data{vocabulary, texts::labels_of(corpus.train), {}, {}, name_of(options.texts)};
   add_texts(data.train, words, corpus.train, data.labels, options.model.max_length);
   add_texts(data.held_out, words, corpus.dev, data.labels, options.model.max_length);
   describe("training", data.train);
   describe("validation", data.held_out);
   warn_of_unknown(data.train, words.unknown());
+  // What cannot be trained is told before anything is removed.
+  auto task = std::make_unique<ClassificationTask>(data, options.model, options.train);
+  static_cast<void>(options.gpu.maker());
+  if (options.overwrite) std::filesystem::remove(options.output / evaluation_name);
   Path from = options.from;
   if (options.pretrain > 0) {
     from = options.output / "pretrained" / "models";
@@ -406,7 +416,6 @@ int run(int argc, char** argv) {
       return stopped(options, argc, argv);
     }
   }
-  auto task = std::make_unique<ClassificationTask>(data, options.model, options.train);
   const auto metrics = train(std::move(task), options.train, options.output, from, options);
   if (!metrics) return stopped(options, argc, argv);
   report(options, corpus, *metrics);

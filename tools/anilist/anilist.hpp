@@ -93,13 +93,6 @@ void check_usage(bool condition, const Parts&... parts) {
   if (!condition) throw cli::UsageError(join(parts...));
 }
 
-// ASCII letters in small, as host names, headers and AniList's users do not tell them apart.
-inline std::string lower_case(std::string_view text) {
-  std::string out(text);
-  for (char& c : out) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
-  return out;
-}
-
 // What may stand in the head of a request.
 inline bool is_plain(std::string_view text) {
   return std::all_of(text.begin(), text.end(), [](char c) { return c > ' ' && c < 0x7f; });
@@ -118,7 +111,7 @@ class Endpoint {
     const CURLUcode code = curl_url_set(url_.get(), CURLUPART_URL, url.c_str(), 0);
     if (code == CURLUE_OUT_OF_MEMORY) throw std::bad_alloc();
     const bool valid = code == CURLUE_OK;
-    const std::string scheme = lower_case(part(CURLUPART_SCHEME).value_or(""));
+    const std::string scheme = cli::lower_case(part(CURLUPART_SCHEME).value_or(""));
     check_usage(valid && (scheme == "https" || scheme == "http"), "--endpoint ", shown(text),
                 ": expected http:// or https:// and a host");
     for (const CURLUPart other :
@@ -126,7 +119,7 @@ class Endpoint {
       check_usage(!part(other), "--endpoint ", shown(text),
                   ": expected neither a user name (before \"@\") nor a fragment (behind \"#\")");
     }
-    std::string_view host = host_ = lower_case(part(CURLUPART_HOST).value_or(""));
+    std::string_view host = host_ = cli::lower_case(part(CURLUPART_HOST).value_or(""));
     if (host.ends_with('.')) host.remove_suffix(1);  // the same host, as DNS has it
     is_anilist_ = host == "anilist.co" || host.ends_with(".anilist.co");
     is_local_ = host == "127.0.0.1" || host == "[::1]" || host == "localhost";
@@ -197,7 +190,7 @@ struct Answer {
   std::optional<double> wait(bool limit_is_used_up) const {
     if (const auto after = number("retry-after")) return after;
     const auto now = static_cast<double>(std::time(nullptr));
-    const std::string text = lower_case(header("retry-after"));
+    const std::string text = cli::lower_case(header("retry-after"));
     const bool is_date = text >= "a" && text < "{";  // "Wed, 21 Oct 2099 07:28:00 GMT"
     const auto date = static_cast<double>(is_date ? curl_getdate(text.c_str(), nullptr) : -1);
     if (date > now) return date - now;
@@ -391,7 +384,7 @@ class Client {
     if (line.starts_with("HTTP/")) headers.clear();  // after "100 Continue", say
     const std::size_t colon = line.find(':');
     if (colon == line.npos || headers.size() >= 100) return count;
-    const std::string name = lower_case(line.substr(0, colon));
+    const std::string name = cli::lower_case(line.substr(0, colon));
     const std::size_t begin = std::min(line.find_first_not_of(" \t", colon + 1), line.size());
     const std::size_t end = line.find_last_not_of(" \t\r\n") + 1;
     headers[name] = line.substr(begin, std::max(begin, end) - begin);

@@ -57,7 +57,7 @@ std::vector<std::string> read_names(const Path& path) {
     require(name.size() <= 60 && name.find('\0') == name.npos, path, ":", number,
             ": not a user name: ", shown(name, 60));
     // AniList does not tell Alice from alice.
-    if (seen.insert(anilist::lower_case(name)).second) names.push_back(name);
+    if (seen.insert(cli::lower_case(name)).second) names.push_back(name);
   });
   require(!names.empty(), path, ": no user names");
   return names;
@@ -67,7 +67,7 @@ std::vector<std::string> read_names(const Path& path) {
 std::string file_name(std::string_view name) {
   static constexpr char hex[] = "0123456789ABCDEF";
   std::string out;
-  for (const char c : anilist::lower_case(name)) {
+  for (const char c : cli::lower_case(name)) {
     const auto byte = static_cast<unsigned char>(c);
     const bool plain = (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' || c == '-';
     out += plain ? std::string(1, c) : std::string{'%', hex[byte >> 4], hex[byte & 15]};
@@ -153,7 +153,7 @@ class Loader {
   // two in a row mean that the server is down.
   std::string load(const std::string& name) {
     try {
-      const Json record = store_.get(file_name(name), anilist::lower_case(name),
+      const Json record = store_.get(file_name(name), cli::lower_case(name),
                                      [&] { return fetch_record(client_, name); });
       failed_before_ = false;
       return judge(name, record);

@@ -187,6 +187,7 @@ inline void parse_value(std::string_view text, std::vector<std::string>& values)
   values.emplace_back(text);  // such an option may be given more than once
 }
 inline void parse_value(std::string_view text, bert4rec::Path& value) {
+  if (text.empty()) throw UsageError("expected a file or folder");
   value = bert4rec::path_from(text);
 }
 
@@ -265,6 +266,11 @@ class CommandLine {
                         std::move(meaning),
                         [&value](std::string_view text) { detail::parse_value(text, value); }});
     options_.back().otherwise = shown.empty() ? "" : join(" (", shown, ")");
+  }
+
+  // More to say about an option.
+  void add_to_meaning(std::string_view name, std::string_view more) {
+    options_[index_of(name)].meaning += more;
   }
 
   // The few values, "a|b", that this tool takes for an option, and what they mean.
@@ -492,6 +498,13 @@ inline std::string fixed(double value, int decimals) {
 
 inline std::string percent(double share) { return fixed(100 * share, 2) + "%"; }
 
+// ASCII letters in small, as columns, host names, headers and AniList's users do not tell them apart.
+inline std::string lower_case(std::string_view text) {
+  std::string out(text);
+  for (char& c : out) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+  return out;
+}
+
 // 75 -> "1:15", 3700 -> "1:01:40"
 inline std::string duration(double seconds) {
   const auto whole = static_cast<long long>(seconds + 0.5);
@@ -528,7 +541,8 @@ class LineReader {
 
   const std::string& name() const { return name_; }
 
-  // The next line, without the '\n' at its end; false if there is none.
+  // The next line, without the '\n' at its end, or a byte order mark before the first; false if
+  // there is none.
   bool next(std::string& line) {
     while (!has_line() && fill()) {
     }
@@ -536,6 +550,7 @@ class LineReader {
     const std::size_t end = has_line() ? end_ : buffer_.size();
     line.assign(buffer_, at_, end - at_);
     at_ = end_ = std::min(end + 1, buffer_.size());
+    if (std::exchange(first_, false) && line.starts_with("\xEF\xBB\xBF")) line.erase(0, 3);
     return true;
   }
 
@@ -561,6 +576,7 @@ class LineReader {
   }
 
   std::string name_, buffer_;
+  bool first_ = true;
   std::size_t at_ = 0, end_ = 0;  // of the next line: where it begins; no '\n' stands before end_
   std::optional<bert4rec::detail::FileHandle> file_;
   bert4rec::detail::os::Handle handle_;
@@ -580,10 +596,25 @@ class ProgressBar {
     if (drawn_ && done < total && now - last_ < std::chrono::milliseconds(100)) return;
     constexpr std::size_t width = 24;
     const std::size_t filled = total == 0 ? width : width * done / total;
-    std::cerr << "\r\033[K" << before << " [" << std::string(filled, '#')
-              << std::string(width - filled, '.') << "] " << done << "/" << total << "  " << after
-              << std::flush;
+    tell(join(before, " [", std::string(filled, '#'), std::string(width - filled, '.'), "] ", done,
+              "/", total, "  ", after));
     last_ = now;
+  }
+  // So many things done of all, at what rate and how long it will take.
+  void show_rate(std::size_t done, std::size_t total, const std::string& before,
+                 std::string_view things) {
+    using Seconds = std::chrono::duration<double>;
+    const double rate =
+        static_cast<double>(done) / Seconds(std::chrono::steady_clock::now() - start_).count();
+    show(done, total, before,
+         join(things, "  ", fixed(rate, rate < 10 ? 1 : 0), "/s  ",
+              duration(static_cast<double>(total - done) / rate), " left"));
+  }
+  // A text in its place. The terminal cuts what is too wide: of a line that went on in the next the
+  // first part would stay.
+  void tell(const std::string& text) {
+    if (!terminal_) return;
+    std::cerr << "\r\033[K\033[?7l" << text << "\033[?7h" << std::flush;
     drawn_ = true;
   }
   // A batch of training; top_1 is what its share of first ranks is called.
@@ -605,7 +636,7 @@ class ProgressBar {
  private:
   bool terminal_;
   bool drawn_ = false;
-  std::chrono::steady_clock::time_point last_{};
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now(), last_{};
 };
 
 }  // namespace cli

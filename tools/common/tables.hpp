@@ -117,7 +117,7 @@ inline std::string read_text(const Path& path) {
   check_unpacked(text, name);
   check_text(text, name);
   if (is_utf8(text)) return text;
-  std::cout << shown(name) << " is not UTF-8: read as Latin-1\n";
+  std::cerr << shown(name) << " is not UTF-8: read as Latin-1\n";
   std::string out;
   for (const char c : text) {
     const auto byte = static_cast<unsigned char>(c);
@@ -454,15 +454,9 @@ class TimeColumn {
 
 // ---- Columns ------------------------------------------------------------------------------------
 
-inline std::string lower_case(std::string_view text) {
-  std::string out(text);
-  for (char& c : out) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
-  return out;
-}
-
 // "User ID", "User-ID" and "user_id:token" are all "user_id".
 inline std::string column_key(std::string_view header) {
-  std::string key = lower_case(header.substr(0, header.find(':')));
+  std::string key = cli::lower_case(header.substr(0, header.find(':')));
   std::replace_if(
       key.begin(), key.end(), [](char c) { return c == ' ' || c == '-'; }, '_');
   return key;
@@ -569,7 +563,7 @@ class Table {
   void check_repeated() const {
     std::map<std::string, std::size_t> places;
     for (std::size_t i = 0; i < header_.size(); ++i) {
-      const auto [place, is_new] = places.emplace(lower_case(header_[i]), i);
+      const auto [place, is_new] = places.emplace(cli::lower_case(header_[i]), i);
       require(is_new || header_[i].empty(), "columns ", place->second + 1, " and ", i + 1,
               " are both called \"", shown(header_[i]), "\"");
     }

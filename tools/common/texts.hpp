@@ -115,6 +115,14 @@ inline std::size_t label_number(const std::vector<std::string>& labels, const st
   return static_cast<std::size_t>(found - labels.begin());
 }
 
+// Throws if one is none of the training texts'. `name`: of the file.
+inline void check_labels(const std::vector<std::string>& labels,
+                         const std::vector<LabelledText>& all, const std::string& name) {
+  bert4rec::in_context(name, [&] {
+    for (const LabelledText& one : all) label_number(labels, one.label);
+  });
+}
+
 // ---- What makes figures doubtful ----------------------------------------------------------------
 
 struct Overlap {
@@ -143,9 +151,9 @@ inline Overlap overlap(const FirstLabels& train, const std::vector<LabelledText>
     ++found.repeated, found.contradicted += contradicts;
     std::vector<std::string>& examples = contradicts ? found.examples : agree;
     if (examples.size() == most_examples) continue;
-    examples.push_back(bert4rec::join("\"", shown(one.text, longest), "\" is ", one.label,
+    examples.push_back(bert4rec::join("\"", shown(one.text, longest), "\" is ", shown(one.label),
                                       contradicts ? " and " : "",
-                                      contradicts ? same->second : std::string_view()));
+                                      contradicts ? shown(same->second) : std::string()));
   }
   for (std::string& text : agree) {
     if (found.examples.size() < most_examples) found.examples.push_back(std::move(text));

@@ -123,6 +123,7 @@ inline void add_flags(cli::CommandLine& line, Options& options) {
   line.configuration(options.train, flag_names,
                      {"augment", "class_balance", "masking", "bigram_dropout"});
   line.configuration(options.model, flag_names, {"num_items", "segments", "classes", "bigrams"});
+  line.add_to_meaning("dropout", "; of attention weights too, if --attention-dropout is not given");
   line.choices("task", "items|matching",
                "score all items, or match a user's vector with items' vectors (texts: "
                "train_classifier)");
@@ -493,9 +494,7 @@ inline bool is_of_parts(std::string_view name) {
 }
 
 // Removes what is left of those, as one.
-inline void remove_parts(const Path& output) {
-  make_folder(output);
-  const FolderLock lock(output);
+inline void remove_parts(const Path& output, const FolderLock& lock) {
   settle(lock);
   FileSet set(lock);
   for (const Path& path : names_in_folder(output)) {
@@ -516,6 +515,14 @@ inline int run(int argc, char** argv, Collective& on_host, gpu::Seat seat = {}) 
   describe_data(data);
   print_warnings(data, options.train);
   cli::catch_stop_signals();
+  // One run locks its folder itself; a folder of several stays locked until all are done.
+  std::optional<FolderLock> lock;
+  if (options.overwrite || options.many()) {
+    // What cannot be trained is told before anything is written or removed.
+    static_cast<void>(make_task(data, options.model, options.train));
+    static_cast<void>(options.gpu.maker());
+    if (ranks.rank() == 0) lock.emplace((make_folder(options.output), options.output));
+  }
   if (options.overwrite && ranks.rank() == 0) {
     for (Path path = std::filesystem::weakly_canonical(options.init_from); path.has_relative_path();
          path = path.parent_path()) {
@@ -523,8 +530,9 @@ inline int run(int argc, char** argv, Collective& on_host, gpu::Seat seat = {}) 
                         is_of_parts(path_text(path.filename()));
       require(!goes, options.init_from, ": --overwrite would remove it before it is read");
     }
-    remove_parts(options.output);
+    remove_parts(options.output, *lock);
   }
+  if (!options.many()) lock.reset();
   const bool finished =
       options.many() ? train_parts(options, data, ranks) : train(options, data, ranks).has_value();
   return finished ? 0 : stopped(options, argv[0], ranks);
