@@ -79,7 +79,7 @@ expect 2 "--epochs needs a value" "$bin/train_model" --epochs
 expect 2 "expected a number" "$bin/train_model" --epochs=ten
 expect 2 "constant|linear|cosine" "$bin/train_model" --schedule step
 expect 2 "--resume takes no value" "$bin/train_model" --resume=yes
-expect 1 "epochs is 0" "$bin/train_model" --data good --output o --epochs 0
+expect 2 "--epochs 0: expected 1 ... 10000000" "$bin/train_model" --data good --output o --epochs 0
 expect 1 "num_heads is 3" "$bin/train_model" --data good --output o --hidden-size 8 --num-heads 3
 expect 1 "GPU" "$bin/train_model" --data good --output o --gpu 999 # without CUDA, a device, or so many
 expect 1 "GPU" "$bin/train_model" --gpu --data good --output o --gpu=999
@@ -351,7 +351,7 @@ expect 2 "--allow-collapse" train good o --task matching --neg-ratio 0
 expect 0 "they will collapse" train good o --task matching --neg-ratio 0 --allow-collapse
 expect 1 "neg_ratio is 4, but user \"u0\" knows 6 of the 9 items" \
   train good o --task matching --neg-ratio 4 --overwrite
-expect 1 "fixed_scale is 1000, expected 0 ... 100" \
+expect 2 "--fixed-scale 1000: expected 0 ... 100" \
   train good o --task matching --fixed-scale 1000 --overwrite
 expect 1 "loss is bce, but matching has a loss of its own" \
   train good o --task matching --loss bce --overwrite

@@ -309,7 +309,8 @@ class CommandLine {
   template <class Config>
   void configuration(Config& config, const std::map<std::string, std::string>& names,
                      const std::vector<std::string_view>& hidden = {}) {
-    Config::fields(config, [&](std::string_view field, auto& value, auto, auto, auto meaning) {
+    Config::fields(config, [&](std::string_view field, auto& value, auto low, auto high,
+                               auto meaning) {
       if (std::find(hidden.begin(), hidden.end(), field) != hidden.end()) return;
       std::string dashed(field);
       std::replace(dashed.begin(), dashed.end(), '_', '-');
@@ -318,6 +319,15 @@ class CommandLine {
         option(dashed, value, meaning);
       else
         option(renamed->second, value, meaning, dashed);
+      using Value = std::remove_reference_t<decltype(value)>;
+      if constexpr (std::is_arithmetic_v<Value>) {
+        auto& assign = options_.back().assign;
+        assign = [&value, low, high, parse = std::move(assign)](std::string_view text) {
+          parse(text);
+          const bool inside = value >= static_cast<Value>(low) && value <= static_cast<Value>(high);
+          bert4rec::require(inside, "expected ", low, " ... ", high);
+        };
+      }
     });
   }
 
