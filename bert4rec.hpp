@@ -777,9 +777,6 @@ class Json {
 
   bool is_null() const { return std::holds_alternative<std::nullptr_t>(value_); }
   bool is_string() const { return std::holds_alternative<std::string>(value_); }
-  bool is_number() const {
-    return std::holds_alternative<double>(value_) || std::holds_alternative<std::int64_t>(value_);
-  }
 
   // The value, which must be of this kind.
   bool boolean() const { return get<bool>("true or false"); }
@@ -1738,8 +1735,8 @@ class ThreadPool {
   std::size_t size() const { return workers_.size() + 1; }
 
   // Runs body(index, worker) for each index < tasks; worker < size() owns its scratch memory.
-  // Returns when all are done; rethrows the first exception. One caller at a time; and no task may
-  // call it for a pool that is at work, as the one that runs it is: nobody would be left for that.
+  // Returns when all are done; rethrows the first exception. One caller at a time: a task must not
+  // call it for its own pool, nor for another that is busy, since no thread is left to run that.
   template <class Body>
   void parallel_for(std::size_t tasks, Body&& body) {
     require(running() != this, "parallel_for inside a task of the same ThreadPool");
@@ -2060,7 +2057,7 @@ struct ModelConfig {
           "output: a linear layer, that of the paper, or the item table alone");
     visit("objective", self.objective, 0, 1, "name hidden items, or the next one at every item");
     visit("task", self.task, 0, 3,
-          "name items, match vectors of users and items, name hidden tokens of texts, or labels");
+          "score all items, match user and item vectors, guess hidden tokens, or label texts");
     visit("fixed_scale", self.fixed_scale, 0.0, 100.0,
           "matching: of the similarity; 0: it is learned");
     visit("inner_size", self.inner_size, 0, 262'144,
@@ -2228,9 +2225,6 @@ inline void validate(const ModelConfig& config) {
   require(config.bigrams == 0 || config.reads_text(), "bigrams is ", config.bigrams,
           ", but task is ", enum_name(config.task), ": only texts have bigrams");
   require(config.bigrams != 1, "bigrams is 1, expected 0 or at least 2");
-  require(config.fixed_scale == 0 || config.task == TaskKind::matching, "fixed_scale is ",
-          config.fixed_scale, ", but task is ", enum_name(config.task),
-          ": only matching has a scale");
 }
 
 inline void validate(const TrainConfig& config) {
@@ -4310,7 +4304,7 @@ class MatchingHead {
   }
 
   Real length(const detail::Kernels<Real>& kernels, const Real* vector) const {
-    // A vector of zeros has no direction. (The gradient takes the bound for a length.)
+    // A vector of zeros has no direction. (The gradient treats the bound as its length.)
     constexpr Real least = Real(1e-8);
     return std::max(std::sqrt(kernels.sum_of_squares(vector, config_.hidden_size)), least);
   }
@@ -4593,9 +4587,10 @@ class DatasetWriter {
     const auto sum_of = [&](std::string_view name) {
       return detail::checksum_of_lines(detail::read_data_file(folder_ / name));
     };
-    const bool source_alone = !items_sum_ && !histories_sum_;
-    if (source_alone && exists(folder_ / detail::histories_name)) {
-      histories_sum_ = sum_of(detail::histories_name);
+    if (!items_sum_ && !histories_sum_ && path_exists(folder_ / detail::histories_name)) {
+      const Json before = detail::read_manifest(folder_);
+      const bool stale = !before.is_null() && before.find(detail::histories_name) == nullptr;
+      if (!stale) histories_sum_ = sum_of(detail::histories_name);
     }
     if (!items_sum_) items_sum_ = sum_of(detail::items_name);
     if (!source_) source_ = dataset_source(folder_);
@@ -5670,7 +5665,7 @@ class WordPiece {
 
   explicit WordPiece(std::string_view text, std::string_view file = "vocabulary",
                      WordPieceRules rules = WordPieceRules::google)
-      : rules_(rules), tree_(text.size()) {
+      : rules_(rules), tree_(checked_size(text, file)) {
     if (text.starts_with("\xEF\xBB\xBF")) text.remove_prefix(3);
     while (!text.empty()) {
       const std::size_t length = std::min(text.find('\n'), text.size());
@@ -5738,6 +5733,14 @@ class WordPiece {
   }
 
  private:
+  // The tree takes 64 times as much memory.
+  static std::size_t checked_size(std::string_view text, std::string_view file) {
+    constexpr std::size_t most = std::size_t{16} << 20;
+    require(text.size() <= most, file, ": ", text.size(),
+            " bytes, expected a vocabulary of at most ", most);
+    return text.size();
+  }
+
   static constexpr std::array<std::string_view, 5> special_names{"[PAD]", "[UNK]", "[CLS]", "[SEP]",
                                                                  "[MASK]"};
 
@@ -5799,6 +5802,7 @@ class Texts {
  public:
   void add(const WordPiece& words, std::string_view text, std::int32_t label,
            std::size_t max_length) {
+    require(max_length >= 2, "texts: max_length is ", max_length, ", expected 2 or more");
     const std::size_t begin = tokens_.size();
     tokens_.push_back(words.cls());
     words.append_ids(text, tokens_);
@@ -6250,8 +6254,8 @@ class UnseenSearch {
     constexpr std::size_t block = SoftmaxParts::block;
     for (std::size_t begin = 0; begin < scores.size(); begin += block) {
       const auto some = scores.subspan(begin, std::min(block, scores.size() - begin));
+      add_sum(first + begin, some);  // which refuses NaN, that has no order
       add_best(first + begin, some);
-      add_sum(first + begin, some);
     }
   }
 
@@ -8092,6 +8096,8 @@ class TextTask : public Task {
             ", but texts have no windows");
     require(data.train.size() > 0 && data.held_out.size() > 0, "texts: ", data.train.size(),
             " to train on and ", data.held_out.size(), " held out, expected some of both");
+    check_tokens(data.train, "to train on");
+    check_tokens(data.held_out, "held out");
     std::uint64_t hash = checksum(data.vocabulary);
     for (const std::string& label : data.labels) hash = checksum(label, checksum("\n", hash));
     fingerprint_ = detail::hexadecimal(data.held_out.fingerprint(data.train.fingerprint(hash)));
@@ -8118,14 +8124,17 @@ class TextTask : public Task {
   }
 
   void add_example(Batch& batch, std::size_t example, std::size_t epoch) const override {
-    add_row(batch, example, epoch);
+    const std::size_t text = text_of(example);
+    add_row(batch, text, epoch);
     const Key key = fold_in(stream_key(train_.seed, Stream::bigrams), epoch);
-    add_bigrams(batch, model_, train_.bigram_dropout, fold_in(key, example));
+    add_bigrams(batch, model_, train_.bigram_dropout, fold_in(key, text));
   }
 
  protected:
-  // Adds a row to train on, or what a held-out text is asked.
-  virtual void add_row(Batch& batch, std::size_t example, std::size_t epoch) const = 0;
+  virtual std::size_t text_of(std::size_t example) const { return example; }
+
+  // Adds a row of a text to train on, or what a held-out text is asked.
+  virtual void add_row(Batch& batch, std::size_t text, std::size_t epoch) const = 0;
   virtual void add_held_out(Batch& batch, std::size_t text) const = 0;
 
   // body(batch) for what held-out texts are asked, some of them at a time.
@@ -8164,6 +8173,18 @@ class TextTask : public Task {
   ModelConfig model_;
 
  private:
+  void check_tokens(const Texts& texts, std::string_view which) const {
+    for (std::size_t i = 0; i < texts.size(); ++i) {
+      const auto row = texts.row(i);
+      require(row.size() >= 2 && row.size() <= model_.max_length, "text ", i, " ", which, ": ",
+              row.size(), " tokens, expected 2 ... ", model_.max_length);
+      for (const std::int32_t token : row) {
+        require(token >= 0 && static_cast<std::size_t>(token) < words_.size(), "text ", i, " ",
+                which, ": token ", token, " is not one of the vocabulary's ", words_.size());
+      }
+    }
+  }
+
   std::string fingerprint_;
 };
 
@@ -8183,12 +8204,9 @@ class ClassificationTask : public TextTask {
     require(model.task == TaskKind::classification, "task is ", enum_name(model.task),
             ", expected classification");
     counts_.resize(model_.classes);
-    for (std::size_t i = 0; i < data.train.size(); ++i) {
-      const std::int32_t label = data.train.label(i);
-      require(label >= 0 && at(label) < model_.classes, "text ", i, " to train on: label ", label,
-              ", expected 0 ... ", model_.classes - 1);
-      ++counts_[at(label)];
-    }
+    check_labels(data.train, "to train on");
+    check_labels(data.held_out, "held out");
+    for (std::size_t i = 0; i < data.train.size(); ++i) ++counts_[at(data.train.label(i))];
     double sum = 0;
     for (std::size_t c = 0; c < model_.classes; ++c) {
       require(counts_[c] > 0, "label \"", shown(data.labels[c]), "\" has no text to train on");
@@ -8248,14 +8266,14 @@ class ClassificationTask : public TextTask {
  private:
   // With `augment` a, each token but the first and the last is left out with probability a, and
   // else with probability a changes places with the one behind it.
-  void add_row(Batch& batch, std::size_t example, std::size_t epoch) const override {
-    const auto tokens = data_.train.row(example);
-    const std::int32_t label = data_.train.label(example);
+  void add_row(Batch& batch, std::size_t text, std::size_t epoch) const override {
+    const auto tokens = data_.train.row(text);
+    const std::int32_t label = data_.train.label(text);
     if (train_.class_balance > 0) {
       batch.weights.push_back(static_cast<float>(weights_[at(label)]));
     }
     if (train_.augment == 0) return add_text_row(batch, tokens, label);
-    const Key key = fold_in(fold_in(stream_key(train_.seed, Stream::augment), epoch), example);
+    const Key key = fold_in(fold_in(stream_key(train_.seed, Stream::augment), epoch), text);
     std::vector<std::int32_t> kept{tokens.front()};
     for (std::size_t i = 1; i + 1 < tokens.size(); ++i) {
       if (uniform(key, 2 * i) >= train_.augment) kept.push_back(tokens[i]);
@@ -8272,6 +8290,14 @@ class ClassificationTask : public TextTask {
   }
 
   static std::size_t at(std::int32_t label) { return static_cast<std::size_t>(label); }
+
+  void check_labels(const Texts& texts, std::string_view which) const {
+    for (std::size_t i = 0; i < texts.size(); ++i) {
+      const std::int32_t label = texts.label(i);
+      require(label >= 0 && at(label) < model_.classes, "text ", i, " ", which, ": label ", label,
+              ", expected 0 ... ", model_.classes - 1);
+    }
+  }
 
   std::vector<std::uint64_t> counts_;  // training texts of each label
   std::vector<double> weights_;        // of the losses of each
@@ -8293,6 +8319,9 @@ class MaskedTextTask : public TextTask {
       if (data.train.row(i).size() > 2) asking_.push_back(i);
     }
     require(!asking_.empty(), "texts: all to train on are empty");
+    bool asks = false;
+    for (std::size_t i = 0; i < data.held_out.size(); ++i) asks |= data.held_out.row(i).size() > 2;
+    require(asks, "texts: all held out are empty");
   }
 
   MaskedTextTask(const TextData&&, ModelConfig, TrainConfig) = delete;  // data would be gone
@@ -8318,9 +8347,11 @@ class MaskedTextTask : public TextTask {
   }
 
  private:
-  void add_row(Batch& batch, std::size_t example, std::size_t epoch) const override {
+  std::size_t text_of(std::size_t example) const override { return asking_[example]; }
+
+  void add_row(Batch& batch, std::size_t text, std::size_t epoch) const override {
     const Key key = fold_in(stream_key(train_.seed, Stream::masks), epoch);
-    add_masked(batch, data_.train.row(asking_[example]), fold_in(key, asking_[example]));
+    add_masked(batch, data_.train.row(text), fold_in(key, text));
   }
 
   void add_held_out(Batch& batch, std::size_t text) const override {
@@ -8361,9 +8392,10 @@ class MaskedTextTask : public TextTask {
 // ================================================================================================
 // A run leaves in its folder:
 //   models/       best_model.safetensors (by TrainConfig::best_by), final_model.safetensors,
-//                 item_mappings.json, training_config.json
-//   checkpoints/  checkpoint_epoch_<n>.safetensors: parameters, both moments, counters and curves
-//   plots/        training_metrics.json
+//                 training_config.json, and item_mappings.json or, of texts, labels.json, vocab.txt
+//   checkpoints/  checkpoint_epoch_<n>.safetensors, checkpoint_interrupted.safetensors:
+//                 parameters, both moments, counters and curves
+//   plots/        training_metrics.json, metrics.csv
 //   logs/         training.log
 // and continues from the checkpoint that is furthest to the same bits as if it had never stopped. A
 // run is not replaced unasked, and if it is, then as a whole: a folder never holds files of two.
@@ -8829,7 +8861,13 @@ inline std::size_t begin_with_items(const Safetensors& file, const Catalogue& be
   require(before.size() == model.num_items && now.size() == engine.config().num_items, file.path(),
           ": catalogues of ", before.size(), " and ", now.size(), " items, expected ",
           model.num_items, ", as the model has, and ", engine.config().num_items);
+  require(!model.reads_text(), file.path(), ": a model of texts has no items");
   const TensorTable table = bert4rec_tensors(model);
+  check_tensors(file, table, false);
+  const auto has = std::distance(table.begin(), table.end());
+  const auto expected = std::distance(engine.table().begin(), engine.table().end());
+  require(has == expected, file.path(), ": a model of ", has, " tensors, expected ", expected,
+          ": of the same kind");
   std::vector<float> values(engine.table().size());
   engine.read(State::parameters, values);
   for (const TensorSpec& spec : engine.table()) {
@@ -8903,7 +8941,7 @@ class Trainer {
     engine_->train_with(ranks_);
     require_agreement();
     for (Batch* batch : {&batch_, &next_batch_}) {
-      batch->reserve(train_.batch_size, task_->model().max_length);
+      batch->reserve(std::min(train_.batch_size, task_->examples()), task_->model().max_length);
     }
   }
 
@@ -8979,9 +9017,9 @@ class Trainer {
     if (is_first()) {
       require(continues_ || overwrites_ || !holds_run(output_), output_,
               ": holds a run already; resume() continues it, overwrite() replaces it");
+      metrics_.facts.baselines = task_->baselines();  // if it throws, nothing was replaced
       write_descriptions(!continues_);
       log_start();
-      metrics_.facts.baselines = task_->baselines();
     }
     if (ranks_.size() > 1) share_state();
     continues_ = true;
@@ -9176,33 +9214,31 @@ class Trainer {
     task_->finish_batch(next_batch_, epoch() * batches_per_epoch() + number);
   }
 
+  // What throws stands before the curves and the place in the part change, which they do together.
   void finish_part(const TrainerCallbacks& callbacks) {
     const Validation validation = task_->validate(*engine_);
     const double rate = learning_rate(epoch() * batches_per_epoch() + part_end() - 1);
-    metrics_.train_losses.push_back(part_metrics_.loss());
-    metrics_.val_losses.push_back(validation.tally.loss());
-    metrics_.learning_rates.push_back(rate);
-    metrics_.epoch_seconds.push_back(part_seconds_);
-    for (std::size_t i = 0; i < top_k.size(); ++i) {
-      metrics_.train_accuracies[i].push_back(part_metrics_.accuracy(i));
-      metrics_.val_accuracies[i].push_back(validation.tally.accuracy(i));
-    }
     require(validation.measures.size() == metrics_.val_measures.size(), "a task of ",
             metrics_.val_measures.size(), " measures found ", validation.measures.size());
-    for (std::size_t i = 0; i < validation.measures.size(); ++i) {
-      metrics_.val_measures[i].second.push_back(validation.measures[i]);
+    TrainingMetrics next = metrics_;
+    next.train_losses.push_back(part_metrics_.loss());
+    next.val_losses.push_back(validation.tally.loss());
+    next.learning_rates.push_back(rate);
+    next.epoch_seconds.push_back(part_seconds_);
+    for (std::size_t i = 0; i < top_k.size(); ++i) {
+      next.train_accuracies[i].push_back(part_metrics_.accuracy(i));
+      next.val_accuracies[i].push_back(validation.tally.accuracy(i));
     }
-    const std::size_t done = metrics_.evaluations(), best = metrics_.best_epoch;
-    const double highest = best == 0 ? std::nan("") : metrics_.quality(train_.best_by, best);
-    const bool improved = std::isnan(highest) || metrics_.quality(train_.best_by, done) > highest;
-    if (improved) metrics_.best_epoch = done;
-    const EpochReport report{metrics_.epoch_text(done),
-                             train_.epochs,
-                             part_metrics_,
-                             validation,
-                             rate,
-                             part_seconds_,
-                             improved};
+    for (std::size_t i = 0; i < validation.measures.size(); ++i) {
+      next.val_measures[i].second.push_back(validation.measures[i]);
+    }
+    const std::size_t done = next.evaluations(), best = next.best_epoch;
+    const double highest = best == 0 ? std::nan("") : next.quality(train_.best_by, best);
+    const bool improved = std::isnan(highest) || next.quality(train_.best_by, done) > highest;
+    if (improved) next.best_epoch = done;
+    const EpochReport report{next.epoch_text(done), train_.epochs, part_metrics_, validation, rate,
+                             part_seconds_,         improved};
+    metrics_ = std::move(next);
     batches_done_ = 0, part_metrics_ = {}, part_seconds_ = 0;
     if (ranks_.size() > 1) require_same_parameters();
     if (is_first()) {
@@ -9215,24 +9251,23 @@ class Trainer {
   // What came of an evaluation. If it throws (a disk may be full), the next run() begins with it.
   void save_part() {
     const std::size_t done = metrics_.evaluations();
-    if (unsaved_->improved) {
-      save_engine(output_ / detail::best_model_file, *engine_, false, description());
-    }
+    save_curves(unsaved_->improved);
     if (done % (train_.save_every * metrics_.per_epoch) == 0 || finished()) {
       save_checkpoint(join("epoch_", unsaved_->epoch));
       std::error_code ignored;  // overtaken, if there was one
       std::filesystem::remove(checkpoint_path("interrupted"), ignored);
     }
-    save_curves();
     log_epoch(*unsaved_);
     unsaved_.reset();
   }
 
-  void save_curves() {
-    FileSet curves(*lock_);
-    curves.write(detail::metrics_file, sealed(metrics_.to_json().text(2)) + "\n");
-    curves.write(detail::table_file, metrics_.to_csv());
-    curves.commit();
+  // The curves tell which evaluation was the best: so its model goes with them.
+  void save_curves(bool with_best_model = false) {
+    FileSet set(*lock_);
+    if (with_best_model) save_engine(set, detail::best_model_file, *engine_, description());
+    set.write(detail::metrics_file, sealed(metrics_.to_json().text(2)) + "\n");
+    set.write(detail::table_file, metrics_.to_csv());
+    set.commit();
   }
 
   double learning_rate(std::uint64_t step) const {
@@ -9349,18 +9384,17 @@ class Trainer {
     FileSet set(*lock_);
     set.write(detail::configuration_file, sealed(configuration().text(2)) + "\n");
     task_->write_files(set);
-    if (anew && overwrites_) {  // those that the set writes stay
+    if (anew || !finished()) set.remove(detail::final_model_file);
+    if (anew) {  // (what the set writes stays)
       set.remove(detail::mappings_file), set.remove(detail::labels_file);
       set.remove(detail::vocabulary_file);
-    }
-    if (anew) {
       for (const std::string& name : detail::checkpoint_files(output_)) set.remove(name);
       for (const std::string_view name : detail::picture_files) {
         for (const char* ending : {".png", ".svg"}) set.remove(join(name, ending));
       }
       for (const std::string_view name :
-           {detail::best_model_file, detail::final_model_file, detail::metrics_file,
-            detail::table_file, detail::log_file, detail::confusion_file}) {
+           {detail::best_model_file, detail::metrics_file, detail::table_file, detail::log_file,
+            detail::confusion_file}) {
         set.remove(name);
       }
     }
@@ -9607,13 +9641,14 @@ class Recommender {
   // that.)
   std::vector<double> reasons(ItemSpan history, std::int32_t item) const {
     const std::size_t n = history.size(), L = engine_->config().max_length;
-    const std::size_t oldest = n - std::min(n, L);  // what is older is in no window
+    const std::size_t oldest = n - std::min(n, L);   // what is older is in no window ...
+    const ItemSpan recent = newest(history, L + 1);  // ... but one, if another is left out
     std::vector<std::vector<std::int32_t>> without(n - oldest);
     std::vector<ItemSpan> histories{history};
     for (std::size_t i = oldest; i < n; ++i) {
       std::vector<std::int32_t>& rest = without[i - oldest];
-      rest.assign(history.begin(), history.end());
-      rest.erase(rest.begin() + static_cast<std::ptrdiff_t>(i));
+      rest.assign(recent.begin(), recent.end());
+      rest.erase(rest.end() - static_cast<std::ptrdiff_t>(n - i));
       histories.push_back(rest);
     }
     const RecommendOptions options{.count = 1, .keep_seen = true, .candidates = {item}};
@@ -9663,8 +9698,10 @@ class Recommender {
         const auto other = static_cast<std::int32_t>(begin + at / D);
         const float* const of_other = others.data() + at;
         const double squares = double(square(vector.data())) * double(square(of_other));
-        const double cosine = double(kernels.dot(vector.data(), of_other, D)) /
-                              std::max(std::sqrt(squares), DBL_MIN);  // a vector of zeros: 0
+        const double product = double(kernels.dot(vector.data(), of_other, D));
+        require(std::isfinite(squares) && std::isfinite(product), "the vectors of items ", item,
+                " and ", other, " are too long for a cosine");
+        const double cosine = product / std::max(std::sqrt(squares), DBL_MIN);  // of zeros: 0
         if (other != item && best.takes(cosine)) best.add(other, cosine);
       }
     }
@@ -9724,7 +9761,8 @@ class Classifier {
     engine_->lend([&](Engine& engine) { engine.score(batch, scores); });
     for (std::size_t i = 0; i < texts.size(); ++i) {
       float* row = scores.data() + i * C;
-      detail::kernels<float>().softmax(row, 1.0f, C);
+      const float sum = detail::kernels<float>().softmax(row, 1.0f, C).sum;
+      require(std::isfinite(sum), "text ", i, ": a score of the model is no finite number");
       all.emplace_back(row, row + C);
     }
   }

@@ -1561,12 +1561,12 @@ class CudaEngine : public Engine {
 
 EngineMaker cuda_engine_maker(int device, bool half_precision) {
   const auto products = half_precision ? cuda::Products::half : cuda::Products::exact;
+  const int count = cuda::device_count();
+  require(count > 0, "no GPU was found: CUDA has no device or no driver");
+  require(device >= 0 && device < count, "GPU ", device, " was asked for; there are ", count,
+          ", counted from 0");
   return [device, products](const ModelConfig& model, const TrainConfig& train,
                             Start start) -> std::unique_ptr<Engine> {
-    const int count = cuda::device_count();
-    require(count > 0, "no GPU was found: CUDA has no device or no driver");
-    require(device >= 0 && device < count, "GPU ", device, " was asked for; there are ", count,
-            ", counted from 0");
     if (model.task == TaskKind::matching) {
       return std::make_unique<CudaEngine<CudaMatchingHead>>(model, train, start, device, products);
     }

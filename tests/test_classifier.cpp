@@ -250,6 +250,10 @@ void test_empty_texts() {
   data.train = {};
   data.train.add(words, "", 0, 8);
   check_throws([&] { MaskedTextTask(data, model, train); }, {"all to train on are empty"});
+  data.train.add(words, "a", 0, 8);
+  data.held_out = {};
+  data.held_out.add(words, "", 0, 8);
+  check_throws([&] { MaskedTextTask(data, model, train); }, {"all held out are empty"});
 }
 
 // Always one label, the first of those with most texts to train on; and of masked text the tokens
@@ -438,7 +442,17 @@ void test_refused() {
     data.labels.push_back("never");
     data.train.add(WordPiece(vocabulary), "a", label, 8);
     refused(small_model(), {"text 60 to train on", "expected 0 ... 2"});
+    data = ordered_texts(60, 20);
+    data.held_out.add(WordPiece(vocabulary), "a", label, 8);
+    refused(small_model(), {"text 20 held out: label", "expected 0 ... 1"});
   }
+  data = ordered_texts(60, 20);
+  data.train.add(WordPiece(vocabulary + "e\n"), "e", 0, 8);
+  refused(small_model(), {"text 60 to train on: token 10 is not one of the vocabulary's 10"});
+  data = ordered_texts(60, 20, 9);
+  data.held_out.add(WordPiece(vocabulary), "a b c a b c a b c", 0, 9);
+  refused(small_model(), {"text 20 held out: 9 tokens, expected 2 ... 8"});
+  check_throws([] { Texts().add(WordPiece(vocabulary), "a", 0, 1); }, {"max_length is 1"});
   train.mask_last = 0.1;
   refused(small_model(), {"mask_last is 0.1, but texts are shown whole"});
   train.mask_last = 0, train.window_stride = 4;

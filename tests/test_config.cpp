@@ -201,7 +201,6 @@ void check_train_values() {
   check_accepted<TrainConfig>("seed", "9223372036854775807");
 }
 
-// Fields that are good by themselves, but not together.
 // Values that no name has.
 void check_no_choice() {
   ModelConfig model = default_model();
@@ -210,11 +209,9 @@ void check_no_choice() {
   TrainConfig train;
   train.loss = static_cast<Loss>(-1);
   check_throws([&] { validate(train); }, {"loss is number -1"});
-  model = default_model();
-  model.fixed_scale = 20;
-  check_throws([&] { validate(model); }, {"fixed_scale is 20, but task is items"});
 }
 
+// Fields that are good by themselves, but not together.
 void check_train_pairs() {
   TrainConfig train;
   train.random_share = 0.6, train.keep_share = 0.5;

@@ -324,6 +324,12 @@ void test_parts_of_a_data_folder() {
     writer.commit();
   }
   check_throws([&] { Dataset::load(folder.path()); }, {"histories.jsonl", "does not belong"});
+  {
+    DatasetWriter writer(folder.path());
+    writer.source(Json());
+    writer.commit();
+  }
+  check_throws([&] { Dataset::load(folder.path()); }, {"histories.jsonl", "does not belong"});
   DatasetWriter writer(folder.path());
   write_file(folder / "items.jsonl", one_item);
   writer.histories(one_user);
@@ -377,6 +383,11 @@ void test_grown_data() {
   for (std::int32_t item = 15; item-- > 0;) known.add(data.catalogue[item]);
   ModelConfig model = tiny_model();
   model.num_items = more.catalogue.size();
+  ModelConfig deeper = model;
+  deeper.num_layers = 2;
+  const auto other = make_cpu_engine(deeper, tiny_train(1), Start::random);
+  check_throws([&] { begin_with_items(file, known, *other, more.catalogue, NewItems::mean); },
+               {"a model of", "tensors, expected", "of the same kind"});
   for (const NewItems choice : {NewItems::random, NewItems::mean}) {
     const auto engine = make_cpu_engine(model, tiny_train(1), Start::random);
     const auto fresh = make_cpu_engine(model, tiny_train(1), Start::random);

@@ -223,6 +223,8 @@ void check_lines() {
 }
 
 void check_refused() {
+  check_throws([] { WordPiece(std::string((16 << 20) + 1, 'a'), "v"); },
+               {"v: 16777217 bytes, expected a vocabulary of at most 16777216"});
   const TemporaryFolder folder;
   const Path path = folder / "vocab.txt";
   const std::string special = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n";

@@ -172,6 +172,7 @@ expect 2 "--init-from begins one run" train good o --seeds 2 --init-from run/mod
 expect 1 "--overwrite would remove it" \
   train good seeds --overwrite --init-from seeds/../seeds/seed_7/models
 expect 2 "--fp16 needs --gpu" train good seeds --overwrite --fp16
+expect 1 "BERT4REC_KERNELS is \"none\"" env BERT4REC_KERNELS=none "$bin/train_model" --data good --output seeds --overwrite
 expect 1 "num_heads is 3" train good seeds --overwrite --num-heads 3
 [ -s seeds/seeds.json ] && [ -s seeds/seed_7/models/final_model.safetensors ] && ok ||
   bad "what cannot be trained removes nothing"
@@ -830,9 +831,12 @@ expect 2 "--texts is missing" "$bin/train_classifier"
 expect 2 "--vocab is missing" "$bin/train_classifier" --texts letters.tsv
 expect 2 "expected between 0 and 1" classify o --dev-share 1
 expect 2 "--from or --pretrain, not both" classify o --from letters/models --pretrain 1
+expect 2 "--fixed-scale needs --task matching" train good o --fixed-scale 20
 expect 2 "--unlabelled needs --pretrain" classify o --unlabelled letters.csv
 expect 2 "--masking needs --pretrain" classify o --masking words
 expect 1 "num_heads is 3" classify other --overwrite --pretrain 1 --num-heads 3
+expect 1 "missing.tsv" classify other --overwrite --pretrain 1 --unlabelled missing.tsv
+expect 2 "--pretrain-lr -1: expected 0" classify other --overwrite --pretrain 1 --pretrain-lr -1
 [ -s other/models/best_model.safetensors ] && [ -s other/evaluation.json ] && ok ||
   bad "what cannot be trained removes nothing"
 expect 1 'no column is called "words"' classify o --text-column words

@@ -707,6 +707,13 @@ void test_more_epochs() {
   train.epochs = 4;
   trained(data, small_model(), train, folder / "four");
   train.epochs = 6;
+  const Path final_model = folder / "four/models/final_model.safetensors";
+  {
+    Trainer trainer(data, small_model(), train, folder / "four");
+    trainer.resume();
+    trainer.run({.should_stop = [] { return true; }});
+    check(!path_exists(final_model), "of 4 epochs, but the run now has 6");
+  }
   Trainer trainer(data, small_model(), train, folder / "four");
   trainer.resume();
   trainer.run();

@@ -256,6 +256,14 @@ void test_similar() {
   check_equal(recommender.similar(3, 5000).size(), items - 1);
   check(recommender.similar(3, 0).empty(), "none were asked for");
   check_throws([&] { recommender.similar(1100, 1); }, {"item 1100", "among the 1100"});
+  std::vector<float> numbers(engine.table().size());
+  engine.read(State::parameters, numbers);
+  const std::vector<float> before = numbers;
+  numbers[engine.table().at("output.weight").offset +
+          (special_rows + 7) * small_model().hidden_size] = 1e30f;
+  engine.write(State::parameters, numbers);
+  check_throws([&] { recommender.similar(3, 5); }, {"items 3 and 7 are too long for a cosine"});
+  engine.write(State::parameters, before);
 
   // The vector of a history finds what is recommended for it.
   const ItemSpan history = data.histories.row(0);

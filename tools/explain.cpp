@@ -18,6 +18,21 @@ struct Options {
   std::string command;
 };
 
+bool is_of_this_version(std::string_view header) {
+  return header.find("_STRING \"" BERT4REC_VERSION_STRING "\"") != header.npos;
+}
+
+// The header that this program was made of: in its source folder, or where both were installed.
+Path find_header(const char* program) {
+  std::error_code problem;
+  Path self = std::filesystem::read_symlink("/proc/self/exe", problem);  // on Linux
+  if (problem) self = path_from(program);
+  const Path installed = self.parent_path().parent_path() / "include" / "bert4rec.hpp";
+  const bool in_source =
+      path_exists(explain::header) && is_of_this_version(read_file(explain::header));
+  return in_source || !path_exists(installed) ? Path(explain::header) : installed;
+}
+
 Options parse(int argc, char** argv) {
   Options options;
   cli::CommandLine line(
@@ -37,9 +52,7 @@ Options parse(int argc, char** argv) {
   line.option("header", options.header, "bert4rec.hpp, of which the page quotes lines");
   line.option("threads", options.threads, "threads; 0: one a core");
   line.parse(argc, argv);
-  if (!line.given("header") && !path_exists(options.header)) {
-    options.header = explain::installed_header;
-  }
+  if (!line.given("header")) options.header = find_header(argv[0]);
   options.command = cli::command_text(argc, argv);
   if (options.items < 2 || options.items > 64) {
     throw cli::UsageError(join("--items ", options.items, ": expected 2 ... 64"));
@@ -301,9 +314,8 @@ Json quoted_code(const Path& path, std::string_view header, std::string_view fun
 
 Json code_json(const Path& path) {
   const std::string header = read_file(path);
-  constexpr std::string_view version = "bert4rec.hpp " BERT4REC_VERSION_STRING;
-  require(header.find("_STRING \"" BERT4REC_VERSION_STRING "\"") != header.npos, path,
-          ": expected ", version, ", of which this program was made");
+  require(is_of_this_version(header), path, ": expected bert4rec.hpp ", BERT4REC_VERSION_STRING,
+          ", of which this program was made");
   Json code;
   for (const std::string_view function :
        {"embedding_forward", "norm_forward", "norm_backward", "normalize", "normalize_backward",

@@ -86,6 +86,9 @@ void print_json(std::string_view text, std::span<const float> probabilities,
   std::cout << json.text() << "\n";
 }
 
+// A label as it may stand in a line.
+std::string line_of(const std::string& label) { return shown(label, label.size()); }
+
 // All labels, the most likely first.
 void print_all(std::span<const float> probabilities, const std::vector<std::string>& labels) {
   std::vector<std::size_t> order(labels.size());
@@ -94,7 +97,7 @@ void print_all(std::span<const float> probabilities, const std::vector<std::stri
     return probabilities[a] > probabilities[b];
   });
   for (const std::size_t c : order) {
-    std::cout << cli::fixed(double{probabilities[c]}, 4) << "  " << shown(labels[c]) << "\n";
+    std::cout << cli::fixed(double{probabilities[c]}, 4) << "  " << line_of(labels[c]) << "\n";
   }
 }
 
@@ -120,7 +123,7 @@ void predict_lines(Ensemble& ensemble, const Options& options) {
         continue;
       }
       const std::size_t best = best_label(probabilities[i]);
-      std::cout << shown(ensemble.labels()[best]) << "\t"
+      std::cout << line_of(ensemble.labels()[best]) << "\t"
                 << cli::fixed(double{probabilities[i][best]}, 4) << "\t" << some[i] << "\n";
     }
     std::cout.flush();

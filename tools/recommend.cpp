@@ -175,12 +175,7 @@ std::vector<std::int32_t> items_of(const Options& options, titles::Finder& finde
 }
 
 Histories load_histories(const Options& options, const Catalogue& catalogue) {
-  Histories histories = Histories::load(options.data / "histories.jsonl", catalogue);
-  if (histories.unknown_entries > 0) {
-    std::cerr << cli::grouped(histories.unknown_entries)
-              << " entries of histories left out: the model does not know their items\n";
-  }
-  return histories;
+  return Histories::load(options.data / "histories.jsonl", catalogue);
 }
 
 std::vector<std::int32_t> items_of_user(const Options& options, const Catalogue& catalogue) {
@@ -200,6 +195,7 @@ std::vector<std::int32_t> items_on_anilist(const Options& options, const Catalog
   const std::vector<anilist::Entry> entries =
       in_context(join("the list of ", options.anilist_name),
                  [&] { return anilist::fetch_list(client, options.anilist_name); });
+  bar.clear();
   for (const anilist::Entry& entry : entries) {
     if (entry.status == "PLANNING") continue;
     const std::int32_t item = catalogue.find(entry.id);
@@ -449,6 +445,10 @@ constexpr std::size_t at_once = 256;
 
 int answer_all_users(const Options& options, const Catalogue& catalogue, Answers answers) {
   const Histories histories = load_histories(options, catalogue);
+  if (histories.unknown_entries > 0) {
+    std::cerr << cli::grouped(histories.unknown_entries)
+              << " entries of histories left out: the model does not know their items\n";
+  }
   cli::ProgressBar bar;
   for (std::size_t row = 0; row < histories.size(); ++row) {
     Json line;

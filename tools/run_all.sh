@@ -3,25 +3,28 @@
 #
 #   sh tools/run_all.sh --users datas_user.txt --name NAME [--count N] [--min-anime N] [--epochs N]
 #                       [--data FOLDER] [--output FOLDER] [--endpoint URL] [--requests-per-minute N]
+#                       [--overwrite]
 #                       [and of train_model: --split, --val-ratio, --hidden-size, --num-layers,
 #                       --num-heads, --max-seq-len, --batch-size, --lr, --dropout, --mask-prob,
 #                       --seed, --threads]
 #
 # Of fewer than 20 users none can be spared: then the last titles of each are held out (--split last).
 # Steps that are done are skipped (the tools keep what was fetched), and an interrupted training is
-# resumed. Mind AniList's terms of use: see `build/prepare_dataset --help`.
+# resumed. Lists that came or changed since make other data: --overwrite trains anew on them, and
+# replaces the models that are there. Mind AniList's terms of use: see `build/prepare_dataset --help`.
 set -eu
 here=$(cd "$(dirname "$0")/.." && pwd)
 bin=${BERT4REC_BIN:-$here/build}
 users= name= count=3000 min_anime=20 epochs=200 data=data/anilist output=output/anilist
-endpoint=https://graphql.anilist.co pace=25 train_flags=
+endpoint=https://graphql.anilist.co pace=25 train_flags= overwrite=
 usage() {
-  sed -n '2,13s/^# \{0,1\}//p' "$0"
+  sed -n '2,15s/^# \{0,1\}//p' "$0"
   exit "$1"
 }
 while [ $# -gt 0 ]; do
   case $1 in
     --help | -h) usage 0 ;;
+    --overwrite) overwrite=yes && shift && continue ;;
     --*=*) flag=${1%%=*} value=${1#*=} ;;
     --*) flag=$1 value=${2:-} && { [ $# -gt 1 ] || { echo "run_all: $1 needs a value" >&2; exit 2; }; } && shift ;;
     *) echo "run_all: unexpected word \"$1\"" >&2; exit 2 ;;
@@ -70,15 +73,13 @@ resume=--overwrite # of what was killed before it had a checkpoint there is noth
 for checkpoint in "$output"/checkpoints/*.safetensors; do
   [ ! -e "$checkpoint" ] || resume=--resume
 done
-# A run goes on with the data that it was begun with. Lists that came later make other data.
-begun_with=$output/begun_with.json
-if [ $resume = --resume ] && [ -e "$begun_with" ] && ! cmp -s "$data/dataset.json" "$begun_with"; then
-  echo "other data than those of the last run: training anew"
-  resume=--overwrite
-fi
-mkdir -p "$output"
-cp "$data/dataset.json" "$begun_with"
-"$bin/train_model" --data "$data" --output "$output" --epochs "$epochs" $train_flags $resume
+[ -z "$overwrite" ] || resume=--overwrite
+"$bin/train_model" --data "$data" --output "$output" --epochs "$epochs" $train_flags $resume || {
+  code=$?
+  [ $resume$code != --resume1 ] ||
+    echo "run_all: (if lists have come or changed since, again with --overwrite)" >&2
+  exit $code
+}
 step "pictures"
 ls "$output"/plots/*.png
 if [ -n "$name" ]; then

@@ -98,6 +98,10 @@ Options parse(int argc, char** argv) {
   if (!options.from.empty() && options.pretrain > 0) {
     throw cli::UsageError("--from or --pretrain, not both");
   }
+  cli::check_range("pretrain", options.pretrain, 0, 10'000'000);
+  if (!(options.pretrain_rate >= 0 && options.pretrain_rate <= 1000)) {
+    throw cli::UsageError(join("--pretrain-lr ", options.pretrain_rate, ": expected 0 ... 1000"));
+  }
   for (const std::string_view name : {"unlabelled", "pretrain-lr", "masking"}) {
     if (line.given(std::string(name)) && options.pretrain == 0) {
       throw cli::UsageError(join("--", name, " needs --pretrain"));
@@ -324,27 +328,39 @@ std::optional<TrainingMetrics> train(std::unique_ptr<Task> task, const TrainConf
   return metrics;
 }
 
-// Masked text on all texts that may be seen.
-bool pretrain(const Options& options, const Corpus& corpus, const std::string& vocabulary) {
-  ModelConfig model = options.model;
-  model.task = TaskKind::masked_text;
-  TrainConfig config = options.train;
-  config.epochs = options.pretrain, config.learning_rate = options.pretrain_rate;
-  config.best_by = Metric::loss, config.patience = 0, config.eval_every = 1;
-  config.class_balance = config.augment = 0;
-  const WordPiece words(vocabulary);
-  TextData data{vocabulary, {}, {}, {}, name_of(options.texts)};
-  add_texts(data.train, words, corpus.train, {}, model.max_length);
-  if (!options.unlabelled.empty()) {
-    const auto more = texts::read(options.unlabelled, options.columns, false);
-    add_texts(data.train, words, more, {}, model.max_length);
+// Masked text on all texts that may be seen: what it needs, and its training.
+class Pretraining {
+ public:
+  Pretraining(const Options& options, const Corpus& corpus, const std::string& vocabulary)
+      : data_{vocabulary, {}, {}, {}, name_of(options.texts)}, config_(options.train) {
+    ModelConfig model = options.model;
+    model.task = TaskKind::masked_text;
+    config_.epochs = options.pretrain, config_.learning_rate = options.pretrain_rate;
+    config_.best_by = Metric::loss, config_.patience = 0, config_.eval_every = 1;
+    config_.class_balance = config_.augment = 0;
+    const WordPiece words(vocabulary);
+    add_texts(data_.train, words, corpus.train, {}, model.max_length);
+    if (!options.unlabelled.empty()) {
+      const auto more = texts::read(options.unlabelled, options.columns, false);
+      add_texts(data_.train, words, more, {}, model.max_length);
+    }
+    add_texts(data_.held_out, words, corpus.dev, {}, model.max_length);
+    task_ = std::make_unique<MaskedTextTask>(data_, model, config_);
   }
-  add_texts(data.held_out, words, corpus.dev, {}, model.max_length);
-  std::cout << "== masked text: " << cli::grouped(data.train.size()) << " texts, "
-            << cli::grouped(data.train.tokens()) << " tokens\n";
-  auto task = std::make_unique<MaskedTextTask>(data, model, config);
-  return train(std::move(task), config, options.output / "pretrained", {}, options).has_value();
-}
+
+  // True if it came to its end.
+  bool run(const Options& options) {
+    std::cout << "== masked text: " << cli::grouped(data_.train.size()) << " texts, "
+              << cli::grouped(data_.train.tokens()) << " tokens\n";
+    const Path output = options.output / "pretrained";
+    return train(std::move(task_), config_, output, {}, options).has_value();
+  }
+
+ private:
+  TextData data_;
+  TrainConfig config_;
+  std::unique_ptr<MaskedTextTask> task_;
+};
 
 // The picture is that of the test texts, if there are any.
 void report(const Options& options, const Corpus& corpus, const TrainingMetrics& metrics) {
@@ -405,16 +421,17 @@ int run(int argc, char** argv) {
   warn_of_unknown(data.train, words.unknown());
   // What cannot be trained is told before anything is removed.
   auto task = std::make_unique<ClassificationTask>(data, options.model, options.train);
-  static_cast<void>(options.gpu.maker());
+  options.gpu.check(options.train);
+  const bool pretrained = options.resume && is_finished(options.output / "pretrained");
+  std::optional<Pretraining> pretraining;
+  if (options.pretrain > 0 && !pretrained) pretraining.emplace(options, corpus, vocabulary);
   if (options.overwrite) std::filesystem::remove(options.output / evaluation_name);
   Path from = options.from;
   if (options.pretrain > 0) {
     from = options.output / "pretrained" / "models";
     if (options.overwrite) remove_run(options.output);
-    const bool done = options.resume && is_finished(options.output / "pretrained");
-    if (!done && !pretrain(options, corpus, vocabulary)) {
-      return stopped(options, argc, argv);
-    }
+    if (pretraining && !pretraining->run(options)) return stopped(options, argc, argv);
+    pretraining.reset();
   }
   const auto metrics = train(std::move(task), options.train, options.output, from, options);
   if (!metrics) return stopped(options, argc, argv);

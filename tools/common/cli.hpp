@@ -508,7 +508,7 @@ inline std::string fixed(double value, int decimals) {
 
 inline std::string percent(double share) { return fixed(100 * share, 2) + "%"; }
 
-// ASCII letters in small, as columns, host names, headers and AniList's users do not tell them apart.
+// ASCII letters in small, as columns, host names and AniList's users do not tell them apart.
 inline std::string lower_case(std::string_view text) {
   std::string out(text);
   for (char& c : out) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
@@ -624,7 +624,7 @@ class ProgressBar {
   // first part would stay.
   void tell(const std::string& text) {
     if (!terminal_) return;
-    std::cerr << "\r\033[K\033[?7l" << text << "\033[?7h" << std::flush;
+    std::cerr << join("\r\033[K\033[?7l", text, "\033[?7h") << std::flush;  // in one write
     drawn_ = true;
   }
   // A batch of training; top_1 is what its share of first ranks is called.

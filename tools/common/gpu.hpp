@@ -48,6 +48,12 @@ struct Choice {
               "with --gpu: products in half precision (BF16 or FP16), not the same bits");
   }
 
+  // Throws where maker(), or what it makes, would.
+  void check(const bert4rec::TrainConfig& train) const {
+    static_cast<void>(maker());
+    static_cast<void>(bert4rec::detail::find_kernels<float>(train.kernels));
+  }
+
   bert4rec::EngineMaker maker() const {
     if (half_precision && !asked) throw cli::UsageError("--fp16 needs --gpu");
     if (!asked) return bert4rec::make_cpu_engine;

@@ -212,6 +212,9 @@ inline Options parse(int argc, char** argv, Collective& ranks) {
   if (options.many() && !options.init_from.empty()) {
     throw cli::UsageError("--init-from begins one run: not with --seeds or --folds");
   }
+  if (line.given("fixed-scale") && options.model.task != TaskKind::matching) {
+    throw cli::UsageError("--fixed-scale needs --task matching");
+  }
   const bool positives_alone =
       options.model.task == TaskKind::matching && options.train.neg_ratio == 0;
   if (positives_alone && !options.allow_collapse && !options.resume) {
@@ -520,7 +523,7 @@ inline int run(int argc, char** argv, Collective& on_host, gpu::Seat seat = {}) 
   if (options.overwrite || options.many()) {
     // What cannot be trained is told before anything is written or removed.
     static_cast<void>(make_task(data, options.model, options.train));
-    static_cast<void>(options.gpu.maker());
+    options.gpu.check(options.train);
     if (ranks.rank() == 0) lock.emplace((make_folder(options.output), options.output));
   }
   if (options.overwrite && ranks.rank() == 0) {

@@ -3,7 +3,7 @@
 # and beauty.txt of the BERT4Rec authors). Trains the presets of that data, ranks the last item of
 # every user among all items that the user has not seen, and prints our rows beside the published
 # ones, in Markdown. The presets were chosen on validation (README.md beside this); not tuned are
-# beauty and beauty-gbce, and beauty-causal and beauty-causal-gbce are beauty-causal-sampled's.
+# beauty and beauty-gbce; beauty-causal and -gbce have what was chosen for beauty-causal-sampled.
 #
 # Run again, it goes on where it was, and what is done is not done again.
 #
