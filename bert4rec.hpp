@@ -8319,8 +8319,8 @@ class MaskedTextTask : public TextTask {
       if (data.train.row(i).size() > 2) asking_.push_back(i);
     }
     require(!asking_.empty(), "texts: all to train on are empty");
-    bool asks = false;
-    for (std::size_t i = 0; i < data.held_out.size(); ++i) asks |= data.held_out.row(i).size() > 2;
+    bool asks = false;  // with validation_limit, of some held-out texts
+    for_held_out([&](const Batch& batch) { asks |= !batch.asked.empty(); });
     require(asks, "texts: all held out are empty");
   }
 
@@ -8858,10 +8858,10 @@ inline std::size_t begin_with_items(const Safetensors& file, const Catalogue& be
     known.push_back(std::visit([&](const auto& id) { return before.find(id); }, item.id));
   }
   const auto model = stored_config<ModelConfig>(file, "model_config");
+  require(!model.reads_text(), file.path(), ": a model of texts has no items");
   require(before.size() == model.num_items && now.size() == engine.config().num_items, file.path(),
           ": catalogues of ", before.size(), " and ", now.size(), " items, expected ",
           model.num_items, ", as the model has, and ", engine.config().num_items);
-  require(!model.reads_text(), file.path(), ": a model of texts has no items");
   const TensorTable table = bert4rec_tensors(model);
   check_tensors(file, table, false);
   const auto has = std::distance(table.begin(), table.end());
@@ -8994,6 +8994,7 @@ class Trainer {
     });
     load_engine(file, *engine_, true);
     continues_ = true;
+    unsaved_.reset();
     const auto begun = file.metadata().find("arithmetic");
     if (begun != file.metadata().end()) begun_in_ = begun->second;
     return file.path();
@@ -9036,7 +9037,7 @@ class Trainer {
       }
     }
     if (is_first()) {
-      save_curves();  // a killed run may have got no further than its last checkpoint
+      save_curves();  // those that are there may be of another end, or lost
       save_engine(output_ / detail::final_model_file, *engine_, false, description());
     }
     return true;
@@ -9130,7 +9131,7 @@ class Trainer {
   }
 
   // Engines that round differently, or a sum with other bits on some rank, would drift apart.
-  void require_same_parameters() {
+  void require_same_parameters(const std::string& epoch) {
     std::vector<float> values(engine_->table().size());
     engine_->read(State::parameters, values);
     const std::string_view bytes(reinterpret_cast<const char*>(values.data()),
@@ -9138,8 +9139,7 @@ class Trainer {
     const auto sums = ranks_.gather(detail::hexadecimal(checksum(bytes)));
     for (std::size_t rank = 0; rank < sums.size(); ++rank) {
       require(sums[rank] == sums[0], "rank ", rank,
-              " has other parameters than rank 0 after epoch ",
-              metrics_.epoch_text(metrics_.evaluations()));
+              " has other parameters than rank 0 after epoch ", epoch);
     }
   }
 
@@ -9238,13 +9238,14 @@ class Trainer {
     if (improved) next.best_epoch = done;
     const EpochReport report{next.epoch_text(done), train_.epochs, part_metrics_, validation, rate,
                              part_seconds_,         improved};
+    if (ranks_.size() > 1) require_same_parameters(report.epoch);
+    unsaved_ = report;
     metrics_ = std::move(next);
     batches_done_ = 0, part_metrics_ = {}, part_seconds_ = 0;
-    if (ranks_.size() > 1) require_same_parameters();
-    if (is_first()) {
-      unsaved_ = report;
+    if (is_first())
       save_part();
-    }
+    else
+      unsaved_.reset();
     if (callbacks.on_epoch) callbacks.on_epoch(report);
   }
 
@@ -9385,9 +9386,11 @@ class Trainer {
     set.write(detail::configuration_file, sealed(configuration().text(2)) + "\n");
     task_->write_files(set);
     if (anew || !finished()) set.remove(detail::final_model_file);
-    if (anew) {  // (what the set writes stays)
+    if (anew && overwrites_) {  // (what the set writes stays)
       set.remove(detail::mappings_file), set.remove(detail::labels_file);
       set.remove(detail::vocabulary_file);
+    }
+    if (anew) {
       for (const std::string& name : detail::checkpoint_files(output_)) set.remove(name);
       for (const std::string_view name : detail::picture_files) {
         for (const char* ending : {".png", ".svg"}) set.remove(join(name, ending));
@@ -9762,7 +9765,7 @@ class Classifier {
     for (std::size_t i = 0; i < texts.size(); ++i) {
       float* row = scores.data() + i * C;
       const float sum = detail::kernels<float>().softmax(row, 1.0f, C).sum;
-      require(std::isfinite(sum), "text ", i, ": a score of the model is no finite number");
+      require(std::isfinite(sum), "text ", all.size(), ": a score of the model is NaN or inf");
       all.emplace_back(row, row + C);
     }
   }

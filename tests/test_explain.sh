@@ -58,7 +58,7 @@ expect 2 "--place 11: the page shows 10 items" "$bin/explain" --model causal/mod
   --user demo_0014 --place 11
 expect 1 "nowhere.hpp: cannot open" "$bin/explain" --model causal/models --header nowhere.hpp
 echo "int main() {}" >other.hpp
-expect 1 "no function embedding_forward in other.hpp" "$bin/explain" --model causal/models \
+expect 1 "other.hpp: expected bert4rec.hpp" "$bin/explain" --model causal/models \
   --header other.hpp
 expect 0 "" "$bin/train_model" --data data/demo --output match --task matching --hidden-size 8 \
   --num-heads 2 --epochs 1 --quiet

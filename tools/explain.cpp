@@ -18,19 +18,13 @@ struct Options {
   std::string command;
 };
 
-bool is_of_this_version(std::string_view header) {
-  return header.find("_STRING \"" BERT4REC_VERSION_STRING "\"") != header.npos;
-}
-
-// The header that this program was made of: in its source folder, or where both were installed.
+// The header that this program was made of: where both were installed, or in its source folder.
 Path find_header(const char* program) {
   std::error_code problem;
   Path self = std::filesystem::read_symlink("/proc/self/exe", problem);  // on Linux
   if (problem) self = path_from(program);
   const Path installed = self.parent_path().parent_path() / "include" / "bert4rec.hpp";
-  const bool in_source =
-      path_exists(explain::header) && is_of_this_version(read_file(explain::header));
-  return in_source || !path_exists(installed) ? Path(explain::header) : installed;
+  return path_exists(installed) ? installed : Path(explain::header);
 }
 
 Options parse(int argc, char** argv) {
@@ -314,7 +308,8 @@ Json quoted_code(const Path& path, std::string_view header, std::string_view fun
 
 Json code_json(const Path& path) {
   const std::string header = read_file(path);
-  require(is_of_this_version(header), path, ": expected bert4rec.hpp ", BERT4REC_VERSION_STRING,
+  const bool same = header.find("_STRING \"" BERT4REC_VERSION_STRING "\"") != header.npos;
+  require(same, path, ": expected bert4rec.hpp ", BERT4REC_VERSION_STRING,
           ", of which this program was made");
   Json code;
   for (const std::string_view function :

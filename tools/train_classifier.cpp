@@ -316,6 +316,7 @@ std::optional<TrainingMetrics> train(std::unique_ptr<Task> task, const TrainConf
   };
   callbacks.should_stop = [] { return cli::received_signal != 0; };
   if (options.overwrite || (options.resume && died_early(output))) trainer.overwrite();
+  if (options.overwrite) std::filesystem::remove(options.output / evaluation_name);
   const bool finished = trainer.run(callbacks);
   bar.clear();
   const TrainingMetrics& metrics = trainer.metrics();
@@ -425,7 +426,6 @@ int run(int argc, char** argv) {
   const bool pretrained = options.resume && is_finished(options.output / "pretrained");
   std::optional<Pretraining> pretraining;
   if (options.pretrain > 0 && !pretrained) pretraining.emplace(options, corpus, vocabulary);
-  if (options.overwrite) std::filesystem::remove(options.output / evaluation_name);
   Path from = options.from;
   if (options.pretrain > 0) {
     from = options.output / "pretrained" / "models";

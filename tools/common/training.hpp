@@ -462,6 +462,7 @@ inline bool train_parts(const Options& options, const Dataset& data, Collective&
     Options one = options;
     one.train = part.train;
     one.output = options.output / part.folder;
+    if (ranks.rank() == 0) settle(one.output);  // or a set that was begun would hide what is there
     one.resume = options.resume && first_says(ranks, can_resume(one.output));
     one.overwrite = options.overwrite || (options.resume && died_early(one.output));
     std::cout << "== " << part.folder << ", " << done.size() + 1 << " of "
