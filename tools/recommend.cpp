@@ -17,7 +17,7 @@ struct Entry {
   std::string status;
 };
 struct Client {
-  Client(const Options&, void (*)(const std::string&)) {
+  Client(const Options&, const std::function<void(const std::string&)>&) {
     bert4rec::fail("--anilist: this program was built without libcurl");
   }
 };
