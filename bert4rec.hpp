@@ -586,8 +586,7 @@ constexpr std::uint64_t random_bits(Key key, std::uint64_t counter) {
 constexpr Key fold_in(Key key, std::uint64_t number) { return make_key(random_bits(key, number)); }
 
 // What each stream of a run is for: the first number folded into the seed. The order is part of
-// every result: a new one goes to the end. Of tools alone are demo (make_demo_data), audit and
-// reordering (audit_dataset, evaluate_model --shuffle-histories).
+// every result: a new one goes to the end. demo (data that are made up) and audit are of tools.
 enum class Stream : std::uint64_t {
   weights,
   split,
@@ -3310,7 +3309,7 @@ struct Queries {
 // One head of one row, and where it lies in the arrays of the group.
 class AttentionHead {
  public:
-  static constexpr std::size_t causal_block = 32;
+  static constexpr std::size_t causal_block = 32;  // queries computed at a time, if causal
 
   std::size_t m, n, D;      // queries, keys, width
   std::size_t block;        // queries computed at a time
@@ -4567,7 +4566,8 @@ inline std::optional<Json> dataset_source(const Path& folder) {
 // Replaces the files of a data folder, which it keeps locked, as one:
 //   DatasetWriter writer(folder); writer.items(lines); writer.histories(lines); writer.commit();
 // Histories belong to their items: where only items are written, older histories are read no more;
-// where only histories are, they belong to the items that are there.
+// where only histories are, they belong to the items that are there. A source alone
+// changes neither.
 class DatasetWriter {
  public:
   explicit DatasetWriter(const Path& folder)
@@ -5253,14 +5253,13 @@ inline void add_causal_row(Batch& batch, ItemSpan history, const ModelConfig& mo
 }
 
 // What the model sees where a token is hidden: [MASK], as in the paper; or, as in BERT (80/10/10),
-// sometimes a random one of those there are, or the token itself, since [MASK] never occurs in a
-// real history.
-inline std::int32_t shown_token(std::int32_t token, std::int32_t mask, Range there_are,
+// sometimes a random one of `tokens`, or the token itself, since [MASK] never occurs in a real
+// history.
+inline std::int32_t shown_token(std::int32_t token, std::int32_t mask, Range tokens,
                                 const TrainConfig& train, Key key) {
   const double draw = uniform(key, 0);
   if (draw < train.random_share) {
-    const std::size_t random = below(key, 1, there_are.end - there_are.begin);
-    return static_cast<std::int32_t>(there_are.begin + random);
+    return static_cast<std::int32_t>(tokens.begin + below(key, 1, tokens.end - tokens.begin));
   }
   return draw < train.random_share + train.keep_share ? token : mask;
 }
@@ -9239,13 +9238,10 @@ class Trainer {
     const EpochReport report{next.epoch_text(done), train_.epochs, part_metrics_, validation, rate,
                              part_seconds_,         improved};
     if (ranks_.size() > 1) require_same_parameters(report.epoch);
-    unsaved_ = report;
+    if (is_first()) unsaved_ = report;
     metrics_ = std::move(next);
     batches_done_ = 0, part_metrics_ = {}, part_seconds_ = 0;
-    if (is_first())
-      save_part();
-    else
-      unsaved_.reset();
+    if (is_first()) save_part();
     if (callbacks.on_epoch) callbacks.on_epoch(report);
   }
 

@@ -242,6 +242,23 @@ void check_groups() {
   }
 }
 
+// All users become (1, ..., 1), by the norm of the last layer; item 0 has the numbers item(c), and
+// item 1 their opposites.
+template <class Item>
+void make_alike(CpuEngine<double, MatchingHead>& engine, Item&& item) {
+  const ModelConfig& model = engine.config();
+  const std::size_t H = model.hidden_size;
+  const auto tensor = [&](const std::string& name) {
+    return engine.parameters().data() + engine.table().at(name).offset;
+  };
+  const std::string norm = join(layer_prefix(model.num_layers - 1), "norm2.");
+  double* const rows = tensor("item_embedding.weight") + special_rows * H;
+  for (std::size_t c = 0; c < H; ++c) {
+    tensor(norm + "weight")[c] = 0, tensor(norm + "bias")[c] = 1;
+    rows[c] = item(c), rows[H + c] = -item(c);
+  }
+}
+
 // The scores against their formula; and the scale beyond its bound, from where it may only fall.
 void check_matching() {
   const ModelConfig model = matching_model(Objective::cloze, 0);
@@ -278,15 +295,7 @@ void check_matching() {
   right.ask(0), right.end_row();
   right.own_negatives = {1};
   CpuEngine<double, MatchingHead> sure(model, TrainConfig{.threads = 1});
-  const auto tensor = [&](CpuEngine<double, MatchingHead>& of, std::string_view name) {
-    return of.parameters().data() + of.table().at(name).offset;
-  };
-  const std::size_t H = model.hidden_size, last = model.num_layers - 1;
-  // The norm of the last layer gives +-1 everywhere, and the items are along that and against it.
-  double* gain = tensor(sure, join(layer_prefix(last), "norm2.weight"));
-  double* bias = tensor(sure, join(layer_prefix(last), "norm2.bias"));
-  double* item = tensor(sure, "item_embedding.weight") + special_rows * H;
-  for (std::size_t c = 0; c < H; ++c) gain[c] = 0, bias[c] = 1, item[c] = 1, item[H + c] = -1;
+  make_alike(sure, [](std::size_t) { return 1.0; });
   const std::size_t at = sure.table().at("log_scale").offset;
   for (const double value : {std::log(1000.0), 0.0}) {
     sure.parameters()[at] = value;
@@ -300,20 +309,9 @@ void check_matching() {
 // Whether a scale beyond its bound may fall is asked of a whole batch: the first group of rows here
 // would raise it by more than the second would lower it.
 void check_bound_of_batch() {
-  ModelConfig model = matching_model(Objective::cloze, 0);
+  const ModelConfig model = matching_model(Objective::cloze, 0);
   CpuEngine<double, MatchingHead> engine(model, TrainConfig{.threads = 1});
-  const std::size_t H = model.hidden_size, last = model.num_layers - 1;
-  const auto tensor = [&](std::string_view name) {
-    return engine.parameters().data() + engine.table().at(name).offset;
-  };
-  double* gain = tensor(join(layer_prefix(last), "norm2.weight"));
-  double* bias = tensor(join(layer_prefix(last), "norm2.bias"));
-  double* item = tensor("item_embedding.weight") + special_rows * H;
-  // All users are (1, ..., 1); item 0 is a little with them and item 1 a little against them.
-  for (std::size_t c = 0; c < H; ++c) {
-    gain[c] = 0, bias[c] = 1;
-    item[c] = (c % 2 == 0 ? 1 : -1) + 0.01, item[H + c] = -item[c];
-  }
+  make_alike(engine, [](std::size_t c) { return (c % 2 == 0 ? 1 : -1) + 0.01; });  // hardly with it
   double& log_scale = engine.parameters()[engine.table().at("log_scale").offset];
   const std::size_t rows = group_capacity(model.encoder());
   for (const std::size_t one_in : {3u, 1u}) {  // of the second group is wrong

@@ -110,8 +110,6 @@ expect 2 "all-unseen|all-items|popular-100|uniform-100|every" evaluate --protoco
 expect 0 "100 unseen items drawn evenly (3 where no more are left)" \
   evaluate --baselines-only --protocol uniform-100
 expect 2 "--seed 9223372036854775808: expected 0" evaluate --seed 9223372036854775808
-expect 1 "ranks.json" evaluate --model run/models --ranks missing/ranks.json
-[ ! -s out ] && ok || bad "ranks that cannot be written are told first"
 expect 2 "not both" evaluate --json --markdown
 expect 2 "needs a model" evaluate --baselines-only --shuffle-histories
 
@@ -123,6 +121,11 @@ for name in ml1m beauty; do
     s/^  "interactions".*/  "interactions": 72,/' "$preset" >published.json
   expect 0 "Sun et al." evaluate --baselines-only --published published.json --protocol every
 done
+expect 0 "" train good by_users --split users
+expect 1 "published rows are about split last" evaluate --model by_users/models \
+  --published published.json
+expect 1 "ranks.json" evaluate --model by_users/models --published published.json \
+  --ranks missing/ranks.json # told before anything else
 expect 2 "not --held-out validation" evaluate --published published.json --held-out validation
 # published ROW: a file with that row
 published() {
